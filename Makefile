@@ -1,0 +1,52 @@
+# `make migrate` and `make test` set up everything they need themselves: see README.md.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# For developers only: without it, a missing SECRET_KEY is an error. A deploy calls manage.py itself.
+export DEBUG ?= 1
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed. Name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "Installing the pinned packages into $(VENV) (once) …"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
+	@$(BIN)/python manage.py migrate
+
+test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
+	@$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
+
+run: migrate ## serve the admin on demo data
+	@$(BIN)/python manage.py load_demo --users 200 --admin
+	@$(BIN)/python manage.py runserver
+
+lint: $(READY) ## check style, types and that no migration is missing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy .
+	@$(BIN)/python manage.py makemigrations --check --dry-run
+
+lock: ## pin the newest allowed versions, with hashes, in requirements/
+	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml
+	uv pip compile $(LOCK) --output-file requirements/dev.txt --group dev pyproject.toml
+
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock"
+
+clean: ## remove what the other commands made, but not the data of the embedded PostgreSQL
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help migrate test run lint lock clean
