@@ -1,0 +1,45 @@
+"""Nobody vouches for themselves.
+
+Each is added NOT VALID, which takes its lock for a moment only, and validated by a statement of its own, which lets
+reads and writes go on (https://www.postgresql.org/docs/current/sql-altertable.html).
+"""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    atomic = False
+
+    dependencies = [
+        ("accounts", "20260210141000_create_vouches_table"),
+    ]
+
+    operations = [
+        migrations.RunSQL(
+            sql=[
+                """
+                DO $$
+                BEGIN
+                    IF NOT EXISTS (
+                        SELECT FROM pg_constraint
+                        WHERE conrelid = 'vouches'::regclass AND conname = 'check_not_self_vouch'
+                    ) THEN
+                        ALTER TABLE vouches ADD CONSTRAINT check_not_self_vouch
+                        CHECK (voucher_id <> vouchee_id) NOT VALID;
+                    END IF;
+                END $$
+                """,
+                "ALTER TABLE vouches VALIDATE CONSTRAINT check_not_self_vouch",
+            ],
+            reverse_sql="ALTER TABLE vouches DROP CONSTRAINT IF EXISTS check_not_self_vouch",
+            state_operations=[
+                migrations.AddConstraint(
+                    model_name="vouch",
+                    constraint=models.CheckConstraint(
+                        condition=~models.Q(voucher=models.F("vouchee")),
+                        name="check_not_self_vouch",
+                    ),
+                ),
+            ],
+        ),
+    ]

@@ -1,0 +1,72 @@
+"""The values that vouches and skills of users may hold.
+
+Each is added NOT VALID, which takes its lock for a moment only, and validated by a statement of its own, which lets
+reads and writes go on (https://www.postgresql.org/docs/current/sql-altertable.html).
+"""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    atomic = False
+
+    dependencies = [
+        ("accounts", "20260210180000_create_user_skills_and_reputation_cache_tables"),
+    ]
+
+    operations = [
+        migrations.RunSQL(
+            sql=[
+                """
+                DO $$
+                BEGIN
+                    IF NOT EXISTS (
+                        SELECT FROM pg_constraint
+                        WHERE conrelid = 'vouches'::regclass AND conname = 'check_weight_hint'
+                    ) THEN
+                        ALTER TABLE vouches ADD CONSTRAINT check_weight_hint
+                        CHECK (weight_hint IN ('strong', 'moderate', 'light')) NOT VALID;
+                    END IF;
+                END $$
+                """,
+                "ALTER TABLE vouches VALIDATE CONSTRAINT check_weight_hint",
+            ],
+            reverse_sql="ALTER TABLE vouches DROP CONSTRAINT IF EXISTS check_weight_hint",
+            state_operations=[
+                migrations.AddConstraint(
+                    model_name="vouch",
+                    constraint=models.CheckConstraint(
+                        condition=models.Q(weight_hint__in=["strong", "moderate", "light"]),
+                        name="check_weight_hint",
+                    ),
+                ),
+            ],
+        ),
+        migrations.RunSQL(
+            sql=[
+                """
+                DO $$
+                BEGIN
+                    IF NOT EXISTS (
+                        SELECT FROM pg_constraint
+                        WHERE conrelid = 'user_skills'::regclass AND conname = 'check_proficiency'
+                    ) THEN
+                        ALTER TABLE user_skills ADD CONSTRAINT check_proficiency
+                        CHECK (proficiency_level BETWEEN 0 AND 1) NOT VALID;
+                    END IF;
+                END $$
+                """,
+                "ALTER TABLE user_skills VALIDATE CONSTRAINT check_proficiency",
+            ],
+            reverse_sql="ALTER TABLE user_skills DROP CONSTRAINT IF EXISTS check_proficiency",
+            state_operations=[
+                migrations.AddConstraint(
+                    model_name="userskill",
+                    constraint=models.CheckConstraint(
+                        condition=models.Q(proficiency_level__range=(0, 1)),
+                        name="check_proficiency",
+                    ),
+                ),
+            ],
+        ),
+    ]

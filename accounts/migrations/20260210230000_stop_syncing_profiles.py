@@ -1,0 +1,15 @@
+"""No code writes a profile to ``users`` anymore."""
+
+from django.db import migrations
+
+from accounts.migrations import _profile_sync
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("accounts", "20260210220000_let_the_database_follow_deletes"),
+    ]
+
+    operations = [
+        migrations.RunSQL(sql=_profile_sync.DROP, reverse_sql=_profile_sync.CREATE),
+    ]

@@ -1,0 +1,99 @@
+"""The values that tasks and their assignments may hold.
+
+Each is added NOT VALID, which takes its lock for a moment only, and validated by a statement of its own, which lets
+reads and writes go on (https://www.postgresql.org/docs/current/sql-altertable.html).
+"""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    atomic = False
+
+    dependencies = [
+        ("tasks", "20260210181000_create_task_assignments_table"),
+    ]
+
+    operations = [
+        migrations.RunSQL(
+            sql=[
+                """
+                DO $$
+                BEGIN
+                    IF NOT EXISTS (
+                        SELECT FROM pg_constraint
+                        WHERE conrelid = 'tasks'::regclass AND conname = 'check_status'
+                    ) THEN
+                        ALTER TABLE tasks ADD CONSTRAINT check_status
+                        CHECK (status IN ('open', 'assigned', 'in_progress', 'completed', 'cancelled')) NOT VALID;
+                    END IF;
+                END $$
+                """,
+                "ALTER TABLE tasks VALIDATE CONSTRAINT check_status",
+            ],
+            reverse_sql="ALTER TABLE tasks DROP CONSTRAINT IF EXISTS check_status",
+            state_operations=[
+                migrations.AddConstraint(
+                    model_name="task",
+                    constraint=models.CheckConstraint(
+                        condition=models.Q(status__in=["open", "assigned", "in_progress", "completed", "cancelled"]),
+                        name="check_status",
+                    ),
+                ),
+            ],
+        ),
+        migrations.RunSQL(
+            sql=[
+                """
+                DO $$
+                BEGIN
+                    IF NOT EXISTS (
+                        SELECT FROM pg_constraint
+                        WHERE conrelid = 'tasks'::regclass AND conname = 'check_difficulty'
+                    ) THEN
+                        ALTER TABLE tasks ADD CONSTRAINT check_difficulty
+                        CHECK (difficulty IN ('easy', 'intermediate', 'hard')) NOT VALID;
+                    END IF;
+                END $$
+                """,
+                "ALTER TABLE tasks VALIDATE CONSTRAINT check_difficulty",
+            ],
+            reverse_sql="ALTER TABLE tasks DROP CONSTRAINT IF EXISTS check_difficulty",
+            state_operations=[
+                migrations.AddConstraint(
+                    model_name="task",
+                    constraint=models.CheckConstraint(
+                        condition=models.Q(difficulty__in=["easy", "intermediate", "hard"]),
+                        name="check_difficulty",
+                    ),
+                ),
+            ],
+        ),
+        migrations.RunSQL(
+            sql=[
+                """
+                DO $$
+                BEGIN
+                    IF NOT EXISTS (
+                        SELECT FROM pg_constraint
+                        WHERE conrelid = 'task_assignments'::regclass AND conname = 'check_assignment_status'
+                    ) THEN
+                        ALTER TABLE task_assignments ADD CONSTRAINT check_assignment_status
+                        CHECK (status IN ('active', 'completed', 'reassigned')) NOT VALID;
+                    END IF;
+                END $$
+                """,
+                "ALTER TABLE task_assignments VALIDATE CONSTRAINT check_assignment_status",
+            ],
+            reverse_sql="ALTER TABLE task_assignments DROP CONSTRAINT IF EXISTS check_assignment_status",
+            state_operations=[
+                migrations.AddConstraint(
+                    model_name="taskassignment",
+                    constraint=models.CheckConstraint(
+                        condition=models.Q(status__in=["active", "completed", "reassigned"]),
+                        name="check_assignment_status",
+                    ),
+                ),
+            ],
+        ),
+    ]
