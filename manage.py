@@ -1,12 +1,24 @@
 #!/usr/bin/env python
-"""Django's command line, with the errors an operator can act on said in one sentence."""
+"""Django's command line, with the errors that an operator can act on said in one sentence."""
 
 import os
 import sys
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import execute_from_command_line
-from django.db import NotSupportedError, OperationalError
+from django.db import NotSupportedError, OperationalError, connection
+
+
+def _sentence(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if not isinstance(error, OperationalError) or connection.connection is not None:
+        return reason
+    database = connection.settings_dict
+    where = f"{database['HOST'] or 'localhost'}:{database['PORT'] or 5432}"
+    return (
+        f"cannot connect to database {database['NAME']} on {where} as {database['USER'] or 'the system user'}. "
+        f"Check DATABASE_URL and that the server is running. It said: {reason}"
+    )
 
 
 def main() -> None:
@@ -16,7 +28,10 @@ def main() -> None:
     except (ImproperlyConfigured, NotSupportedError, OperationalError) as error:
         if "--traceback" in sys.argv:
             raise
-        sys.exit(f"Error: {str(error).strip()}")
+        sys.exit(f"Error: {_sentence(error)}")
+    except KeyboardInterrupt:
+        print("\nStopped by Ctrl-C.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

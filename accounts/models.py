@@ -8,7 +8,6 @@ from django.contrib.postgres.functions import RandomUUID
 from django.core.validators import MaxLengthValidator, MinLengthValidator, RegexValidator
 from django.db import models
 
-
 NOW = models.Func(function="now")
 
 
@@ -63,7 +62,7 @@ class MarkovUserIdField(models.CharField):  # type: ignore[type-arg]
     db_returning = True
 
 
-class User(Record, AbstractBaseUser, PermissionsMixin):
+class User(Record, AbstractBaseUser, PermissionsMixin):  # noqa: DJ008  (AbstractBaseUser has it)
     username = models.CharField(
         max_length=50,
         help_text="3 to 50 letters, digits, dots, dashes, plus signs or underscores.",

@@ -4,7 +4,9 @@ import os
 
 os.environ.setdefault("SECRET_KEY", "for-tests-only-" + "0123456789" * 5)
 
-from gotong_royong.settings import *  # noqa: E402, F403
+from gotong_royong.settings import *  # noqa: F403
 
-STORAGES["staticfiles"]["BACKEND"] = "django.contrib.staticfiles.storage.StaticFilesStorage"  # noqa: F405
 SECURE_SSL_REDIRECT = False
+STORAGES["staticfiles"]["BACKEND"] = "django.contrib.staticfiles.storage.StaticFilesStorage"  # noqa: F405
+# A commit that does not wait for the disk is as visible to other sessions as one that does.
+DATABASES["default"].setdefault("OPTIONS", {})["options"] = "-c synchronous_commit=off"  # noqa: F405

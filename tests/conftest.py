@@ -1,0 +1,45 @@
+"""Databases for the tests that migrate: each gets one of its own, on the server that the other tests use."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+@contextmanager
+def _database(template: str = "template1") -> Iterator[BaseDatabaseWrapper]:
+    alias = f"scratch_{uuid.uuid4().hex[:12]}"
+    with connection._nodb_cursor() as cursor:
+        cursor.execute(f'CREATE DATABASE {alias} TEMPLATE "{template}"')
+    connections.databases[alias] = {**connection.settings_dict, "NAME": alias}
+    try:
+        yield connections[alias]
+    finally:
+        connections[alias].close()
+        del connections[alias], connections.databases[alias]
+        with connection._nodb_cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {alias} WITH (FORCE)")
+
+
+@pytest.fixture
+def scratch(django_db_blocker: Any, request: pytest.FixtureRequest) -> Iterator[BaseDatabaseWrapper]:
+    """An empty database under an alias of its own."""
+    request.getfixturevalue("django_db_setup")
+    with django_db_blocker.unblock(), _database() as database:
+        yield database
+
+
+@pytest.fixture
+def run_sql(db: None) -> Callable[..., list[Any]]:
+    """Run one statement in the test database, past Django's models, and return its rows."""
+
+    def run(statement: str, *values: Any) -> list[Any]:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    return run
