@@ -1,0 +1,35 @@
+"""Django's ``makemigrations``, with names that say when and what; the autodetector finds them."""
+
+from pathlib import Path
+from typing import Any
+
+from django.core.management.commands import makemigrations
+from django.db import connection
+from django.db.migrations.loader import MigrationLoader
+
+from gotong_royong.zero_downtime.autodetector import MigrationAutodetector, describe_merge, rename, timestamps
+
+
+class Command(makemigrations.Command):
+    autodetector = MigrationAutodetector
+
+    def write_migration_files(
+        self, changes: dict[str, Any], update_previous_migration_paths: dict[str, str] | None = None
+    ) -> None:
+        """Rename what ``--update`` changed: Django keeps four characters of the old name as its number."""
+        if update_previous_migration_paths:
+            loader = MigrationLoader(connection)
+            previous = [(app_label, Path(path).stem) for app_label, path in update_previous_migration_paths.items()]
+            state = loader.project_state(previous, at_end=False)
+            rename(changes, loader.graph, state, MigrationAutodetector.now(), self.migration_name)
+        super().write_migration_files(changes, update_previous_migration_paths)
+
+    def handle_merge(self, loader: MigrationLoader, conflicts: dict[str, Any]) -> None:
+        """Merge app by app: Django adds one to the highest number that ``parse_number`` finds in an app's leaves."""
+        name, stamps = self.migration_name, timestamps(loader.graph, MigrationAutodetector.now())
+        for app_label, leaves in sorted(conflicts.items()):
+            before = int(next(stamps)) - 1
+            parse_number = staticmethod(lambda leaf, before=before: before)
+            self.autodetector = type("Numbered", (MigrationAutodetector,), {"parse_number": parse_number})  # type: ignore[assignment]
+            self.migration_name = name or describe_merge(leaves)
+            super().handle_merge(loader, {app_label: leaves})
