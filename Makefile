@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto
 
 # For developers only: without it, a missing SECRET_KEY is an error. A deploy calls manage.py itself.
 export DEBUG ?= 1
@@ -22,11 +23,14 @@ $(READY): requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
+install: $(READY) ## only set up the packages
+
 migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 	@$(BIN)/python manage.py migrate
 
 test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
-	@$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
+	@$(PYTEST) --cov
+	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST); }
 
 run: migrate ## serve the admin on demo data
 	@$(BIN)/python manage.py load_demo --users 200 --admin
@@ -35,7 +39,7 @@ run: migrate ## serve the admin on demo data
 lint: $(READY) ## check style, types and that no migration is missing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy .
+	@DATABASE_URL=postgresql://not-connected-to@localhost/lint $(BIN)/mypy .
 	@$(BIN)/python manage.py makemigrations --check --dry-run
 
 lock: ## pin the newest allowed versions, with hashes, in requirements/
@@ -49,4 +53,4 @@ clean: ## remove what the other commands made, but not the data of the embedded 
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help migrate test run lint lock clean
+.PHONY: help install migrate test run lint lock clean

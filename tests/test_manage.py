@@ -90,8 +90,6 @@ class OldServer(threading.Thread):
 
 
 def test_a_server_older_than_14(db):
-    if (conninfo(connection).get("password") or "").strip():
-        pytest.skip("the version is only rewritten on connections without TLS and password")
     old = OldServer(conninfo(connection))
     old.start()
     target = conninfo(connection)
