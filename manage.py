@@ -11,6 +11,8 @@ from django.db import NotSupportedError, OperationalError, connection
 
 def _sentence(error: Exception) -> str:
     reason = " ".join(str(error).split())
+    if isinstance(error, NotSupportedError):
+        return f"{reason.rstrip('.')}. Upgrade the server, or set DATABASE_URL to another one."
     if not isinstance(error, OperationalError) or connection.connection is not None:
         return reason
     database = connection.settings_dict
