@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PORT ?= 8000
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto
 
@@ -32,9 +33,9 @@ test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATA
 	@$(PYTEST) --cov
 	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST); }
 
-run: migrate ## serve the admin on demo data
+run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
-	@$(BIN)/python manage.py runserver
+	@$(BIN)/python -u manage.py runserver $(PORT)
 
 lint: $(READY) ## check style, types and that no migration is missing
 	@$(BIN)/ruff check .

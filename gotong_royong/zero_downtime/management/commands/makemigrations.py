@@ -30,6 +30,6 @@ class Command(makemigrations.Command):
         for app_label, leaves in sorted(conflicts.items()):
             before = int(next(stamps)) - 1
             parse_number = staticmethod(lambda leaf, before=before: before)
-            self.autodetector = type("Numbered", (MigrationAutodetector,), {"parse_number": parse_number})  # type: ignore[misc]
+            vars(self)["autodetector"] = type("Numbered", (MigrationAutodetector,), {"parse_number": parse_number})
             self.migration_name = name or describe_merge(leaves)
             super().handle_merge(loader, {app_label: leaves})
