@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
                         WHERE conrelid = 'vouches'::regclass AND conname = 'check_not_self_vouch'
                     ) THEN
                         ALTER TABLE vouches ADD CONSTRAINT check_not_self_vouch
-                        CHECK (voucher_id <> vouchee_id) NOT VALID;
+                        CHECK (NOT (voucher_id = vouchee_id)) NOT VALID;
                     END IF;
                 END $$
                 """,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from contributions.demo.dice import Dice
 from contributions.demo.people import Person, Skills, add_people, add_skills, add_vouches, draw_people, draw_skills
-from contributions.demo.tables import Rows, nothing
+from contributions.demo.tables import Rows, nothing, text
 from contributions.demo.words import CITIES
 from contributions.demo.work import add_contributions, add_tasks
 
@@ -53,6 +53,10 @@ class Demo:
         contributions = add_contributions(rows, dice, people, crowd, add_tasks(rows, dice, people, skills))
         add_people(rows, dice, people, vouches, contributions, password=self.password)
         return rows
+
+    def text(self, neighborhood: int) -> dict[str, bytes]:
+        """Return the same rows as COPY reads them."""
+        return {table: text(rows) for table, rows in self.rows(neighborhood).items()}
 
     def _dice(self, *purpose: object) -> Dice:
         return Dice("/".join(map(str, (self.users, self.seed, *purpose))))

@@ -6,10 +6,12 @@ holds the tables exclusively, so nobody ever sees them without. A failed load le
 free.
 """
 
+import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from multiprocessing import get_context
 
 from django.apps import apps
 from django.db import connection, transaction
@@ -18,9 +20,10 @@ from django.db.migrations.loader import MigrationLoader
 
 from accounts.models import User
 from contributions.demo import MARK, Demo
-from contributions.demo.tables import COLUMNS, Row, Rows
+from contributions.demo.tables import COLUMNS
 
 APPS = ("accounts", "tasks", "contributions")
+WORTH_A_PROCESS = 10  # neighborhoods
 
 PATIENCE = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = 0"
 LOCK = f"LOCK TABLE {', '.join(COLUMNS)} IN ACCESS EXCLUSIVE MODE"
@@ -90,7 +93,7 @@ def load(demo: Demo, report: Callable[[str], object]) -> Counter[str]:
             for rows in neighborhoods:
                 for table, lines in rows.items():
                     _copy(cursor, table, lines)
-                    count[table] += len(lines)
+                    count[table] += lines.count(b"\n")
                 report(f"{count['users']:,} of {demo.users:,} people, {count.total():,} rows")
         for number, statement in enumerate(reversed(restore), 1):  # the indexes help to check the foreign keys
             report(f"index or foreign key {number} of {len(restore)}")
@@ -100,18 +103,25 @@ def load(demo: Demo, report: Callable[[str], object]) -> Counter[str]:
     return count
 
 
-def _ahead(demo: Demo) -> Generator[Rows, None, None]:
-    """Yield the rows of each neighborhood, and draw the next one's while the server takes them in."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(demo.rows, 0)
+def _ahead(demo: Demo) -> Generator[dict[str, bytes], None, None]:
+    """Yield the rows of each neighborhood; while the server takes them in, another process draws the next ones."""
+    if len(demo.neighborhoods) < WORTH_A_PROCESS:
+        yield from map(demo.text, demo.neighborhoods)
+        return
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        # Ctrl-C in a terminal goes to both; a process keeps the mask under which it was started.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            coming = process.submit(demo.text, 0)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for neighborhood in demo.neighborhoods[1:]:
-            rows, coming = coming.result(), thread.submit(demo.rows, neighborhood)
+            rows, coming = coming.result(), process.submit(demo.text, neighborhood)
             yield rows
         yield coming.result()
 
 
-def _copy(cursor: CursorWrapper, table: str, rows: Iterable[Row]) -> None:
-    statement = f"COPY {table} ({COLUMNS[table]}) FROM STDIN"
+def _copy(cursor: CursorWrapper, table: str, rows: bytes) -> None:
+    statement = f"COPY {table} ({COLUMNS[table]}) FROM STDIN WITH (NULL '')"
     with connection.wrap_database_errors, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row(row)
+        copy.write(rows)

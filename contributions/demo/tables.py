@@ -29,3 +29,9 @@ COLUMNS = {
 def nothing() -> Rows:
     """Return no rows for each table."""
     return {table: [] for table in COLUMNS}
+
+
+def text(rows: list[Row]) -> bytes:
+    """Write ``rows`` as COPY reads them, NULL as nothing; so no value may be empty, nor hold a tab or a newline."""
+    lines = ["\t".join(["" if value is None else str(value) for value in row]) + "\n" for row in rows]
+    return "".join(lines).replace("\\", "\\\\").encode()

@@ -11,7 +11,7 @@ from django.db import connection
 from accounts.models import User
 from contributions import demo
 from contributions.demo import loading
-from contributions.demo.tables import COLUMNS
+from contributions.demo.tables import COLUMNS, text
 from tests.contributions.demos import ask, counts, digests, empty, load
 
 # What must find no row in any demo, and a statement after which it must find some.
@@ -215,6 +215,21 @@ def test_the_same_numbers_give_the_same_bytes_and_others_do_not(small_neighborho
         empty()
         load(*other)
         assert not {*digests().values()} & {*first.values()}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_another_process_draws_the_same(monkeypatch):
+    load("--users", "150")
+    here = digests()
+    empty()
+    monkeypatch.setattr(loading, "WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(demo.Demo, "rows", None)  # of this process
+    load("--users", "150")
+    assert digests() == here
+
+
+def test_copy_reads_what_is_written():
+    assert text([("a", None, True), ('{"a": "\\u00e9"}', 4.5, 7)]) == b'a\t\tTrue\n{"a": "\\\\u00e9"}\t4.5\t7\n'
 
 
 def test_the_rows_stay_what_they_are_on_every_python():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from io import StringIO
+from multiprocessing import active_children
 from types import SimpleNamespace
 from urllib.parse import quote
 from uuid import uuid4
@@ -121,6 +122,15 @@ def test_a_load_that_stops_leaves_everything_as_it_was(error, sentence, code, br
 
 
 @pytest.mark.django_db(transaction=True)
+def test_the_process_that_draws_the_rows_may_be_killed(monkeypatch):
+    monkeypatch.setattr(loading, "WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(loading, "_copy", lambda *arguments: [child.kill() for child in active_children()])
+    with pytest.raises(CommandError, match=r"Nothing was loaded into the database: A process .* terminated abruptly"):
+        load("--users", "500")
+    assert not any(counts().values())
+
+
+@pytest.mark.django_db(transaction=True)
 def test_an_error_of_copy_itself_is_one_sentence(monkeypatch):
     monkeypatch.setitem(COLUMNS, "tasks", COLUMNS["tasks"].replace("title", "heading"))
     with pytest.raises(CommandError, match=r'\ANothing was loaded into the database: column "heading" of relation'):
@@ -155,6 +165,7 @@ def test_ctrl_c_in_a_terminal():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         works = (
@@ -166,7 +177,7 @@ def test_ctrl_c_in_a_terminal():
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that the command has started
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -3,6 +3,7 @@
 import shutil
 import time
 from argparse import ArgumentTypeError
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from django.conf import settings
@@ -87,8 +88,8 @@ class Command(BaseCommand):
             count = load(demo, self._progress)
         except Occupied as error:
             raise CommandError(f"The table {error} already holds rows. {EMPTY_ONE}") from None
-        except DatabaseError as error:
-            reason = " ".join(str(error).split())
+        except (DatabaseError, BrokenExecutor) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             if isinstance(error.__cause__, LockNotAvailable):
                 reason = "other sessions are using its tables, perhaps another load_demo. Try again when they are done"
             raise CommandError(f"Nothing was loaded into the database: {reason}.") from error
