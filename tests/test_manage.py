@@ -93,10 +93,7 @@ class OldServer(threading.Thread):
 def test_a_server_older_than_14(db):
     old = OldServer(conninfo(connection))
     old.start()
-    target = conninfo(connection)
-    address = (
-        f"postgresql://{target['user']}@127.0.0.1:{old.port}/{target['dbname']}?sslmode=disable&gssencmode=disable"
-    )
+    address = url(connection, host="127.0.0.1", port=old.port) + "?sslmode=disable&gssencmode=disable"
     err = one_sentence("migrate", DATABASE_URL=address)
     old.listener.close()
     assert re.search(

@@ -55,8 +55,8 @@ def conninfo(database):
     return {name: known[name] for name in ("dbname", "user", "password", "host", "port") if known.get(name)}
 
 
-def url(database):
-    parameters = conninfo(database)
+def url(database, **instead):
+    parameters = {**conninfo(database), **instead}
     host, port = parameters.get("host", "localhost").replace("/", "%2F"), parameters.get("port", "")
     user, password = parameters.get("user", ""), parameters.get("password", "")
     return f"postgresql://{user}:{password}@{host}:{port}/{parameters['dbname']}"

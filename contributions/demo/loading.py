@@ -9,9 +9,9 @@ free.
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
-from multiprocessing import get_context
+from contextlib import closing, suppress
+from multiprocessing import get_context, resource_tracker
+from typing import TYPE_CHECKING
 
 from django.apps import apps
 from django.db import connection, transaction
@@ -21,6 +21,9 @@ from django.db.migrations.loader import MigrationLoader
 from accounts.models import User
 from contributions.demo import MARK, Demo
 from contributions.demo.tables import COLUMNS
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 APPS = ("accounts", "tasks", "contributions")
 WORTH_A_PROCESS = 10  # neighborhoods
@@ -108,17 +111,30 @@ def _ahead(demo: Demo) -> Generator[dict[str, bytes], None, None]:
     if len(demo.neighborhoods) < WORTH_A_PROCESS:
         yield from map(demo.text, demo.neighborhoods)
         return
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        # Ctrl-C in a terminal goes to both; a process keeps the mask under which it was started.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            coming = process.submit(demo.text, 0)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for neighborhood in demo.neighborhoods[1:]:
-            rows, coming = coming.result(), process.submit(demo.text, neighborhood)
-            yield rows
-        yield coming.result()
+    context = get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_draw, args=(demo, writer), daemon=True)
+    resource_tracker.ensure_running()  # else it starts with the process, and changes the mask
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C goes to both, and only one is to heed it
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    writer.close()
+    try:
+        for _ in demo.neighborhoods:
+            yield reader.recv()
+    except EOFError:
+        raise ChildProcessError("the process that draws the rows was killed") from None
+    finally:
+        reader.close()
+        process.join()
+
+
+def _draw(demo: Demo, writer: "Connection[dict[str, bytes], None]") -> None:
+    with suppress(BrokenPipeError):  # the other process is gone or wants no more
+        for neighborhood in demo.neighborhoods:
+            writer.send(demo.text(neighborhood))
 
 
 def _copy(cursor: CursorWrapper, table: str, rows: bytes) -> None:

@@ -125,7 +125,7 @@ def test_a_load_that_stops_leaves_everything_as_it_was(error, sentence, code, br
 def test_the_process_that_draws_the_rows_may_be_killed(monkeypatch):
     monkeypatch.setattr(loading, "WORTH_A_PROCESS", 2)
     monkeypatch.setattr(loading, "_copy", lambda *arguments: [child.kill() for child in active_children()])
-    with pytest.raises(CommandError, match=r"Nothing was loaded into the database: A process .* terminated abruptly"):
+    with pytest.raises(CommandError, match=r"Nothing was loaded into the database: the process .* was killed\."):
         load("--users", "500")
     assert not any(counts().values())
 

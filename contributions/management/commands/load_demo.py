@@ -3,7 +3,6 @@
 import shutil
 import time
 from argparse import ArgumentTypeError
-from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from django.conf import settings
@@ -88,7 +87,7 @@ class Command(BaseCommand):
             count = load(demo, self._progress)
         except Occupied as error:
             raise CommandError(f"The table {error} already holds rows. {EMPTY_ONE}") from None
-        except (DatabaseError, BrokenExecutor) as error:
+        except (DatabaseError, ChildProcessError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             if isinstance(error.__cause__, LockNotAvailable):
                 reason = "other sessions are using its tables, perhaps another load_demo. Try again when they are done"
