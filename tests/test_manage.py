@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -85,9 +86,9 @@ class OldServer(threading.Thread):
 
     @staticmethod
     def pump(source, target, change):
-        while data := source.recv(65536):
-            target.sendall(change(data))
-        target.close()
+        with suppress(OSError), target:  # either side may hang up first
+            while data := source.recv(65536):
+                target.sendall(change(data))
 
 
 def test_a_server_older_than_14(db):

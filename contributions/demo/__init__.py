@@ -10,6 +10,7 @@ memory. They work among themselves; people of one older neighborhood vouch and v
     events.py   what the Markov engine was told
     people.py   users, profiles, skills, vouches, reputation
     work.py     tasks, contributions, evidence, witnesses, verifications
+    ahead.py    the process that draws
     loading.py  the way into the database
 """
 

@@ -6,12 +6,9 @@ holds the tables exclusively, so nobody ever sees them without. A failed load le
 free.
 """
 
-import signal
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
-from multiprocessing import get_context, resource_tracker
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import closing
 
 from django.apps import apps
 from django.db import connection, transaction
@@ -20,13 +17,10 @@ from django.db.migrations.loader import MigrationLoader
 
 from accounts.models import User
 from contributions.demo import MARK, Demo
+from contributions.demo.ahead import drawn
 from contributions.demo.tables import COLUMNS
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
 APPS = ("accounts", "tasks", "contributions")
-WORTH_A_PROCESS = 10  # neighborhoods
 
 PATIENCE = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = 0"
 LOCK = f"LOCK TABLE {', '.join(COLUMNS)} IN ACCESS EXCLUSIVE MODE"
@@ -92,7 +86,7 @@ def load(demo: Demo, report: Callable[[str], object]) -> Counter[str]:
             for take_off, put_back in cursor.fetchall():
                 cursor.execute(take_off)
                 restore.append(put_back)
-        with closing(_ahead(demo)) as neighborhoods:
+        with closing(drawn(demo)) as neighborhoods:
             for rows in neighborhoods:
                 for table, lines in rows.items():
                     _copy(cursor, table, lines)
@@ -104,37 +98,6 @@ def load(demo: Demo, report: Callable[[str], object]) -> Counter[str]:
         report("statistics for the query planner")
         cursor.execute(ANALYZE)
     return count
-
-
-def _ahead(demo: Demo) -> Generator[dict[str, bytes], None, None]:
-    """Yield the rows of each neighborhood; while the server takes them in, another process draws the next ones."""
-    if len(demo.neighborhoods) < WORTH_A_PROCESS:
-        yield from map(demo.text, demo.neighborhoods)
-        return
-    context = get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_draw, args=(demo, writer), daemon=True)
-    resource_tracker.ensure_running()  # else it starts with the process, and changes the mask
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C goes to both, and only one is to heed it
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    writer.close()
-    try:
-        for _ in demo.neighborhoods:
-            yield reader.recv()
-    except EOFError:
-        raise ChildProcessError("the process that draws the rows was killed") from None
-    finally:
-        reader.close()
-        process.join()
-
-
-def _draw(demo: Demo, writer: "Connection[dict[str, bytes], None]") -> None:
-    with suppress(BrokenPipeError):  # the other process is gone or wants no more
-        for neighborhood in demo.neighborhoods:
-            writer.send(demo.text(neighborhood))
 
 
 def _copy(cursor: CursorWrapper, table: str, rows: bytes) -> None:

@@ -10,7 +10,7 @@ from django.db import connection
 
 from accounts.models import User
 from contributions import demo
-from contributions.demo import loading
+from contributions.demo import ahead, loading
 from contributions.demo.tables import COLUMNS, text
 from tests.contributions.demos import ask, counts, digests, empty, load
 
@@ -222,7 +222,7 @@ def test_another_process_draws_the_same(monkeypatch):
     load("--users", "150")
     here = digests()
     empty()
-    monkeypatch.setattr(loading, "WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(ahead, "WORTH_A_PROCESS", 2)
     monkeypatch.setattr(demo.Demo, "rows", None)  # of this process
     load("--users", "150")
     assert digests() == here

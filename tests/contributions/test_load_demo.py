@@ -19,7 +19,7 @@ from django.db import DatabaseError, IntegrityError, connection
 from django.db.migrations.recorder import MigrationRecorder
 
 from accounts.models import Profile, Skill, User
-from contributions.demo import loading
+from contributions.demo import ahead, loading
 from contributions.demo.tables import COLUMNS
 from contributions.management.commands import load_demo
 from gotong_royong.settings import BASE_DIR
@@ -123,9 +123,9 @@ def test_a_load_that_stops_leaves_everything_as_it_was(error, sentence, code, br
 
 @pytest.mark.django_db(transaction=True)
 def test_the_process_that_draws_the_rows_may_be_killed(monkeypatch):
-    monkeypatch.setattr(loading, "WORTH_A_PROCESS", 2)
+    monkeypatch.setattr(ahead, "WORTH_A_PROCESS", 2)
     monkeypatch.setattr(loading, "_copy", lambda *arguments: [child.kill() for child in active_children()])
-    with pytest.raises(CommandError, match=r"Nothing was loaded into the database: the process .* was killed\."):
+    with pytest.raises(CommandError, match=r"Nothing was loaded into the database: the process .* ended too early\."):
         load("--users", "500")
     assert not any(counts().values())
 
