@@ -2,6 +2,12 @@
 
 The rooms, in the order in which they may import one another:
 
-- ``autodetector``: which changes the models have made, split into migrations with timestamped names.
-- ``management/commands``: ``makemigrations`` and ``migrate``, which share that autodetector.
+- ``conf``, ``exceptions``, ``stages``: settings, what can go wrong, before or after the deploy.
+- ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
+- ``catalog``: questions to PostgreSQL's catalog. ``schema``: DDL that may run twice.
+- ``watchdog``: the second session that sees whom a statement blocks.
+- ``models``: the ledger, Run and Step.
+- ``autodetector``: which changes the models have made, in migrations with timestamped names.
+- ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
+- ``management/commands``: ``makemigrations``, ``migrate``, ``rollback``; they parse and print.
 """

@@ -1,0 +1,28 @@
+"""Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read when it is asked for."""
+
+from typing import Any
+
+from django.conf import settings
+
+
+class Settings:
+    LOCK_TIMEOUT: float = 0.1
+    """Seconds that a statement may wait for a lock, and so hold up whoever queues behind it."""
+
+    PATIENCE: float = 300.0
+    """Seconds to go on trying for a lock."""
+
+    BLOCK_BUDGET: float = 1.0
+    """Seconds that anybody may wait for a migration before its statement is canceled."""
+
+    KEEP_RUNS: int | None = None
+    """Days that the ledger keeps its runs; None keeps them all."""
+
+    THIRD_PARTY_STAGE: str = "pre_deploy"
+    """The stage of the migrations that say none."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))
+
+
+conf = Settings()

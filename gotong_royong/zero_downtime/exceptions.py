@@ -1,0 +1,56 @@
+"""What can go wrong in a run, each said so that the reader knows what to do next.
+
+They are Django's ``CommandError``, so that a command ends with the sentence and a non-zero exit, without a traceback.
+"""
+
+from typing import Any
+
+from django.core.management import CommandError
+
+
+class ZeroDowntimeError(CommandError):
+    """Anything that the engine refuses or gives up."""
+
+
+class LockNotObtained(ZeroDowntimeError):
+    """A lock could not be had within the patience, though it was tried again and again."""
+
+
+class BlockedTooLong(ZeroDowntimeError):
+    """Somebody waited for us longer than the block budget, so our statement was canceled."""
+
+
+class DefinitionDiffers(ZeroDowntimeError):
+    """What a migration wants to make is there already, and is something else."""
+
+    def __init__(self, kind: str, name: str, found: str, wanted: str) -> None:
+        self.kind, self.name, self.found, self.wanted = kind, name, found, wanted
+        super().__init__(
+            f"There is a {kind} {name} already, and it is another one.\n  found:  {found}\n  wanted: {wanted}\n"
+            f"Rename or drop the one that is there, or change the migration, and migrate again."
+        )
+
+
+class TransactionPooling(ZeroDowntimeError):
+    """The connection goes through a proxy that hands every transaction to another session."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This database connection goes through a proxy that pools transactions (such as PgBouncer with "
+            "pool_mode = transaction), where session settings and the lock that keeps deploys apart mean nothing. "
+            "Set DATABASE_URL to the server itself, or to a pool of sessions, and migrate again."
+        )
+
+
+class NotUndoable(ZeroDowntimeError):
+    """A rollback that cannot be done, or not without a loss that nobody has agreed to."""
+
+
+class ImpossibleStage(ZeroDowntimeError):
+    """A migration that must come before a deploy needs one that must come after it."""
+
+
+def summary(error: BaseException) -> str:
+    """Say an exception in one line, with its type where that is not one of ours."""
+    text: Any = " ".join(str(error).split())
+    return text if isinstance(error, CommandError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,180 @@
+"""Which locks are there, whom do they hold up, and how does a run take them without making anybody wait?
+
+A statement waits for its lock for a moment only, because whoever comes after it queues behind it. If the lock is not
+to be had in that moment, everybody is let through, and it is tried again after a pause, for as long as the patience
+lasts. One run at a time holds the runner's lock of a database.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any, TypeVar
+
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gotong_royong.zero_downtime.exceptions import LockNotObtained, TransactionPooling
+
+T = TypeVar("T")
+
+# What a table lock keeps others from: https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
+BLOCKS = {
+    "AccessShareLock": "",
+    "RowShareLock": "",
+    "RowExclusiveLock": "",
+    "ShareUpdateExclusiveLock": "",
+    "ShareLock": "writes",
+    "ShareRowExclusiveLock": "writes",
+    "ExclusiveLock": "writes",
+    "AccessExclusiveLock": "reads and writes",
+}
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
+POLL = 0.1  # seconds between two looks at the runner's lock
+RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
+
+# These wait for other sessions by their nature, but nobody who reads or writes rows waits for them.
+PATIENT = re.compile(
+    r"\s*(CREATE\s+(UNIQUE\s+)?INDEX|DROP\s+INDEX|REINDEX\b.*|REFRESH\s+MATERIALIZED\s+VIEW)\s+CONCURRENTLY\b"
+    r"|\s*ALTER\s+TABLE\b.*\sVALIDATE\s+CONSTRAINT\b"
+    r"|\s*ALTER\s+TABLE\b.*\sDETACH\s+PARTITION\b.*\sCONCURRENTLY\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return PostgreSQL's code for the error, whichever layer wrapped it; None if it is none of PostgreSQL's."""
+    return getattr(error.__cause__, "sqlstate", None) or getattr(error, "sqlstate", None)
+
+
+def is_patient(sql: str) -> bool:
+    """Whether the statement may wait and run for long: concurrent index builds and VALIDATE."""
+    return PATIENT.match(sql) is not None
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a time as PostgreSQL's settings want it; never 0, which would mean no limit."""
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+@contextmanager
+def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[None]:
+    """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
+
+    Args:
+        values: as ``SET`` takes them (https://www.postgresql.org/docs/current/sql-set.html).
+    """
+    local = connection.in_atomic_block
+
+    def put(name: str, value: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config(%s, %s, %s)", [name, value, local])
+
+    before = {}
+    with connection.cursor() as cursor:
+        for name in values:
+            cursor.execute("SELECT current_setting(%s)", [name])
+            before[name] = cursor.fetchone()[0]
+    for name, value in values.items():
+        put(name, value)
+    try:
+        yield
+    finally:
+        # A lost connection took its settings with it, and so does a transaction that will be rolled back.
+        with suppress(Error):
+            if not connection.needs_rollback:
+                for name, value in before.items():
+                    put(name, value)
+
+
+def retrying(
+    action: Callable[[int], T],
+    *,
+    patience: float,
+    retry: Callable[[BaseException], bool],
+    report: Callable[[int, float, BaseException], object],
+) -> T:
+    """Call ``action`` with 1, 2, 3 … until it succeeds, with pauses that grow and are never quite the same.
+
+    Args:
+        patience: seconds after which to give up.
+        retry: whether this error is worth another try.
+        report: is told the try that failed, the pause in seconds that follows, and why.
+
+    Raises:
+        LockNotObtained: when the patience is at its end.
+    """
+    started = time.monotonic()
+    for attempt in count(1):
+        try:
+            return action(attempt)
+        except Exception as error:
+            if not retry(error):
+                raise
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+            if time.monotonic() - started + pause > patience:
+                raise LockNotObtained(
+                    f"Gave up after {attempt} tries in {time.monotonic() - started:.0f} s: "
+                    f"{' '.join(str(error).split())}. Nothing of the last try is left. End the session that holds the "
+                    "lock, or raise ZERO_DOWNTIME_PATIENCE, and migrate again."
+                ) from error
+            report(attempt, pause, error)
+        time.sleep(pause)
+    raise AssertionError("count() does not end")
+
+
+@contextmanager
+def runner(connection: BaseDatabaseWrapper, report: Callable[[], object]) -> Iterator[None]:
+    """Be the only run of this database, for as long as the block lasts; if this process dies, the lock goes with it.
+
+    The lock is polled, never waited for: a waiting session holds a snapshot, which a concurrent index build of the
+    run it waits for would wait for in turn (https://www.postgresql.org/docs/current/functions-admin.html).
+
+    Args:
+        connection: a session of its own; the lock belongs to it.
+        report: called at every look that finds the lock taken.
+    """
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [RUNNER])
+            if cursor.fetchone()[0]:
+                break
+            report()
+            time.sleep(POLL)
+    try:
+        yield
+    finally:
+        with suppress(Error), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [RUNNER])
+
+
+def refuse_transaction_pooling(one: BaseDatabaseWrapper, other: BaseDatabaseWrapper) -> None:
+    """Make sure that our sessions are ours: two connections must never meet in one session of the server.
+
+    Costs a direct connection nothing: there, libpq and the server agree on the process id.
+
+    Raises:
+        TransactionPooling: if they do meet.
+    """
+    before = _backend(one)
+    if before == one.connection.info.backend_pid:
+        return
+    with other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        try:
+            if _backend(other) == before or _backend(one) != before:
+                raise TransactionPooling
+        finally:
+            cursor.execute("ROLLBACK")
+
+
+def _backend(connection: BaseDatabaseWrapper) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]

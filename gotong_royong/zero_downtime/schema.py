@@ -1,0 +1,475 @@
+"""How does DDL run twice and happen once?
+
+Django's schema editor, which looks before each of its statements whether the effect is there already, and then leaves
+it out and says so. Where something of that name is there, what is wanted is built on an empty stand-in, a temporary
+table that is rolled back, and both are compared as PostgreSQL describes them. So a migration that was killed anywhere
+can begin again. What is not there yet is made just as Django makes it, and ``sqlmigrate`` prints what Django prints.
+
+``RunSQL`` is left alone, but that an index which a failed concurrent build left invalid is dropped before its rebuild.
+"""
+
+import functools
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from django.db import ProgrammingError, transaction
+from django.db.backends.ddl_references import Statement
+from django.db.backends.postgresql.schema import DatabaseSchemaEditor
+from django.db.models import Model
+
+from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
+from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
+
+logger = logging.getLogger(__name__)
+
+STAND_IN = "pg_temp.zero_downtime_stand_in"
+CLONE = f"CREATE TABLE {STAND_IN} (LIKE %s INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY)"
+CLONE_WITHOUT = f"ALTER TABLE {STAND_IN} DROP COLUMN %s CASCADE"
+VALIDATE = "ALTER TABLE %s VALIDATE CONSTRAINT %s"
+DROP_INDEX, DROP_INDEX_CONCURRENTLY = "DROP INDEX %s", "DROP INDEX CONCURRENTLY %s"
+
+# What Django writes elsewhere than in the sql_… attributes of its editor.
+ADD_EXCLUSION = "ALTER TABLE %(table)s ADD %(constraint)s"
+FOREIGN_KEY_SUFFIX = "_fk_%(to_table)s_%(to_column)s"
+INLINE_FOREIGN_KEY = re.compile(r' CONSTRAINT "[^"]+" REFERENCES .*', re.DOTALL)
+COLLATION = re.compile(r'(?P<verb>CREATE|DROP) COLLATION (?P<name>"[^"]+")(?P<definition>[^;]*)')
+
+NAME = r'(?:"[^"]+"|\w+)'
+CONCURRENT_INDEX = re.compile(
+    rf"\bCREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(?P<name>{NAME})"
+    rf"\s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)",
+    re.IGNORECASE,
+)
+
+
+class Filled(str):
+    """A statement that knows, as Django's ``Statement`` does, of which template it was made and with which parts."""
+
+    template: str
+    parts: dict[str, Any]
+    tail: str
+
+    def __new__(cls, text: str, template: str, parts: dict[str, Any], tail: str = "") -> "Filled":
+        filled = super().__new__(cls, text)
+        filled.template, filled.parts, filled.tail = template, parts, tail
+        return filled
+
+    def __add__(self, tail: str) -> "Filled":
+        return Filled(super().__add__(tail), self.template, self.parts, self.tail + tail)
+
+
+class Template(str):
+    """One of Django's statements with gaps; once filled, it can still be told from others."""
+
+    def __mod__(self, parts: Any) -> Filled:
+        return Filled(super().__mod__(parts), self, parts)
+
+
+class Doubt(NamedTuple):
+    """A column that is not as a statement expects it, perhaps because the same migration changes it later on."""
+
+    table: str
+    column: str  # its plain name
+    complain: Callable[[], object]
+
+
+class SchemaEditor(DatabaseSchemaEditor):
+    """Django's, whose statements may run again. ``schema_editor_class`` makes it for a connection.
+
+    A column that is not as wanted may be so because this migration has run before and alters, renames or removes it
+    later on. That is known at its end, so it is then that ``DefinitionDiffers`` is raised for a column.
+    """
+
+    checks: dict[str, tuple[Callable[..., str], list[str]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._doubts: list[Doubt] = []
+        self._new_tables: set[str] = set()
+        self._rehearsed: list[tuple[Any, Any]] | None = None
+        self._adding: tuple[Any, Any] | None = None
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        """Run what was put off and raise what was doubted; unlike Django, end the transaction if that fails, too."""
+        try:
+            if exc_type is None:
+                while self.deferred_sql:
+                    self.execute(self.deferred_sql.pop(0), None)
+                for doubt in self._doubts:
+                    doubt.complain()
+        except BaseException as error:
+            super().__exit__(type(error), error, error.__traceback__)
+            raise
+        super().__exit__(exc_type, exc_value, traceback)
+
+    def execute(self, sql: Any, params: Any = ()) -> None:
+        """Execute the statement, unless its effect is there already.
+
+        Raises:
+            DefinitionDiffers: if what it makes is there already and is something else.
+        """
+        if self._rehearsed is not None:
+            self._rehearsed.append((sql, params))
+        elif not self.collect_sql and (reason := self._done(sql, params)):
+            logger.info("skipped: %s", reason)
+        else:
+            super().execute(sql, params)
+
+    def add_field(self, model: type[Model], field: Any) -> None:
+        self._adding = model, field
+        try:
+            super().add_field(model, field)
+        finally:
+            self._adding = None
+
+    def _alter_field(self, model: Any, old_field: Any, new_field: Any, *args: Any) -> None:
+        """Alter as Django does, who drops foreign keys first and makes them again in the end.
+
+        So that is rehearsed: if nothing would change, none is dropped. And if an earlier run was killed in between,
+        the foreign key is made that Django does not know to be missing.
+        """
+        alter = functools.partial(super()._alter_field, model, old_field, new_field, *args)  # type: ignore[misc]
+        if self.collect_sql:
+            alter()
+            return
+        table = self.quote_name(model._meta.db_table)
+        was_in_doubt = self._settle(table, old_field.column)
+        if (old_field.remote_field or old_field.unique) and self._change_nothing(alter):
+            logger.info("skipped: %s is already as wanted", new_field)
+        else:
+            alter()
+        if was_in_doubt:
+            self._doubt_again(model, new_field)
+        if all(field.remote_field and field.db_constraint for field in (old_field, new_field)):
+            put_off = (sql for sql in self.deferred_sql if isinstance(sql, Statement))
+            if not any(sql.references_column(model._meta.db_table, new_field.column) for sql in put_off):
+                self._add_foreign_key(model, new_field)
+
+    def _delete_composed_index(self, model: Any, fields: Any, constraint_kwargs: Any, sql: Any) -> None:
+        try:
+            super()._delete_composed_index(model, fields, constraint_kwargs, sql)  # type: ignore[misc]
+        except ValueError:
+            columns = [model._meta.get_field(field).column for field in fields]
+            if self.collect_sql or self._constraint_names(model, columns, **constraint_kwargs):  # type: ignore[attr-defined]
+                raise
+            logger.info("skipped: the index of %s on %s is already gone", ", ".join(columns), model._meta.db_table)
+
+    def _rehearse(self, action: Callable[[], object]) -> list[tuple[Any, Any]]:
+        """Return the statements that the action would execute, and their parameters."""
+        self._rehearsed = []
+        try:
+            action()
+            return self._rehearsed
+        finally:
+            self._rehearsed = None
+
+    def _change_nothing(self, action: Callable[[], object]) -> bool:
+        """Whether each statement of the action is done, or drops what another one would make again.
+
+        If so, those are executed that nobody can tell of but that may well run again, such as comments.
+        """
+        doubts, put_off = self._doubts, list(self.deferred_sql)
+        statements = self._rehearse(action)
+        checked = [statement for statement in statements if self._check(statement[0])]
+        made = {str(sql.parts["name"]) for sql, _ in checked if self._check(sql) in MAKING}
+        try:
+            done = all(
+                (self._check(sql) in DROPPING and str(sql.parts["name"]) in made) or self._done(sql, params)
+                for sql, params in checked
+            )
+        except (DefinitionDiffers, ProgrammingError):
+            done = False
+        if not done:
+            self._doubts, self.deferred_sql = doubts, put_off
+            return False
+        for statement in statements:
+            if statement not in checked:
+                super().execute(*statement)
+        return True
+
+    def _doubt_again(self, model: Any, field: Any) -> None:
+        """Compare the field's column as if it were to be added now."""
+        put_off = list(self.deferred_sql)
+        (adding, *_) = self._rehearse(functools.partial(super().add_field, model, field))
+        self._adding, self.deferred_sql = (model, field), put_off
+        self._done(*adding)
+        self._adding = None
+
+    def _check(self, sql: Any) -> Callable[..., str] | None:
+        return self.checks.get(getattr(sql, "template", ""), (None,))[0]
+
+    def _done(self, sql: Any, params: Any) -> str:
+        """Say which effect of the statement is there already; an empty text if it is to be executed."""
+        if check := self._check(sql):
+            parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
+            known_to_be_missing = check in MAKING and parts[0] in self._new_tables and "CONCURR" not in sql.template
+            return "" if known_to_be_missing else check(self, sql, params, *parts)
+        if match := CONCURRENT_INDEX.search(str(sql)):
+            self._drop_invalid_index(match["table"], match["name"])
+        elif match := COLLATION.fullmatch(str(sql)):
+            return self._collation(**match.groupdict())
+        return ""
+
+    # What a statement makes is there, and is what is wanted.
+
+    def _table(self, sql: Any, params: Any, table: str) -> str:
+        if catalog.table_here(self.connection, table) is None:
+            self._new_tables.add(table)
+            return ""
+        self._compare("table", table, "", sql, self._adds(sql, params))
+        return f"table {_plain(table)} is already there"
+
+    def _column(self, sql: Any, params: Any, table: str, name: str) -> str:
+        if self._adding is None or catalog.column(self.connection, table, name) is None:
+            return ""
+        model, field = self._adding
+        definition = INLINE_FOREIGN_KEY.sub("", sql.parts["definition"])
+        wanted = self._adds(sql, params, like=table, without=name, definition=definition)
+        # The default of a field, unlike that of its column, is there only for the moment.
+        same = self._compare("column", table, name, sql, wanted, any_default=not field.has_db_default())
+        if same and field.remote_field and field.db_constraint:
+            self._add_foreign_key(model, field)
+        return f"column {_on(table, name)} is already there"
+
+    def _index(self, sql: Any, params: Any, table: str, name: str) -> str:
+        found = self._drop_invalid_index(table, name)
+        if found is None:
+            return ""
+        if not found.here:
+            raise DefinitionDiffers("index", _plain(name), found.definition, str(sql))
+        self._compare("index", table, name, sql, self._adds(sql, params, like=table))
+        return f"index {_on(table, name)} is already there"
+
+    def _constraint(self, sql: Any, params: Any, table: str, name: str = "") -> str:
+        name = name or sql.parts["constraint"].parts["name"]
+        found = self._found_constraint(table, name)
+        if found is None:
+            return ""
+        self._compare("constraint", table, name, sql, self._adds(sql, params, like=table))
+        self._validate(table, found, sql)
+        return f"constraint {_on(table, name)} is already there"
+
+    def _foreign_key(self, sql: Any, params: Any, table: str, name: str) -> str:
+        found = self._found_constraint(table, name)
+        if found is None:
+            return ""
+        self._accept_foreign_key(found, sql, table)
+        return f"foreign key {_on(table, name)} is already there"
+
+    def _add_foreign_key(self, model: Any, field: Any) -> None:
+        """Make the foreign key of the field if its column has none, of whatever name."""
+        sql = self._create_fk_sql(model, field, FOREIGN_KEY_SUFFIX)  # type: ignore[attr-defined]
+        table, columns = str(sql.parts["table"]), sql.parts["column"].columns
+        found = [key for key in catalog.constraints(self.connection, table) if key.target and key.columns == columns]
+        if not found:
+            super().execute(sql, None)
+        for key in found:
+            self._accept_foreign_key(key, sql, table)
+
+    def _collation(self, verb: str, name: str, definition: str) -> str:
+        found = catalog.collation(self.connection, name)
+        if verb == "DROP":
+            return "" if found else f"collation {_plain(name)} is already gone"
+        if found is None:
+            return ""
+        with transaction.atomic(self.connection.alias):
+            super().execute(f"CREATE COLLATION pg_temp.{name}{definition}", None)
+            wanted = catalog.collation(self.connection, f"pg_temp.{name}")
+            transaction.set_rollback(True, self.connection.alias)
+        if found != wanted:
+            raise DefinitionDiffers("collation", _plain(name), found, str(wanted))
+        return f"collation {_plain(name)} is already there"
+
+    # What a statement changes is as wanted.
+
+    def _altered_column(self, sql: Any, params: Any, table: str, changes: str) -> str:
+        """Say nothing about an empty table, whose columns are simply altered again."""
+        name = changes.split('"')[1]  # ALTER COLUMN "name" …
+        found = catalog.column(self.connection, table, self.quote_name(name))
+        if found is None:
+            execute = functools.partial(super().execute, sql, params)  # PostgreSQL says it best
+            self._doubts = [*self._doubts, Doubt(table, name, execute)]
+            return f"column {_on(table, name)} is not there, which is an error if it is not to be removed"
+        if found.empty or self._adds(sql, params, like=table):
+            return ""
+        return f"column {_on(table, name)} is already as wanted"
+
+    def _filled_column(self, sql: Any, params: Any, table: str, name: str) -> str:
+        found = catalog.column(self.connection, table, name)
+        return f"column {_on(table, name)} already lacks no value" if found is None or found.not_null else ""
+
+    def _identity(self, sql: Any, params: Any, table: str, name: str) -> str:
+        found, wanted = catalog.column(self.connection, table, name), " ADD " in sql.template
+        return f"column {_on(table, name)} already is as wanted" if found and found.identity is wanted else ""
+
+    def _renamed_table(self, sql: Any, params: Any, old: str, new: str) -> str:
+        return self._renamed("table", functools.partial(catalog.table_here, self.connection), "", old, new)
+
+    def _renamed_column(self, sql: Any, params: Any, table: str, old: str, new: str) -> str:
+        return self._renamed("column", functools.partial(catalog.column, self.connection, table), table, old, new)
+
+    def _renamed_index(self, sql: Any, params: Any, table: str, old: str, new: str) -> str:
+        return self._renamed("index", functools.partial(catalog.index, self.connection, table), table, old, new)
+
+    def _renamed(self, kind: str, look: Callable[[str], object], table: str, old: str, new: str) -> str:
+        if look(new) is None:
+            return ""
+        if look(old) is not None:
+            raise DefinitionDiffers(kind, _on(table, new), f"both {_plain(old)} and {_plain(new)}", f"{old} as {new}")
+        return f"{kind} {_on(table, new)} already has its name"
+
+    # What a statement drops is gone.
+
+    def _no_table(self, sql: Any, params: Any, table: str) -> str:
+        self._settle(table)
+        return "" if catalog.table_here(self.connection, table) else f"table {_plain(table)} is already gone"
+
+    def _no_column(self, sql: Any, params: Any, table: str, name: str) -> str:
+        self._settle(table, name)
+        found = catalog.column(self.connection, table, name)
+        return "" if found else f"column {_on(table, name)} is already gone"
+
+    def _no_index(self, sql: Any, params: Any, table: str, name: str) -> str:
+        return "" if catalog.index(self.connection, table, name) else f"index {_on(table, name)} is already gone"
+
+    def _no_constraint(self, sql: Any, params: Any, table: str, name: str) -> str:
+        return "" if self._found_constraint(table, name) else f"constraint {_on(table, name)} is already gone"
+
+    # How that is found out.
+
+    def _found_constraint(self, table: str, name: str) -> Constraint | None:
+        found = catalog.constraints(self.connection, table)
+        return next((constraint for constraint in found if constraint.name == _plain(name)), None)
+
+    def _drop_invalid_index(self, table: str, name: str) -> Index | None:
+        """Return the index; drop it if a build that failed left it invalid. Takes SHARE UPDATE EXCLUSIVE for that."""
+        found = catalog.index(self.connection, table, name)
+        if found is None or found.valid or not found.here:
+            return found
+        logger.info("dropping index %s, which a failed build left invalid", _on(table, name))
+        drop = DROP_INDEX if self.connection.in_atomic_block else DROP_INDEX_CONCURRENTLY
+        super().execute(drop % found.name, None)
+        return None
+
+    def _validate(self, table: str, found: Constraint, sql: Any) -> None:
+        """Validate what was added as NOT VALID and should not stay so. Takes SHARE UPDATE EXCLUSIVE."""
+        if not found.valid and "NOT VALID" not in getattr(sql, "tail", ""):
+            super().execute(VALIDATE % (table, self.quote_name(found.name)), None)
+
+    def _adds(self, sql: Any, params: Any, like: str = "", without: str = "", **parts: str) -> list[Part]:
+        """Return what the statement adds to an empty table, and leave no trace.
+
+        Args:
+            like: the table whose columns that table has; without it, the statement makes the table.
+            without: the one column that it has not.
+            parts: of the statement, other than its own.
+        """
+        with transaction.atomic(self.connection.alias):
+            if like:
+                super().execute(CLONE % like, None)
+            if without:
+                super().execute(CLONE_WITHOUT % without, None)
+            before = catalog.parts(self.connection, STAND_IN)
+            template = str(sql.template).replace(" CONCURRENTLY", "")
+            statement = template % {**sql.parts, "table": STAND_IN, **parts} + getattr(sql, "tail", "")
+            super().execute(statement, params)
+            after = catalog.parts(self.connection, STAND_IN)
+            transaction.set_rollback(True, self.connection.alias)
+        return [part for part in after if part not in before]
+
+    def _compare(
+        self, kind: str, table: str, name: str, sql: Any, wanted: list[Part], *, any_default: bool = False
+    ) -> bool:
+        """Look for every wanted part in the table, by its name unless PostgreSQL chose it.
+
+        Returns:
+            Whether no column is in doubt now.
+        """
+
+        def meaning(part: Part) -> tuple[object, ...]:
+            return part.kind, part.definition, any_default or part.default
+
+        found, doubts = catalog.parts(self.connection, table), self._doubts
+        for part in wanted:
+            alike = [other for other in found if meaning(other) == meaning(part)]
+            named = part.kind == "column" or f'"{part.name}"' in str(sql)
+            if any(other.name == part.name or not named for other in alike):
+                continue
+            namesakes = [str(other) for other in found if (other.kind, other.name) == (part.kind, part.name)]
+            there = " ".join(namesakes) or f"no such {part.kind}"
+            error = DefinitionDiffers(kind, _on(table, name), f"{part.name} {there}", f"{part.name} {part}")
+            if part.kind != "column":
+                raise error
+            self._doubts = [*self._doubts, Doubt(table, part.name, functools.partial(_throw, error))]
+        return doubts is self._doubts
+
+    def _accept_foreign_key(self, found: Constraint, sql: Any, table: str) -> None:
+        """Compare columns and target, no more: what a delete does, and when it is checked, may be set elsewhere."""
+        target = catalog.table(self.connection, str(sql.parts["to_table"]))
+        wanted = sql.parts["column"].columns, target, sql.parts["to_column"].columns
+        if (found.columns, found.target, found.target_columns) != wanted:
+            raise DefinitionDiffers("foreign key", _on(table, found.name), found.definition, str(sql))
+        self._validate(table, found, sql)
+
+    def _settle(self, table: str, column: str = "") -> bool:
+        """Doubt no more a column, or any of the table: what comes decides about it. Return whether it was in doubt."""
+        settled = [doubt for doubt in self._doubts if doubt.table == table and _plain(column) in ("", doubt.column)]
+        self._doubts = [doubt for doubt in self._doubts if doubt not in settled]
+        return bool(settled)
+
+
+MAKING = (SchemaEditor._index, SchemaEditor._constraint, SchemaEditor._foreign_key)
+DROPPING = (SchemaEditor._no_index, SchemaEditor._no_constraint)
+
+# For each check, the parts that it is called with and the attributes of Django's editor that have the templates.
+CHECKS: list[tuple[Callable[..., str], str, str]] = [
+    (SchemaEditor._table, "table", "create_table"),
+    (SchemaEditor._column, "table column", "create_column"),
+    (SchemaEditor._index, "table name", "create_index create_index_concurrently create_unique_index"),
+    (SchemaEditor._constraint, "table name", "create_unique create_check create_pk"),
+    (SchemaEditor._foreign_key, "table name", "create_fk"),
+    (SchemaEditor._altered_column, "table changes", "alter_column"),
+    (SchemaEditor._filled_column, "table column", "update_with_default"),
+    (SchemaEditor._identity, "table column", "add_identity drop_indentity"),
+    (SchemaEditor._renamed_table, "old_table new_table", "rename_table"),
+    (SchemaEditor._renamed_column, "table old_column new_column", "rename_column"),
+    (SchemaEditor._renamed_index, "table old_name new_name", "rename_index"),
+    (SchemaEditor._no_table, "table", "delete_table"),
+    (SchemaEditor._no_column, "table column", "delete_column"),
+    (SchemaEditor._no_index, "table name", "delete_index delete_index_concurrently"),
+    (SchemaEditor._no_constraint, "table name", "delete_constraint delete_check delete_unique delete_pk delete_fk"),
+]
+
+
+@functools.cache
+def schema_editor_class(base: type[DatabaseSchemaEditor]) -> type[SchemaEditor]:
+    """Return the editor for connections whose own editor is ``base``: PostgreSQL's or one derived from it."""
+    if issubclass(base, SchemaEditor):
+        return base
+    plain = {name: getattr(base, name) for name in dir(base) if name.startswith("sql_")}
+    templates = {name: Template(template) for name, template in plain.items() if isinstance(template, str)}
+    checks: dict[str, tuple[Callable[..., str], list[str]]]
+    checks = {
+        templates[f"sql_{attribute}"]: (check, parts.split())
+        for check, parts, attributes in CHECKS
+        for attribute in attributes.split()
+        if f"sql_{attribute}" in templates
+    }
+    checks[ADD_EXCLUSION] = SchemaEditor._constraint, ["table"]
+    return type("SchemaEditor", (SchemaEditor, base), {**templates, "checks": checks})
+
+
+def _throw(error: Exception) -> None:
+    raise error
+
+
+def _plain(name: str) -> str:
+    """Take off the quotes, and what PostgreSQL cuts off a long name."""
+    return name.replace('"', "").encode()[:63].decode(errors="ignore")
+
+
+def _on(table: str, name: str) -> str:
+    return " on ".join(_plain(part) for part in (name, table) if part)

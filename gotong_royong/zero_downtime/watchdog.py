@@ -1,0 +1,176 @@
+"""Whom does a migration keep waiting, and for how long?
+
+``lock_timeout`` bounds how long our statements wait. Once one has its lock, only a second session can see who waits
+for us, and end it: this room is that session, a thread that looks every 20 ms.
+"""
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gotong_royong.zero_downtime.locks import BLOCKS, is_patient
+
+INTERVAL = 0.02  # seconds between two looks
+
+# Sessions that wait for us, and ours if it waits: https://www.postgresql.org/docs/current/view-pg-locks.html.
+# A waiting session's row has no start in its first moment.
+WAITING = """
+    SELECT pid, extract(epoch FROM clock_timestamp() - coalesce(waitstart, clock_timestamp()))::float8,
+           extract(epoch FROM waitstart)::float8, relation::regclass::text, mode,
+           CASE WHEN pid = %(us)s THEN pg_blocking_pids(pid) END
+    FROM pg_locks WHERE NOT granted AND (pid = %(us)s OR %(us)s = ANY(pg_blocking_pids(pid)))
+"""
+
+OUR_LOCK = """
+    SELECT mode FROM pg_locks
+    WHERE pid = %(us)s AND granted AND relation = to_regclass(%(table)s)
+    ORDER BY array_position(%(modes)s, mode) DESC LIMIT 1
+"""
+
+SESSIONS = """
+    SELECT pid, coalesce(nullif(application_name, ''), backend_type), usename, state,
+           extract(epoch FROM clock_timestamp() - coalesce(xact_start, state_change))::float8
+    FROM pg_stat_activity WHERE pid = ANY(%s) ORDER BY xact_start
+"""
+
+
+class Wait(NamedTuple):
+    """One session that waits in a lock's queue."""
+
+    pid: int
+    seconds: float
+    since: float | None
+    table: str | None
+    mode: str
+    blockers: list[int] | None
+
+
+@dataclass
+class Blocked:
+    """What a step did to the other sessions: times in seconds."""
+
+    waits: dict[tuple[int, float | None], float] = field(default_factory=dict)
+    lock_waits: dict[float | None, float] = field(default_factory=dict)
+
+    @property
+    def sessions(self) -> int:
+        return len({pid for pid, _ in self.waits})
+
+    @property
+    def longest(self) -> float:
+        return max(self.waits.values(), default=0.0)
+
+    @property
+    def total(self) -> float:
+        return sum(self.waits.values())
+
+    @property
+    def lock_wait(self) -> float:
+        """How long our own statements waited for their locks."""
+        return sum(self.lock_waits.values())
+
+
+class Watchdog(threading.Thread):
+    """Watches one session, from the first ``with`` until its end.
+
+    Args:
+        connection: whose session is watched. The watchdog opens one of its own with the same parameters.
+        budget: seconds that anybody may wait for us before the running statement is canceled.
+        queue_budget: seconds that anybody may wait behind us while we only wait ourselves.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper, *, budget: float, queue_budget: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self.budget, self.queue_budget = budget, queue_budget
+        self.us: int = connection.connection.info.backend_pid
+        self.session: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
+        self.session.autocommit = True
+        self.blocked = Blocked()
+        self.statement = ""
+        self.verdict = ""
+        """Why the running statement was canceled, if it was for good: for the error that the step ends with."""
+        self.gave_way = False
+        """Whether it was canceled only to let others pass, and is to be tried again."""
+        self.blockers: list[int] = []
+        self._canceled_at: float | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self.join()
+        self.session.close()
+
+    def new_step(self) -> Blocked:
+        """Forget the last step's waits and verdict; return where this one's will be."""
+        self.blocked = Blocked()
+        self.new_try()
+        return self.blocked
+
+    def new_try(self) -> None:
+        self.verdict, self.gave_way, self._canceled_at = "", False, None
+
+    def run(self) -> None:
+        with suppress(psycopg.Error):  # the server went away: the watched session learns it too
+            while not self._ended.wait(INTERVAL):
+                self.look()
+
+    def look(self) -> None:
+        """See who waits now, remember it, and cancel our statement where that is due."""
+        rows = [Wait(*row) for row in self.session.execute(WAITING, {"us": self.us})]
+        ours = [wait for wait in rows if wait.pid == self.us]
+        others = [wait for wait in rows if wait.pid != self.us]
+        for wait in ours:
+            self.blocked.lock_waits[wait.since] = wait.seconds
+            self.blockers = wait.blockers or self.blockers
+        for wait in others:
+            self.blocked.waits[wait.pid, wait.since] = wait.seconds
+        longest = max(others, key=lambda wait: wait.seconds, default=None)
+        if longest is None:
+            return
+        if longest.seconds > self.budget:
+            self._cancel(longest, len(others))
+        elif ours and longest.seconds > self.queue_budget and not is_patient(self.statement):
+            self.gave_way = True
+            self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
+
+    def _cancel(self, longest: Wait, sessions: int) -> None:
+        """Cancel the statement; where none is running and the transaction stays open all the same, end the session."""
+        now = time.monotonic()
+        if self._canceled_at is None:
+            self._canceled_at = now
+            self.verdict = self._reason(longest, sessions)
+            self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
+        elif now - self._canceled_at > self.budget:
+            self._canceled_at = now
+            self.session.execute("SELECT pg_terminate_backend(%s)", [self.us])
+
+    def _reason(self, longest: Wait, sessions: int) -> str:
+        modes = list(BLOCKS)
+        found = self.session.execute(OUR_LOCK, {"us": self.us, "table": longest.table or "", "modes": modes}).fetchone()
+        lock = found[0] if found else "its lock"
+        blocks = BLOCKS.get(lock, "") or "others"
+        where = f"table {longest.table}" if longest.table else "a row"
+        return (
+            f"It held {lock} on {where}, which blocks {blocks}: {sessions} "
+            f"session{'s' * (sessions != 1)} waited, the longest for {longest.seconds:.1f} s, "
+            f"more than the block budget of {self.budget:g} s. The statement: {' '.join(self.statement.split())[:500]}"
+        )
+
+    def whom_we_wait_for(self) -> str:
+        """Say which sessions kept us from our lock when it was last looked at."""
+        with suppress(psycopg.Error):
+            rows = self.session.execute(SESSIONS, [self.blockers]).fetchall()
+            return "; ".join(
+                f"process {pid} ({name}, user {user}, {state} for {seconds or 0:.1f} s)"
+                for pid, name, user, state, seconds in rows
+            )
+        return ""
