@@ -15,6 +15,9 @@ class Settings:
     BLOCK_BUDGET: float = 1.0
     """Seconds that anybody may wait for a migration before its statement is canceled."""
 
+    AUTO_ROLLBACK: bool = False
+    """Whether migrate undoes what it applied when a step fails, unless --auto-rollback or --no-auto-rollback says."""
+
     KEEP_RUNS: int | None = None
     """Days that the ledger keeps its runs; None keeps them all."""
 

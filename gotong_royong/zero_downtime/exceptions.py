@@ -3,8 +3,6 @@
 They are Django's ``CommandError``, so that a command ends with the sentence and a non-zero exit, without a traceback.
 """
 
-from typing import Any
-
 from django.core.management import CommandError
 
 
@@ -18,6 +16,18 @@ class LockNotObtained(ZeroDowntimeError):
 
 class BlockedTooLong(ZeroDowntimeError):
     """Somebody waited for us longer than the block budget, so our statement was canceled."""
+
+
+class StepFailed(ZeroDowntimeError):
+    """A migration raised something that is none of ours."""
+
+
+class RolledBack(ZeroDowntimeError):
+    """A step failed, and what its run had applied before was undone."""
+
+
+class NoLedger(ZeroDowntimeError):
+    """The ledger's tables are not there and cannot be made."""
 
 
 class DefinitionDiffers(ZeroDowntimeError):
@@ -52,5 +62,7 @@ class ImpossibleStage(ZeroDowntimeError):
 
 def summary(error: BaseException) -> str:
     """Say an exception in one line, with its type where that is not one of ours."""
-    text: Any = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped by Ctrl-C or SIGTERM."
+    text = " ".join(str(error).split())
     return text if isinstance(error, CommandError) else f"{type(error).__name__}: {text}".rstrip(": ")

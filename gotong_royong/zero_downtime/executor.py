@@ -1,130 +1,104 @@
 """How is a plan carried out so that nobody waits for it longer than the operator allows?
 
-The executor is Django's, and does around each migration what the other rooms know: it takes locks under the budget,
-tries again what did not get them, lets the watchdog look, and writes the ledger on a connection of its own, which a
-migration's rollback does not reach. Test databases get none of this.
+The executor is Django's, and does around each migration what the other rooms know: it tries again what got no lock
+under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-import getpass
-import hashlib
-import inspect
-import os
-import socket
-import subprocess
+import copy
+import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
-from django.db import Error, connections
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
-from django.db.migrations import executor as django_executor
+from django.db.migrations.exceptions import MigrationSchemaMissing
+from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import locks, models
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BlockedTooLong, DefinitionDiffers, summary
+from gotong_royong.zero_downtime import history, ledger, locks, rollback
+from gotong_royong.zero_downtime.exceptions import (
+    DefinitionDiffers,
+    NoLedger,
+    NotUndoable,
+    RolledBack,
+    StepFailed,
+    ZeroDowntimeError,
+    summary,
+)
+from gotong_royong.zero_downtime.guard import Guard
+from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.models import Run, Status, Step
-from gotong_royong.zero_downtime.schema import schema_editor_class
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy
-from gotong_royong.zero_downtime.watchdog import Watchdog
-
-APP = "zero_downtime"
-
-Report = Callable[[str], object]
+from gotong_royong.zero_downtime.schema import twice_is_once
+from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
+from gotong_royong.zero_downtime.watchdog import Report
 
 
-def is_guarded(connection: BaseDatabaseWrapper) -> bool:
-    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not on a test's database."""
-    name = str(connection.settings_dict["NAME"])
-    is_test = name.startswith(TEST_DATABASE_PREFIX) or name == connection.settings_dict["TEST"]["NAME"]
-    return connection.vendor == "postgresql" and not is_test
+class Begun(list[Operation]):
+    """A migration's operations; remembers how many of them were begun."""
+
+    begun = 0
+
+    def __iter__(self) -> Iterator[Operation]:
+        for self.begun, operation in enumerate(super().__iter__(), 1):
+            yield operation
 
 
-@contextmanager
-def second_session(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """Open another session on the same database, under an alias of its own: for the runner's lock and the ledger."""
-    alias = f"{connection.alias}_ledger"
-    connections[alias] = connection.copy(alias)
-    with connections[alias].cursor() as cursor:
-        # The next commit of the migrating session takes to the disk what the ledger wrote before it.
-        cursor.execute("SET synchronous_commit = off")
-    try:
-        yield alias
-    finally:
-        connections[alias].close()
-        del connections[alias]
-
-
-@contextmanager
-def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str]:
-    """Wait until no other run is on this database and keep others out; yield the second session's alias.
-
-    Raises:
-        TransactionPooling: where such a lock means nothing.
-    """
-    with second_session(connection) as alias:
-        other = connections[alias]
-        connection.ensure_connection()
-        locks.refuse_transaction_pooling(other, connection)
-        said = ""
-
-        def say_whom() -> None:
-            nonlocal said
-            run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if _has_ledger(other) else None
-            whom = run.described if run else "another migrate, which is about to start"
-            if whom != said:
-                report(f"Waiting for {whom}.")
-                said = whom
-
-        with locks.runner(other, say_whom):
-            yield alias
-
-
-def _has_ledger(connection: BaseDatabaseWrapper) -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [Step._meta.db_table])
-        return bool(cursor.fetchone()[0])
-
-
-def checksum(migration: Migration) -> str:
-    """Return the SHA-256 of the file that the migration stands in; nothing if there is none."""
-    try:
-        with open(inspect.getfile(type(migration)), "rb") as file:  # noqa: PTH123  (a path object per file costs more)
-            return hashlib.sha256(file.read()).hexdigest()
-    except (OSError, TypeError):
-        return ""
-
-
-class Executor(django_executor.MigrationExecutor):
+class Executor(MigrationExecutor):
     """Django's, with a lock budget, a watchdog and a ledger.
 
     Args:
-        ledger: the alias of the second session; without one nothing is guarded or recorded.
+        alias: of the second session, which writes the ledger; without one nothing is guarded or recorded.
         command: what the ledger calls this run.
         stage: which part of a plan to carry out; None for all of it.
-        report: is told what an operator wants to know while waiting.
+        auto_rollback: whether to undo what the run applied when a step fails.
+        report: is told what happens, as it happens.
+        before_first_step: called with the run once it is open; what it raises ends the run.
     """
-
-    watchdog: Watchdog
 
     def __init__(
         self,
         connection: BaseDatabaseWrapper,
         progress_callback: Any = None,
         *,
-        ledger: str = "",
+        alias: str = "",
         command: str = "migrate",
         stage: Stage | None = None,
-        report: Report = print,
+        auto_rollback: bool = False,
+        report: Report = lambda event, **facts: None,
+        before_first_step: Callable[[Run], object] = lambda run: None,
     ) -> None:
         super().__init__(connection, progress_callback)
-        self.ledger, self.command, self.stage, self.report = ledger, command, stage, report
+        self.alias, self.command, self.stage, self.auto_rollback = alias, command, stage, auto_rollback
+        self.report, self.before_first_step = report, before_first_step
         self.held_back: list[str] = []
         self.run: Run | None = None
-        self._in_statement = False
-        self._forgotten: set[Migration] = set()
+        self._at_work: tuple[Run, Guard] | None = None
+        self._applied: list[Migration] = []
+        self._recalled: list[Migration] = []
+        self._number = self._of = 0
+        if alias:
+            self._compare_with_history()
+
+    def _compare_with_history(self) -> None:
+        """Say which applied files were edited since, and record what django_migrations has forgotten."""
+        if edited := history.edited(self.alias, self.loader):
+            self.report("note", text=history.warning(edited))
+        if lost := history.forgotten(self, self.alias):
+            for migration in lost:
+                self._record_again(migration)
+            self.loader.build_graph()
+
+    def _record_again(self, migration: Migration) -> None:
+        self.recorder.record_applied(migration.app_label, migration.name)
+        self.report(
+            "note",
+            text=f"{migration} had been forgotten by django_migrations, but its tables are there: recorded, not run.",
+        )
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
@@ -152,109 +126,83 @@ class Executor(django_executor.MigrationExecutor):
         if plan is None:
             plan = self.migration_plan(targets)
         unmakes_ledger = any(backwards and migration.app_label == APP for migration, backwards in plan)
-        if not plan or unmakes_ledger or not self.ledger:
+        if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
-        with self._twice_is_once():
+        with ExitStack() as stack:
+            stack.enter_context(twice_is_once(self.connection))
             made = self._make_ledger()
             if state is not None:
                 for migration in made:
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
-            with self._recorded(), self._guarded():
-                return super().migrate(targets, plan, state, fake, fake_initial)
-
-    @contextmanager
-    def _twice_is_once(self) -> Iterator[None]:
-        """Let all schema changes of this connection go through our schema editor."""
-        editor = self.connection.SchemaEditorClass
-        self.connection.SchemaEditorClass = schema_editor_class(editor)
-        try:
-            yield
-        finally:
-            self.connection.SchemaEditorClass = editor
-
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Open a run in the ledger, and say in it how the run ended."""
-        for dead in models.bury_the_dead(self.ledger):
-            self.report(f"Found {dead.described}, whose process died. What it left half done is finished now.")
-        self.run = Run.objects.using(self.ledger).create(
-            command=self.command,
-            who=f"{getpass.getuser()}@{socket.gethostname()}",
-            process=os.getpid(),
-            revision=_revision(),
-        )
-        try:
-            yield
-        except KeyboardInterrupt:
-            models.finish(self.run, Status.INTERRUPTED, error="Stopped by Ctrl-C or SIGTERM.")
-            raise
-        except BaseException as error:
-            models.finish(self.run, Status.FAILED, error=summary(error))
-            raise
-        with connections[self.ledger].cursor() as cursor:
-            cursor.execute("SET synchronous_commit = on")
-        models.finish(self.run, Status.SUCCEEDED)
-        if conf.KEEP_RUNS is not None:
-            models.prune(self.ledger, conf.KEEP_RUNS)
+            self._number, self._of = 0, len(plan)
+            self.run = stack.enter_context(ledger.recorded(self.alias, self.command, self.report))
+            self.before_first_step(self.run)
+            self._at_work = self.run, stack.enter_context(Guard(self.connection, self.report))
+            return super().migrate(targets, plan, state, fake, fake_initial)
 
     def _make_ledger(self) -> list[Migration]:
-        """Apply the ledger's own migrations, which no ledger can record; return those."""
-        plan = super().migration_plan(self.loader.graph.leaf_nodes(APP))
-        if plan:
-            executor = django_executor.MigrationExecutor(self.connection)
-            executor.migrate([], plan=plan)
-            self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}
-        return [migration for migration, _ in plan]
+        """Apply the ledger's own migrations, which no ledger can record; return those.
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Put the lock budget and the watchdog around everything that the connection does."""
-        with ExitStack() as stack:
-            lock_timeout = locks.milliseconds(conf.LOCK_TIMEOUT)
-            stack.enter_context(locks.session_settings(self.connection, lock_timeout=lock_timeout))
-            self.watchdog = stack.enter_context(
-                Watchdog(self.connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT)
-            )
-            stack.enter_context(self.connection.execute_wrapper(self._statement))
-            yield
+        Raises:
+            NoLedger: if this role may not make them.
+        """
+        leaves = self.loader.graph.leaf_nodes(APP)
+        plan = super().migration_plan(leaves, clean_start=not ledger.exists(self.connection))
+        try:
+            if plan:
+                MigrationExecutor(self.connection).migrate([], plan=plan)
+        except (Error, MigrationSchemaMissing) as error:
+            user = self.connection.settings_dict["USER"]
+            raise NoLedger(
+                f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
+                f"Nothing was changed. GRANT CREATE ON SCHEMA public TO {user or 'this role'}, or migrate as the "
+                "owner of the database."
+            ) from error
+        self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}
+        return [migration for migration, _ in plan]
 
     def apply_migration(
         self, state: ProjectState, migration: Migration, fake: bool = False, fake_initial: bool = False
     ) -> ProjectState:
-        if (run := self.run) is None:
+        if (at_work := self._at_work) is None:
             return super().apply_migration(state, migration, fake, fake_initial)
-        self._progress("apply_start", migration, fake)
         if fake_initial and not fake:
             fake, state = self.detect_soft_applied(state, migration)
-        before = ProjectState({key: model.clone() for key, model in state.models.items()}, state.real_apps)
+        before: ProjectState | None = None
 
         def apply(attempt: int) -> ProjectState:
-            after = state if attempt == 1 else before.clone()
+            nonlocal before
+            if attempt == 1:
+                after = state
+            else:
+                before = before or self._create_project_state(with_applied_migrations=True)
+                after = before.clone()
             try:
-                with self._editor(migration, fake or migration in self._forgotten) as editor:
+                with self._editor(migration, fake or migration in self._recalled) as editor:
                     if editor:
                         after = migration.apply(after, editor)
                         _run_deferred(editor)
                     self._record(migration)
             except DefinitionDiffers:
-                self._forgotten |= self._applied_before(migration)
-                if migration not in self._forgotten:
+                lost = history.applied_before(self, migration)
+                if not lost:
                     raise
-                after = before.clone()
-                self._record(migration)
-            if migration in self._forgotten:
+                self._recalled += lost
+                after = self._create_project_state(with_applied_migrations=True)
+                self._record_again(migration)
+            if migration in self._recalled:
                 migration.mutate_state(after, preserve=False)
             return after
 
-        state = self._step(run, migration, Step.Direction.UP, fake, apply)
-        self._progress("apply_success", migration, fake)
+        state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)
+        self._applied.append(migration)
+        self.loader.applied_migrations[migration.app_label, migration.name] = migration
         return state
 
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
-        if (run := self.run) is None:
+        if (at_work := self._at_work) is None:
             return super().unapply_migration(state, migration, fake)
-        self._progress("unapply_start", migration, fake)
 
         def unapply(attempt: int) -> ProjectState:
             before = state
@@ -266,142 +214,102 @@ class Executor(django_executor.MigrationExecutor):
                     self.recorder.record_unapplied(app, name)
             return before
 
-        state = self._step(run, migration, Step.Direction.DOWN, fake, unapply)
-        self._progress("unapply_success", migration, fake)
+        state = self._step(*at_work, migration, Step.Direction.DOWN, unapply, faked=fake)
+        self._applied = [other for other in self._applied if other != migration]
         return state
 
     def _record(self, migration: Migration) -> None:
         django: Any = self
         django.record_migration(migration)
 
-    def _applied_before(self, migration: Migration) -> set[Migration]:
-        """Return this migration and those after it in its app that the tables show to be applied, if they do.
-
-        What a migration makes may be there already and differ because later ones changed it, when only the rows of
-        django_migrations are gone. So the tables are compared with the models after each later migration.
-        """
-        app = migration.app_label
-        after: list[Migration] = []
-        for node in self.loader.graph.forwards_plan(self.loader.graph.leaf_nodes(app)[0]):
-            if node[0] != app or (not after and node != (app, migration.name)):
-                continue
-            after.append(self.loader.graph.nodes[node])
-            models_then = [
-                model
-                for model in self.loader.project_state(node).apps.get_app_config(app).get_models()
-                if not model._meta.proxy and model._meta.managed and not model._meta.swapped
-            ]
-            if models_then and all(map(self._is_there, models_then)):
-                self.report(
-                    f"  {after[0]} up to {after[-1].name} were applied before, though django_migrations had forgotten: "
-                    "recorded, not run."
-                )
-                return set(after)
-        return set()
-
-    def _is_there(self, model: Any) -> bool:
-        """Whether the model's table is there, just as the model says."""
-        with self.connection.cursor() as cursor:
-            if model._meta.db_table not in self.connection.introspection.table_names(cursor):
-                return False
-        try:
-            with self.connection.schema_editor() as editor:
-                editor.create_model(model)  # which is skipped: the table is there
-                editor.deferred_sql.clear()
-        except DefinitionDiffers:
-            return False
-        return True
-
     def _editor(self, migration: Migration, fake: bool) -> Any:
         return nullcontext() if fake else self.connection.schema_editor(atomic=migration.atomic)
-
-    def _progress(self, *what: Any) -> None:
-        if self.progress_callback:
-            self.progress_callback(*what)
 
     def _step(
         self,
         run: Run,
+        guard: Guard,
         migration: Migration,
         direction: Step.Direction,
-        fake: bool,
         action: Callable[[int], ProjectState],
+        *,
+        faked: bool,
     ) -> ProjectState:
         """Carry out one migration, again and again until it has its locks, and write into the ledger how it went."""
-        step = Step.objects.using(self.ledger).create(
-            run=run,
-            app=migration.app_label,
-            name=migration.name,
-            direction=direction,
-            faked=fake,
-            checksum=checksum(migration),
-        )
-        blocked, tries = self.watchdog.new_step(), 0
-
-        def measured() -> dict[str, Any]:
-            return {
-                "tries": tries,
-                "lock_wait": blocked.lock_wait,
-                "longest_blocked": blocked.longest,
-                "total_blocked": blocked.total,
-                "blocked_sessions": blocked.sessions,
-            }
+        self._number += 1
+        who: dict[str, Any] = {"app": migration.app_label, "name": migration.name, "direction": direction.value}
+        who |= {"number": self._number, "of": self._of}
+        self.report("step_started", **who, stage=stage_of(migration).value, faked=faked)
+        step = ledger.begin_step(self.alias, run, migration, direction, faked=faked)
+        blocked, tries, started = guard.watchdog.new_step(), 0, time.monotonic()
+        vars(migration)["operations"] = operations = Begun(migration.operations)
 
         def one_try(attempt: int) -> ProjectState:
             nonlocal tries
             tries = attempt
             return action(attempt)
 
+        def end(status: Status, error: str = "") -> None:
+            facts = {"tries": tries, "lock_wait": blocked.lock_wait, "longest_blocked": blocked.longest}
+            facts |= {"total_blocked": blocked.total, "blocked_sessions": blocked.sessions}
+            ledger.end_step(self.alias, step, status, error, facts)
+            seconds = time.monotonic() - started
+            self.report("step_finished", **who, status=status.value, seconds=seconds, error=error, **facts)
+
         try:
-            state: ProjectState = self._retrying(one_try)
-        except BaseException as error:
-            if isinstance(error, Exception) and self.watchdog.verdict:
-                error = BlockedTooLong(f"{migration} was stopped and undone. {self.watchdog.verdict}")
-            status = Status.FAILED if isinstance(error, Exception) else Status.INTERRUPTED
+            state = guard.trying(one_try)
+        except Exception as error:
+            is_up = direction == Step.Direction.UP
+            where = f" in operation {operations.begun} of {len(operations)}" if is_up and operations.begun else ""
+            failure = _explained(error, migration, where)
             with suppress(Error):
-                models.finish(step, status, error=summary(error), **measured())
-            raise error from None if isinstance(error, BlockedTooLong) else error.__cause__
-        models.finish(step, Status.SUCCEEDED, **measured())
+                end(Status.FAILED, summary(failure))
+            if self.auto_rollback and is_up:
+                self._undo_batch(migration, operations.begun, failure)
+            failure.args = (f"{failure}{self._what_is_left()}",)
+            raise failure from error
+        except BaseException:
+            with suppress(Error):
+                end(Status.INTERRUPTED)
+            raise
+        end(Status.SUCCEEDED)
         return state
 
-    def _statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        """Run one statement, outside of a transaction again and again until it has its lock.
+    def _what_is_left(self) -> str:
+        if not self._applied:
+            return ""
+        steps = f"{len(self._applied)} step{'s' * (len(self._applied) != 1)}"
+        return f"\nWhat {self.run} applied before that stays ({steps}): rollback takes it back."
 
-        In a transaction it is run once, because that is tried again as a whole. So is a concurrent index build: what a
-        failed one left behind must go first, and the schema editor sees to that.
+    def _undo_batch(self, failed: Migration, begun: int, failure: ZeroDowntimeError) -> None:
+        """Undo what this run applied, newest first, and what a migration that is not atomic left half done.
+
+        Raises:
+            RolledBack: says what failed, and that the database is as it was before.
+            ZeroDowntimeError: says what failed, and which steps are there all the same.
         """
-        if self._in_statement:
-            return execute(sql, params, many, context)
-        if self.watchdog.verdict:
-            raise BlockedTooLong(self.watchdog.verdict)
-        text = str(sql)
-        patient = locks.is_patient(text)
-
-        def once(attempt: int = 1) -> Any:
-            exempt = {"lock_timeout": "0", "statement_timeout": "0"} if patient else {}
-            with locks.session_settings(self.connection, **exempt):
-                return execute(sql, params, many, context)
-
-        self._in_statement, self.watchdog.statement = True, text
+        self.auto_rollback = False
+        self.loader.build_graph()
+        half = copy.copy(failed)
+        vars(half)["operations"] = [] if failed.atomic else failed.operations[:begun]
+        undone = [half, *reversed(self._applied)] if half.operations else self._applied[::-1]
         try:
-            return once() if patient or self.connection.in_atomic_block else self._retrying(once)
-        finally:
-            self._in_statement, self.watchdog.statement = False, ""
-
-    def _retrying(self, action: Callable[[int], Any]) -> Any:
-        return locks.retrying(action, patience=conf.PATIENCE, retry=self._is_worth_another_try, report=self._say_retry)
-
-    def _is_worth_another_try(self, error: BaseException) -> bool:
-        state = locks.sqlstate(error)
-        return state in {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK} or (
-            state == locks.QUERY_CANCELED and self.watchdog.gave_way and not self.watchdog.verdict
-        )
-
-    def _say_retry(self, attempt: int, pause: float, error: BaseException) -> None:
-        if attempt in {3, 5} or attempt % 10 == 0:
-            whom = self.watchdog.whom_we_wait_for() or summary(error)
-            self.report(f"Try {attempt} got no lock: {whom}. Next in {pause:.1f} s.")
-        self.watchdog.new_try()
+            rollback.refuse_irreversible(half)
+            plan = rollback.plan_of(self, {(migration.app_label, migration.name) for migration in self._applied})
+            self._number, self._of = 0, len(undone)
+            if half.operations:
+                self.unapply_migration(self._create_project_state(with_applied_migrations=True), half)
+            if plan:
+                super().migrate([], plan=plan)
+        except NotUndoable as error:
+            raise type(failure)(f"{failure}\nNot rolled back: {error}{self._what_is_left()}") from failure
+        except ZeroDowntimeError as error:
+            left = ", ".join(map(str, self._applied)) or "half of the failed migration"
+            raise type(failure)(f"{failure}\nRolling back failed, too: {error}\nStill there: {left}.") from failure
+        raise RolledBack(
+            f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
+            f"The database is as it was before {self.run}."
+        ) from failure
 
 
 def _run_deferred(editor: Any) -> None:
@@ -411,16 +319,23 @@ def _run_deferred(editor: Any) -> None:
     editor.deferred_sql.clear()
 
 
-def _revision() -> str:
-    """Return the git revision of the code, if it stands in a work tree and git is there."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
+def _explained(error: Exception, migration: Migration, where: str) -> ZeroDowntimeError:
+    """Say what failed where, what is left of it, and what to do."""
+    left = (
+        "Nothing of it is left."
+        if migration.atomic
+        else "It is not atomic, so what it did before that stays; migrate again goes on from there."
+    )
+    if isinstance(error, ZeroDowntimeError):
+        error.args = (f"{migration} was stopped{where}. {error}\n{left}",)
+        return error
+    sentence = f"{migration} failed{where}: {summary(error)}"
+    if isinstance(error, InterfaceError | OperationalError) and (locks.sqlstate(error) or "08")[:3] in {"08", "57P"}:
+        return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(migration)]
+    place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
+    return StepFailed(f"{sentence}{place}\n{left} Mend it and migrate again; --traceback shows where it came from.")
+
+
+def _file(migration: Migration) -> str:
+    return str(getattr(sys.modules.get(type(migration).__module__), "__file__", ""))

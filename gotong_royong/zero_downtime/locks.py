@@ -38,6 +38,7 @@ LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock
 RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
+AT_WORK = RUNNER + 1  # held by the session that migrates
 
 # These wait for other sessions by their nature, but nobody who reads or writes rows waits for them.
 PATIENT = re.compile(
@@ -46,6 +47,21 @@ PATIENT = re.compile(
     r"|\s*ALTER\s+TABLE\b.*\sDETACH\s+PARTITION\b.*\sCONCURRENTLY\b",
     re.IGNORECASE | re.DOTALL,
 )
+
+# https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
+SESSIONS = """
+    SELECT pid, coalesce(nullif(application_name, ''), backend_type), usename, state,
+           extract(epoch FROM clock_timestamp() - coalesce(xact_start, state_change))::float8
+    FROM pg_stat_activity
+"""
+BLOCKERS = f"{SESSIONS} WHERE pid = ANY(%s) ORDER BY xact_start"
+HOLDER = f"""
+    {SESSIONS} WHERE pid IN (
+        SELECT pid FROM pg_locks
+        WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::int8 = %s AND objid::int8 = %s
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    )
+"""  # noqa: S608
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -130,28 +146,36 @@ def retrying(
 
 
 @contextmanager
-def runner(connection: BaseDatabaseWrapper, report: Callable[[], object]) -> Iterator[None]:
-    """Be the only run of this database, for as long as the block lasts; if this process dies, the lock goes with it.
+def held(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], object]) -> Iterator[None]:
+    """Hold an advisory lock for as long as the block lasts; if this process dies, the lock goes with its session.
 
     The lock is polled, never waited for: a waiting session holds a snapshot, which a concurrent index build of the
     run it waits for would wait for in turn (https://www.postgresql.org/docs/current/functions-admin.html).
 
     Args:
-        connection: a session of its own; the lock belongs to it.
-        report: called at every look that finds the lock taken.
+        report: called at every look that finds the lock taken, with a description of the session that holds it.
     """
     with connection.cursor() as cursor:
         while True:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", [RUNNER])
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
             if cursor.fetchone()[0]:
                 break
-            report()
+            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+            report(described(cursor.fetchall()))
             time.sleep(POLL)
     try:
         yield
     finally:
         with suppress(Error), connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [RUNNER])
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+
+def described(sessions: list[Any]) -> str:
+    """Say in words what ``SESSIONS`` found."""
+    return "; ".join(
+        f"process {pid} ({name}, user {user}, {state or 'unknown'} for {seconds or 0:.1f} s)"
+        for pid, name, user, state, seconds in sessions
+    )
 
 
 def refuse_transaction_pooling(one: BaseDatabaseWrapper, other: BaseDatabaseWrapper) -> None:

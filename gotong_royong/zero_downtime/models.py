@@ -7,7 +7,8 @@ Django's own table says; here stands who applied them, when, and who had to wait
 from datetime import timedelta
 from typing import Any
 
-from django.db import models
+from django.db import connections, models
+from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 
@@ -36,9 +37,9 @@ class Run(models.Model):
     status = models.CharField(max_length=20, choices=Status, db_default=Status.RUNNING)
     who = models.CharField(max_length=255, help_text="The system user and the host.")
     process = models.IntegerField(help_text="The operating system's process id on that host.")
-    revision = models.CharField(max_length=40, blank=True, help_text="The git revision of the code.")
-    backup = models.TextField(blank=True, help_text="The file of the backup taken before the first step.")
-    error = models.TextField(blank=True)
+    revision = models.CharField(max_length=40, blank=True, db_default="", help_text="The git revision of the code.")
+    backup = models.TextField(blank=True, db_default="", help_text="The file of the backup taken before the first step.")
+    error = models.TextField(blank=True, db_default="")
     started_at = models.DateTimeField(db_default=models.Func(function="now"))
     finished_at = models.DateTimeField(null=True)
 
@@ -65,8 +66,8 @@ class Step(models.Model):
     direction = models.CharField(max_length=4, choices=Direction)
     status = models.CharField(max_length=20, choices=Status, db_default=Status.RUNNING)
     faked = models.BooleanField(db_default=False)
-    checksum = models.CharField(max_length=64, blank=True, help_text="SHA-256 of the migration's file.")
-    error = models.TextField(blank=True)
+    checksum = models.CharField(max_length=64, blank=True, db_default="", help_text="SHA-256 of the migration's file.")
+    error = models.TextField(blank=True, db_default="")
     tries = models.IntegerField(db_default=0)
     lock_wait = models.FloatField(db_default=0.0, help_text="Seconds that its statements waited for locks.")
     longest_blocked = models.FloatField(
@@ -100,12 +101,17 @@ def finish(row: Run | Step, status: Status, **values: Any) -> None:
 
 
 def bury_the_dead(alias: str) -> list[Run]:
-    """Mark the runs that never said how they ended. Hold the runner's lock, so that none of them lives."""
+    """Mark the runs that never said how they ended. Hold the runner's lock, so that none of them lives.
+
+    A step stands in django_migrations from the moment of its commit, also if it could not say so here.
+    """
     dead = list(Run.objects.using(alias).filter(status=Status.RUNNING))
     for run in dead:
         finish(run, Status.DIED, error="The process ended without a word: it was killed, or its machine was.")
+        applied = MigrationRecorder(connections[alias]).applied_migrations()
         for step in run.steps.using(alias).filter(status=Status.RUNNING):
-            finish(step, Status.DIED)
+            done = ((step.app, step.name) in applied) is (step.direction == Step.Direction.UP)
+            finish(step, Status.SUCCEEDED if done else Status.DIED)
     return dead
 
 
@@ -114,7 +120,22 @@ def prune(alias: str, days: int) -> None:
     Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days)).delete()
 
 
-def latest_steps(alias: str) -> dict[tuple[str, str], Step]:
-    """Return the last successful step of each migration that has one."""
-    steps = Step.objects.using(alias).filter(status=Status.SUCCEEDED).order_by("app", "name", "-pk")
-    return {(step.app, step.name): step for step in steps.distinct("app", "name")}
+# Without the right to use its schema or to read it, a table is as good as none.
+READABLE = "SELECT coalesce(has_table_privilege(to_regclass(%s), 'SELECT'), false)"
+
+
+def latest_steps(alias: str, *columns: str) -> dict[tuple[str, str], Any]:
+    """Return the last successful step of each migration that has one; none where no ledger can be read.
+
+    Args:
+        columns: which attributes the steps shall have beside app, name and direction; times cost the most.
+    """
+    if connections[alias].vendor != "postgresql":
+        return {}
+    with connections[alias].cursor() as cursor:
+        cursor.execute(READABLE, [Step._meta.db_table])
+        if not cursor.fetchone()[0]:
+            return {}
+    succeeded = Step.objects.using(alias).filter(status=Status.SUCCEEDED).order_by("app", "name", "-pk")
+    rows = succeeded.distinct("app", "name").values_list("app", "name", "direction", *columns, named=True)
+    return {(step.app, step.name): step for step in rows}

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from django.db import connections
 from django.db.migrations import Migration, operations
+from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.executor import APP, Executor
+from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Plan
 
@@ -35,19 +36,19 @@ class Loss(NamedTuple):
         return f"{self.number:,} {self.what}"
 
 
-def batch(executor: Executor, ledger: str, run_id: int | None = None) -> set[Key]:
+def batch(executor: MigrationExecutor, alias: str, run_id: int | None = None) -> set[Key]:
     """Return what one run applied and is still applied: of the run with that id, else of the last one that has any.
 
     Raises:
         NotUndoable: if there is no such run, or nothing of it is left to take back.
     """
-    ups = Step.objects.using(ledger).filter(direction=Step.Direction.UP, status=Status.SUCCEEDED).order_by("-pk")
+    ups = Step.objects.using(alias).filter(direction=Step.Direction.UP, status=Status.SUCCEEDED).order_by("-pk")
     if run_id is not None:
-        if not Run.objects.using(ledger).filter(pk=run_id).exists():
+        if not Run.objects.using(alias).filter(pk=run_id).exists():
             raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
         ups = ups.filter(run=run_id)
     latest: dict[Key, int] = {}
-    for run, app, name in Step.objects.using(ledger).filter(status=Status.SUCCEEDED).values_list("run", "app", "name"):
+    for run, app, name in Step.objects.using(alias).filter(status=Status.SUCCEEDED).values_list("run", "app", "name"):
         latest[app, name] = max(run, latest.get((app, name), 0))
     for run, app, name in ups.values_list("run", "app", "name"):
         if (app, name) in executor.loader.applied_migrations and latest[app, name] == run:
@@ -61,7 +62,7 @@ def batch(executor: Executor, ledger: str, run_id: int | None = None) -> set[Key
     return set()
 
 
-def last_steps(executor: Executor, count: int) -> set[Key]:
+def last_steps(executor: MigrationExecutor, count: int) -> set[Key]:
     """Return the migrations that were applied last, ``count`` of them.
 
     Raises:
@@ -74,7 +75,7 @@ def last_steps(executor: Executor, count: int) -> set[Key]:
     return set(known[:count])
 
 
-def later_than(executor: Executor, timestamp: str) -> set[Key]:
+def later_than(executor: MigrationExecutor, timestamp: str) -> set[Key]:
     """Return every applied migration of any app that comes after ``timestamp``, and what depends on one of them.
 
     Raises:
@@ -95,7 +96,7 @@ def later_than(executor: Executor, timestamp: str) -> set[Key]:
     }
 
 
-def plan_of(executor: Executor, chosen: set[Key]) -> Plan:
+def plan_of(executor: MigrationExecutor, chosen: set[Key]) -> Plan:
     """Return the steps down, newest first.
 
     Raises:
@@ -112,16 +113,25 @@ def plan_of(executor: Executor, chosen: set[Key]) -> Plan:
     full = [migration for migration, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
     plan = [(migration, True) for migration in reversed(full) if (migration.app_label, migration.name) in chosen]
     for migration, _ in plan:
-        for operation in migration.operations:
-            if not operation.reversible:
-                raise NotUndoable(
-                    f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
-                    "Give it a reverse_sql or reverse_code, or restore a backup."
-                )
+        refuse_irreversible(migration)
     return plan
 
 
-def losses(executor: Executor, plan: Plan) -> Iterator[Loss]:
+def refuse_irreversible(migration: Migration) -> None:
+    """Pass if each operation of the migration has a way back.
+
+    Raises:
+        NotUndoable: names the one that has none.
+    """
+    for operation in migration.operations:
+        if not operation.reversible:
+            raise NotUndoable(
+                f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
+                "Give it a reverse_sql or reverse_code, or restore a backup."
+            )
+
+
+def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
     """Yield what the plan would delete that is there: rows of tables, values of columns that are not null."""
     for migration, _ in plan:
         state = executor.loader.project_state((migration.app_label, migration.name))

@@ -11,10 +11,12 @@ can begin again. What is not there yet is made just as Django makes it, and ``sq
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from django.db import ProgrammingError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.ddl_references import Statement
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 from django.db.models import Model
@@ -442,6 +444,17 @@ CHECKS: list[tuple[Callable[..., str], str, str]] = [
     (SchemaEditor._no_index, "table name", "delete_index delete_index_concurrently"),
     (SchemaEditor._no_constraint, "table name", "delete_constraint delete_check delete_unique delete_pk delete_fk"),
 ]
+
+
+@contextmanager
+def twice_is_once(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let all schema changes of the connection go through our editor during the block."""
+    editor = connection.SchemaEditorClass
+    connection.SchemaEditorClass = schema_editor_class(editor)
+    try:
+        yield
+    finally:
+        connection.SchemaEditorClass = editor
 
 
 @functools.cache

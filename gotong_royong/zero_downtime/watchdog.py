@@ -1,11 +1,13 @@
 """Whom does a migration keep waiting, and for how long?
 
 ``lock_timeout`` bounds how long our statements wait. Once one has its lock, only a second session can see who waits
-for us, and end it: this room is that session, a thread that looks every 20 ms.
+for us, and end it: this room is that session, a thread that looks every 20 ms. Nobody can have waited longer than we
+have been at it, so it looks only once something lasts.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,9 +15,13 @@ from typing import Any, NamedTuple
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime.locks import BLOCKS, is_patient
+from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, described, is_patient
+
+Report = Callable[..., object]
+"""Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
 
 INTERVAL = 0.02  # seconds between two looks
+WORTH_SAYING = 0.5  # seconds after which a statement is told of, and between two words on its progress
 
 # Sessions that wait for us, and ours if it waits: https://www.postgresql.org/docs/current/view-pg-locks.html.
 # A waiting session's row has no start in its first moment.
@@ -32,10 +38,11 @@ OUR_LOCK = """
     ORDER BY array_position(%(modes)s, mode) DESC LIMIT 1
 """
 
-SESSIONS = """
-    SELECT pid, coalesce(nullif(application_name, ''), backend_type), usename, state,
-           extract(epoch FROM clock_timestamp() - coalesce(xact_start, state_change))::float8
-    FROM pg_stat_activity WHERE pid = ANY(%s) ORDER BY xact_start
+# https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING
+PROGRESS = """
+    SELECT phase, CASE WHEN blocks_total > 0 THEN round(100.0 * blocks_done / blocks_total)::int
+                       WHEN tuples_total > 0 THEN round(100.0 * tuples_done / tuples_total)::int END
+    FROM pg_stat_progress_create_index WHERE pid = %s
 """
 
 
@@ -82,11 +89,12 @@ class Watchdog(threading.Thread):
         connection: whose session is watched. The watchdog opens one of its own with the same parameters.
         budget: seconds that anybody may wait for us before the running statement is canceled.
         queue_budget: seconds that anybody may wait behind us while we only wait ourselves.
+        report: is told of statements that last, and of their progress.
     """
 
-    def __init__(self, connection: BaseDatabaseWrapper, *, budget: float, queue_budget: float) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, *, budget: float, queue_budget: float, report: Report) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.budget, self.queue_budget = budget, queue_budget
+        self.budget, self.queue_budget, self.report = budget, queue_budget, report
         self.us: int = connection.connection.info.backend_pid
         self.session: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
         self.session.autocommit = True
@@ -97,6 +105,8 @@ class Watchdog(threading.Thread):
         self.gave_way = False
         """Whether it was canceled only to let others pass, and is to be tried again."""
         self.blockers: list[int] = []
+        self._busy_since: float | None = None
+        self._say_at = 0.0
         self._canceled_at: float | None = None
         self._ended = threading.Event()
 
@@ -117,11 +127,20 @@ class Watchdog(threading.Thread):
 
     def new_try(self) -> None:
         self.verdict, self.gave_way, self._canceled_at = "", False, None
+        self._busy_since = time.monotonic()
+
+    def rest(self) -> None:
+        """Look no more until the next try: nothing is held."""
+        self._busy_since = None
+
+    def begin_statement(self, sql: str) -> None:
+        self.statement, self._say_at, self.blockers = sql, time.monotonic() + WORTH_SAYING, []
 
     def run(self) -> None:
         with suppress(psycopg.Error):  # the server went away: the watched session learns it too
             while not self._ended.wait(INTERVAL):
-                self.look()
+                if self._busy_since is not None and time.monotonic() - self._busy_since > INTERVAL:
+                    self.look()
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""
@@ -134,13 +153,19 @@ class Watchdog(threading.Thread):
         for wait in others:
             self.blocked.waits[wait.pid, wait.since] = wait.seconds
         longest = max(others, key=lambda wait: wait.seconds, default=None)
-        if longest is None:
-            return
-        if longest.seconds > self.budget:
+        if longest and longest.seconds > self.budget:
             self._cancel(longest, len(others))
-        elif ours and longest.seconds > self.queue_budget and not is_patient(self.statement):
+        elif longest and ours and longest.seconds > self.queue_budget and not is_patient(self.statement):
             self.gave_way = True
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
+        elif self.statement and time.monotonic() > self._say_at:
+            self._say_progress(waits=bool(ours))
+
+    def _say_progress(self, *, waits: bool) -> None:
+        self._say_at = time.monotonic() + WORTH_SAYING
+        phase, percent = self.session.execute(PROGRESS, [self.us]).fetchone() or ("", None)
+        whom = self.whom_we_wait_for() if waits else ""
+        self.report("progress", sql=self.statement, phase=phase, percent=percent, whom=whom)
 
     def _cancel(self, longest: Wait, sessions: int) -> None:
         """Cancel the statement; where none is running and the transaction stays open all the same, end the session."""
@@ -168,9 +193,5 @@ class Watchdog(threading.Thread):
     def whom_we_wait_for(self) -> str:
         """Say which sessions kept us from our lock when it was last looked at."""
         with suppress(psycopg.Error):
-            rows = self.session.execute(SESSIONS, [self.blockers]).fetchall()
-            return "; ".join(
-                f"process {pid} ({name}, user {user}, {state} for {seconds or 0:.1f} s)"
-                for pid, name, user, state, seconds in rows
-            )
+            return described(self.session.execute(BLOCKERS, [self.blockers]).fetchall())
         return ""

@@ -13,8 +13,9 @@ from django.core.management import CommandError, call_command
 from django.db import connections, migrations, models
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained
-from gotong_royong.zero_downtime.executor import Executor, only_runner
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from tests.catalog import fingerprint
 from tests.test_migrations import conninfo, look, url
@@ -26,6 +27,7 @@ ROWS = """
     INSERT INTO users (username, email, password_hash)
     SELECT 'user' || i, 'user' || i || '@example.org', '!' FROM generate_series(1, 20000) i
 """
+BEFORE_LAST = "20260210191000_add_check_constraints_tasks_and_task_assignments"
 LOCK_TIMEOUT = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
 
 
@@ -37,15 +39,21 @@ def migrated(scratch):
     return scratch
 
 
-def run(database, *operations, atomic=True):
+def ignore(event, **facts):
+    pass
+
+
+def run(database, *operations, atomic=True, **keywords):
     """Apply a migration made of these operations, as migrate would; return what the ledger says of it."""
     body = {"operations": list(operations), "atomic": atomic, "dependencies": []}
     migration = type("Migration", (migrations.Migration,), body)("20270101000000_trial", "accounts")
-    with only_runner(database, print) as ledger:
-        executor = Executor(database, ledger=ledger, report=lambda line: None)
-        state = executor._create_project_state(with_applied_migrations=True)
-        with executor._twice_is_once(), executor._recorded(), executor._guarded():
-            executor.apply_migration(state, migration)
+    with only_runner(database, ignore) as alias:
+        executor = Executor(database, alias=alias, **keywords)
+        state, graph = executor._create_project_state(with_applied_migrations=True), executor.loader.graph
+        leaf = graph.leaf_nodes("accounts")[0]
+        graph.add_node(("accounts", migration.name), migration)
+        graph.add_dependency(migration, ("accounts", migration.name), leaf)
+        executor.migrate([], plan=[(migration, False)], state=state)
     return Step.objects.using(database.alias).latest("pk")
 
 
@@ -108,7 +116,7 @@ class TestLockBudget:
         run(migrated, migrations.RunPython(lambda *_: seen.append(ask(migrated, LOCK_TIMEOUT)[0])))
         assert seen == ["100ms"]
         assert ask(migrated, LOCK_TIMEOUT) == before
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(StepFailed, match="in operation 1 of 1: ZeroDivisionError: division by zero"):
             run(migrated, migrations.RunPython(lambda *_: 1 / 0))
         assert ask(migrated, LOCK_TIMEOUT) == before
 
@@ -126,10 +134,10 @@ class TestWatchdog:
         slow = "ALTER TABLE users ADD COLUMN points text; SELECT pg_sleep(20)"
         started = time.monotonic()
         with load(conninfo(migrated), READ, WRITE), pytest.raises(BlockedTooLong) as caught:
-            run(migrated, migrations.RunSQL(slow.split(";")))
+            run(migrated, *map(migrations.RunSQL, slow.split(";")))
         assert time.monotonic() - started < 10
         message = str(caught.value)
-        assert "accounts.20270101000000_trial was stopped and undone" in message
+        assert "accounts.20270101000000_trial was stopped in operation 2 of 2. It held" in message
         assert "AccessExclusiveLock on table users, which blocks reads and writes: 2 sessions waited" in message
         assert "pg_sleep(20)" in message
         step = Step.objects.using(migrated.alias).latest("pk")
@@ -185,10 +193,7 @@ class TestKilled:
             }
 
     def test_sigterm_closes_the_ledger(self, migrated):
-        with migrated.cursor() as cursor:
-            cursor.execute(
-                "DELETE FROM django_migrations WHERE name LIKE '%%let_the_database_follow_deletes' AND app = 'tasks'"
-            )
+        call_command("migrate", "tasks", BEFORE_LAST, database=migrated.alias, verbosity=0)
         with psycopg.connect(**conninfo(migrated)) as holder:
             holder.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
             deploy = migrate(migrated)

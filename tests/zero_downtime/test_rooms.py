@@ -8,10 +8,10 @@ import gotong_royong.zero_downtime
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "stages"},
-    {"locks", "catalog", "schema", "watchdog"},
-    {"models"},
+    {"locks", "catalog", "schema", "watchdog", "guard"},
+    {"models", "ledger", "history"},
     {"autodetector"},
-    {"executor", "rollback"},
+    {"rollback", "executor"},
     {"apps", "management"},
 ]
 

@@ -8,7 +8,8 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from gotong_royong.zero_downtime import rollback
 from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.executor import Executor, only_runner
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
 
 
@@ -16,7 +17,7 @@ class Command(BaseCommand):
     help = "Takes back the migrations of the last run, or as many as you say, newest first."
     requires_system_checks: list[str] = []
     migration_progress_callback: Any = migrate.Command.migration_progress_callback
-    say: Any = migrate.Command.say
+    report: Any = migrate.Command.report
 
     def add_arguments(self, parser: Any) -> None:
         which = parser.add_mutually_exclusive_group()
@@ -30,33 +31,33 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity = options["verbosity"]
         connection = connections[options["database"]]
-        with migrate.sigterm_like_ctrl_c(), only_runner(connection, self.say) as ledger:
+        with migrate.sigterm_like_ctrl_c(), only_runner(connection, self.report) as alias:
             executor = Executor(
-                connection, self.migration_progress_callback, ledger=ledger, command="rollback", report=self.say
+                connection, self.migration_progress_callback, alias=alias, command="rollback", report=self.report
             )
             if options["steps"] is not None:
                 chosen = rollback.last_steps(executor, options["steps"])
             elif options["to"]:
                 chosen = rollback.later_than(executor, options["to"])
             else:
-                chosen = rollback.batch(executor, ledger, options["run"])
+                chosen = rollback.batch(executor, alias, options["run"])
             plan = rollback.plan_of(executor, chosen)
             if not plan:
-                self.say("Nothing to take back.")
+                self.stdout.write("Nothing to take back.")
                 return
             losses = list(rollback.losses(executor, plan))
-            self.say(self.style.MIGRATE_HEADING("To be taken back, in this order:"))
+            self.stdout.write(self.style.MIGRATE_HEADING("To be taken back, in this order:"))
             for migration, _ in plan:
-                self.say(f"  {migration}")
+                self.stdout.write(f"  {migration}")
                 for loss in losses:
                     if loss.migration == migration:
-                        self.say(self.style.WARNING(f"    loses {loss}"))
+                        self.stdout.write(self.style.WARNING(f"    loses {loss}"))
             if options["plan"]:
                 return
             if losses and not options["yes"]:
                 self.ask(len(losses))
             executor.migrate([], plan=plan)
-            self.say(self.style.SUCCESS(f"Took back {len(plan)} migrations in {executor.run}."))
+            self.stdout.write(self.style.SUCCESS(f"Took back {len(plan)} migrations in {executor.run}."))
 
     def ask(self, count: int) -> None:
         if not sys.stdin.isatty():

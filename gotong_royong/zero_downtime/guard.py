@@ -1,0 +1,110 @@
+"""How does work on a connection keep to the budget, whatever it does?
+
+A guard bounds how long each statement waits for its lock, tries again what did not get it, lets the watchdog look, and
+leaves the session as it was. Should this process be killed, the server notices within the block budget and ends the
+statement, which nobody watches any more.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, summary
+from gotong_royong.zero_downtime.watchdog import Report, Watchdog
+
+T = TypeVar("T")
+
+
+class Guard:
+    """Puts the lock budget and the watchdog around everything that the connection does during a ``with``.
+
+    Args:
+        report: is told of statements that take long, tries that got no lock, and waits.
+    """
+
+    watchdog: Watchdog
+
+    def __init__(self, connection: BaseDatabaseWrapper, report: Report) -> None:
+        self.connection, self.report = connection, report
+        self._in_statement = False
+        self._exit = ExitStack()
+
+    def __enter__(self) -> "Guard":
+        with ExitStack() as stack:
+            settings = {
+                "application_name": "migrate",
+                "lock_timeout": locks.milliseconds(conf.LOCK_TIMEOUT),
+                "client_connection_check_interval": locks.milliseconds(conf.BLOCK_BUDGET),
+            }
+            stack.enter_context(locks.session_settings(self.connection, **settings))
+            self.watchdog = stack.enter_context(
+                Watchdog(self.connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT, report=self.report)
+            )
+            stack.enter_context(self.connection.execute_wrapper(self._statement))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._exit.__exit__(*exception)
+
+    def trying(self, action: Callable[[int], T]) -> T:
+        """Call ``action`` with 1, 2, 3 … until it gets its locks. What a try has done, it must undo if it fails.
+
+        Raises:
+            LockNotObtained: when the patience is at its end.
+            BlockedTooLong: if somebody waited for longer than the block budget.
+        """
+        try:
+            return self._retrying(action)
+        except Exception:
+            if self.watchdog.verdict:
+                raise BlockedTooLong(self.watchdog.verdict) from None
+            raise
+        finally:
+            self.watchdog.rest()
+
+    def _retrying(self, action: Callable[[int], T]) -> T:
+        return locks.retrying(action, patience=conf.PATIENCE, retry=self._is_worth_another_try, report=self._say_retry)
+
+    def _statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        """Run one statement, outside of a transaction again and again until it has its lock.
+
+        In a transaction it is run once, because that is tried again as a whole. So is a concurrent index build: what a
+        failed one left behind must go first, and the schema editor sees to that.
+        """
+        if self._in_statement:
+            return execute(sql, params, many, context)
+        if self.watchdog.verdict:
+            raise BlockedTooLong(self.watchdog.verdict)
+        text = str(sql)
+        patient = locks.is_patient(text)
+
+        def without_limits() -> Any:
+            with locks.session_settings(self.connection, lock_timeout="0", statement_timeout="0"):
+                return execute(sql, params, many, context)
+
+        self._in_statement = True
+        self.watchdog.begin_statement(text)
+        try:
+            if patient:
+                return without_limits()
+            if self.connection.in_atomic_block:
+                return execute(sql, params, many, context)
+            return self._retrying(lambda attempt: execute(sql, params, many, context))
+        finally:
+            self._in_statement = False
+            self.watchdog.begin_statement("")
+
+    def _is_worth_another_try(self, error: BaseException) -> bool:
+        state = locks.sqlstate(error)
+        return state in {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK} or (
+            state == locks.QUERY_CANCELED and self.watchdog.gave_way and not self.watchdog.verdict
+        )
+
+    def _say_retry(self, attempt: int, pause: float, error: BaseException) -> None:
+        self.report("retry", attempt=attempt, pause=pause, whom=self.watchdog.whom_we_wait_for() or summary(error))
+        self.watchdog.new_try()

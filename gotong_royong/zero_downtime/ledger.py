@@ -1,0 +1,166 @@
+"""How does a run write down what it does, so that it stays written whatever happens to the run?
+
+It writes on a session of its own, which a migration's rollback does not reach. The same session holds the lock that
+keeps other runs away, so both end with the process.
+"""
+
+import getpass
+import hashlib
+import inspect
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.creation import TEST_DATABASE_PREFIX
+from django.db.migrations import Migration
+
+from gotong_royong.zero_downtime import locks, models
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import RolledBack, summary
+from gotong_royong.zero_downtime.models import Run, Status, Step
+from gotong_royong.zero_downtime.watchdog import Report
+
+APP = "zero_downtime"
+
+BEGIN_STEP = f"""
+    INSERT INTO {Step._meta.db_table} (run_id, app, name, direction, faked, checksum)
+    VALUES (%s, %s, %s, %s, %s, %s) RETURNING id
+"""  # noqa: S608
+END_STEP = f"""
+    UPDATE {Step._meta.db_table}
+    SET status = %s, error = %s, tries = %s, lock_wait = %s, longest_blocked = %s, total_blocked = %s,
+        blocked_sessions = %s, finished_at = clock_timestamp()
+    WHERE id = %s
+"""  # noqa: S608
+
+
+def is_guarded(connection: BaseDatabaseWrapper) -> bool:
+    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not on a test's database."""
+    name = str(connection.settings_dict["NAME"])
+    is_test = name.startswith(TEST_DATABASE_PREFIX) or name == connection.settings_dict["TEST"]["NAME"]
+    return connection.vendor == "postgresql" and not is_test
+
+
+@contextmanager
+def second_session(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """Open another session on the same database, under an alias of its own: for the runner's lock and the ledger."""
+    alias = f"{connection.alias}_ledger"
+    connections[alias] = connection.copy(alias)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SET application_name = 'migrate: ledger'")
+        # The next commit of the migrating session takes to the disk what the ledger wrote before it.
+        cursor.execute("SET synchronous_commit = off")
+    try:
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias]
+
+
+@contextmanager
+def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str]:
+    """Wait until no other run is on this database and keep others out; yield the second session's alias.
+
+    A run that was killed may have left a statement that the server still works at. That is waited for, too.
+
+    Raises:
+        TransactionPooling: where such a lock means nothing.
+    """
+    with second_session(connection) as alias:
+        other = connections[alias]
+        connection.ensure_connection()
+        locks.refuse_transaction_pooling(other, connection)
+        said = ""
+
+        def say(whom: str) -> None:
+            nonlocal said
+            if whom != said:
+                report("waiting", whom=whom)
+                said = whom
+
+        def say_run(holder: str) -> None:
+            run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if exists(other) else None
+            say(run.described if run else f"another migrate, {holder}")
+
+        def say_statement(holder: str) -> None:
+            say(f"the last statement of a run that was killed: {holder}. SELECT pg_terminate_backend(…) would end it")
+
+        with locks.held(other, locks.RUNNER, say_run), locks.held(connection, locks.AT_WORK, say_statement):
+            yield alias
+
+
+def exists(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the database has a ledger."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [Step._meta.db_table])
+        return bool(cursor.fetchone()[0])
+
+
+@contextmanager
+def recorded(alias: str, command: str, report: Report) -> Iterator[Run]:
+    """Open a run, and say in it how it ended."""
+    for dead in models.bury_the_dead(alias):
+        report("note", text=f"Found {dead.described}, whose process died. What it left half done is finished now.")
+    run = Run.objects.using(alias).create(
+        command=command, who=f"{getpass.getuser()}@{socket.gethostname()}", process=os.getpid(), revision=revision()
+    )
+    try:
+        yield run
+    except BaseException as error:
+        with suppress(Error):  # the database may be what went away
+            models.finish(run, _status_after(error), error=summary(error) or "Stopped by Ctrl-C or SIGTERM.")
+        raise
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SET synchronous_commit = on")
+    models.finish(run, Status.SUCCEEDED)
+    if conf.KEEP_RUNS is not None:
+        models.prune(alias, conf.KEEP_RUNS)
+
+
+def _status_after(error: BaseException) -> Status:
+    if isinstance(error, KeyboardInterrupt):
+        return Status.INTERRUPTED
+    return Status.ROLLED_BACK if isinstance(error, RolledBack) else Status.FAILED
+
+
+def begin_step(alias: str, run: Run, migration: Migration, direction: Step.Direction, *, faked: bool) -> int:
+    """Write down that a step begins; return its id."""
+    values: list[Any] = [run.pk, migration.app_label, migration.name, direction.value, faked, checksum(migration)]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(BEGIN_STEP, values)
+        return int(cursor.fetchone()[0])
+
+
+def end_step(alias: str, step: int, status: Status, error: str, facts: dict[str, Any]) -> None:
+    """Write down how a step ended; ``facts`` in the order of the columns from ``tries`` to ``blocked_sessions``."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(END_STEP, [status.value, error, *facts.values(), step])
+
+
+def checksum(migration: Migration) -> str:
+    """Return the SHA-256 of the file that the migration stands in; nothing if there is none."""
+    try:
+        with open(inspect.getfile(type(migration)), "rb") as file:  # noqa: PTH123  (a path object per file costs more)
+            return hashlib.sha256(file.read()).hexdigest()
+    except (OSError, TypeError):
+        return ""
+
+
+def revision() -> str:
+    """Return the git revision of the code, if it stands in a work tree and git is there."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
