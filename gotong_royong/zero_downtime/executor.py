@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
-from django.db import Error, InterfaceError, OperationalError
+from django.db import Error, InterfaceError, OperationalError, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.exceptions import MigrationSchemaMissing
@@ -33,9 +33,12 @@ from gotong_royong.zero_downtime.exceptions import (
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.models import Run, Status, Step
-from gotong_royong.zero_downtime.schema import twice_is_once
+from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
 from gotong_royong.zero_downtime.watchdog import Report
+
+# What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is not.
+DONE_ALREADY = {"42P07", "42701", "42710", "42P01", "42703", "42704"}
 
 
 class Begun(list[Operation]):
@@ -77,7 +80,7 @@ class Executor(MigrationExecutor):
         self.report, self.before_first_step = report, before_first_step
         self.held_back: list[str] = []
         self.run: Run | None = None
-        self._at_work: tuple[Run, Guard] | None = None
+        self._at_work: tuple[ledger.Steps, Guard] | None = None
         self._applied: list[Migration] = []
         self._recalled: list[Migration] = []
         self._number = self._of = 0
@@ -129,16 +132,16 @@ class Executor(MigrationExecutor):
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
         with ExitStack() as stack:
-            stack.enter_context(twice_is_once(self.connection))
             made = self._make_ledger()
             if state is not None:
                 for migration in made:
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
             self._number, self._of = 0, len(plan)
-            self.run = stack.enter_context(ledger.recorded(self.alias, self.command, self.report))
+            steps = stack.enter_context(ledger.recorded(self.alias, self.command, self.report))
+            self.run = steps.run
             self.before_first_step(self.run)
-            self._at_work = self.run, stack.enter_context(Guard(self.connection, self.report))
+            self._at_work = steps, stack.enter_context(Guard(self.connection, self.report))
             return super().migrate(targets, plan, state, fake, fake_initial)
 
     def _make_ledger(self) -> list[Migration]:
@@ -151,7 +154,8 @@ class Executor(MigrationExecutor):
         plan = super().migration_plan(leaves, clean_start=not ledger.exists(self.connection))
         try:
             if plan:
-                MigrationExecutor(self.connection).migrate([], plan=plan)
+                with twice_is_once(self.connection):
+                    super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
             user = self.connection.settings_dict["USER"]
             raise NoLedger(
@@ -169,17 +173,14 @@ class Executor(MigrationExecutor):
             return super().apply_migration(state, migration, fake, fake_initial)
         if fake_initial and not fake:
             fake, state = self.detect_soft_applied(state, migration)
-        before: ProjectState | None = None
+        used = False
 
-        def apply(attempt: int) -> ProjectState:
-            nonlocal before
-            if attempt == 1:
-                after = state
-            else:
-                before = before or self._create_project_state(with_applied_migrations=True)
-                after = before.clone()
+        def apply(careful: bool) -> ProjectState:
+            nonlocal used
+            after = self._create_project_state(with_applied_migrations=True) if used else state
+            used = True
             try:
-                with self._editor(migration, fake or migration in self._recalled) as editor:
+                with self._editor(migration, fake or migration in self._recalled, careful) as editor:
                     if editor:
                         after = migration.apply(after, editor)
                         _run_deferred(editor)
@@ -204,9 +205,9 @@ class Executor(MigrationExecutor):
         if (at_work := self._at_work) is None:
             return super().unapply_migration(state, migration, fake)
 
-        def unapply(attempt: int) -> ProjectState:
+        def unapply(careful: bool) -> ProjectState:
             before = state
-            with self._editor(migration, fake) as editor:
+            with self._editor(migration, fake, careful) as editor:
                 if editor:
                     before = migration.unapply(state, editor)
                     _run_deferred(editor)
@@ -222,16 +223,18 @@ class Executor(MigrationExecutor):
         django: Any = self
         django.record_migration(migration)
 
-    def _editor(self, migration: Migration, fake: bool) -> Any:
-        return nullcontext() if fake else self.connection.schema_editor(atomic=migration.atomic)
+    def _editor(self, migration: Migration, fake: bool, careful: bool) -> Any:
+        plain = self.connection.SchemaEditorClass
+        editor = schema_editor_class(plain) if careful else plain
+        return nullcontext() if fake else editor(self.connection, atomic=migration.atomic)
 
     def _step(
         self,
-        run: Run,
+        steps: ledger.Steps,
         guard: Guard,
         migration: Migration,
         direction: Step.Direction,
-        action: Callable[[int], ProjectState],
+        action: Callable[[bool], ProjectState],
         *,
         faked: bool,
     ) -> ProjectState:
@@ -240,19 +243,30 @@ class Executor(MigrationExecutor):
         who: dict[str, Any] = {"app": migration.app_label, "name": migration.name, "direction": direction.value}
         who |= {"number": self._number, "of": self._of}
         self.report("step_started", **who, stage=stage_of(migration).value, faked=faked)
-        step = ledger.begin_step(self.alias, run, migration, direction, faked=faked)
+        steps.begin(migration, direction, faked=faked)
         blocked, tries, started = guard.watchdog.new_step(), 0, time.monotonic()
+        careful = not migration.atomic
         vars(migration)["operations"] = operations = Begun(migration.operations)
 
         def one_try(attempt: int) -> ProjectState:
-            nonlocal tries
+            """Look before each statement whether it is done already only where that can be.
+
+            A migration that is atomic leaves nothing half done, so it is PostgreSQL that says so, once in a while.
+            """
+            nonlocal tries, careful
             tries = attempt
-            return action(attempt)
+            try:
+                return action(careful)
+            except (ProgrammingError, ValueError) as error:
+                if careful or not (isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY):
+                    raise
+                careful = True
+                return action(careful)
 
         def end(status: Status, error: str = "") -> None:
             facts = {"tries": tries, "lock_wait": blocked.lock_wait, "longest_blocked": blocked.longest}
             facts |= {"total_blocked": blocked.total, "blocked_sessions": blocked.sessions}
-            ledger.end_step(self.alias, step, status, error, facts)
+            steps.end(status, error, facts)
             seconds = time.monotonic() - started
             self.report("step_finished", **who, status=status.value, seconds=seconds, error=error, **facts)
 

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import psycopg
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
+from django.utils import timezone
 
 from gotong_royong.zero_downtime import locks, models
 from gotong_royong.zero_downtime.conf import conf
@@ -27,16 +29,20 @@ from gotong_royong.zero_downtime.watchdog import Report
 
 APP = "zero_downtime"
 
-BEGIN_STEP = f"""
-    INSERT INTO {Step._meta.db_table} (run_id, app, name, direction, faked, checksum)
-    VALUES (%s, %s, %s, %s, %s, %s) RETURNING id
-"""  # noqa: S608
 END_STEP = f"""
     UPDATE {Step._meta.db_table}
     SET status = %s, error = %s, tries = %s, lock_wait = %s, longest_blocked = %s, total_blocked = %s,
-        blocked_sessions = %s, finished_at = clock_timestamp()
+        blocked_sessions = %s, finished_at = %s
     WHERE id = %s
 """  # noqa: S608
+BEGIN_STEP = f"""
+    WITH ended AS ({END_STEP})
+    INSERT INTO {Step._meta.db_table} (run_id, app, name, direction, faked, checksum)
+    VALUES (%s, %s, %s, %s, %s, %s) RETURNING id
+"""  # noqa: S608
+
+NO_STEP: list[Any] = [None] * 9
+"""The parameters with which ``END_STEP`` changes no row."""
 
 
 def is_guarded(connection: BaseDatabaseWrapper) -> bool:
@@ -101,18 +107,54 @@ def exists(connection: BaseDatabaseWrapper) -> bool:
         return bool(cursor.fetchone()[0])
 
 
+class Steps:
+    """Writes the steps of a run. How one ended is written in one statement with the beginning of the next.
+
+    Should the process be killed in between, ``bury_the_dead`` finds out from django_migrations.
+    """
+
+    def __init__(self, alias: str, run: Run) -> None:
+        self.alias, self.run = alias, run
+        self._id, self._end = 0, NO_STEP
+
+    def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
+        values = [self.run.pk, migration.app_label, migration.name, direction.value, faked, checksum(migration)]
+        ((self._id,),) = self._execute(BEGIN_STEP, [*self._end, *values]).fetchall()
+        self._end = NO_STEP
+
+    def end(self, status: Status, error: str, facts: dict[str, Any]) -> None:
+        """Remember how the step ended; ``facts`` in the order of the columns from ``tries`` on."""
+        self._end = [status.value, error, *facts.values(), timezone.now(), self._id]
+        if status != Status.SUCCEEDED:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._end is not NO_STEP:
+            self._execute(END_STEP, self._end)
+            self._end = NO_STEP
+
+    def _execute(self, sql: str, values: list[Any]) -> psycopg.Cursor[Any]:
+        """Execute as a prepared statement, which costs a third of what Django's cursor does."""
+        connection = connections[self.alias]
+        with connection.wrap_database_errors:
+            return psycopg.Cursor(connection.connection).execute(sql, values, prepare=True)
+
+
 @contextmanager
-def recorded(alias: str, command: str, report: Report) -> Iterator[Run]:
+def recorded(alias: str, command: str, report: Report) -> Iterator[Steps]:
     """Open a run, and say in it how it ended."""
     for dead in models.bury_the_dead(alias):
         report("note", text=f"Found {dead.described}, whose process died. What it left half done is finished now.")
     run = Run.objects.using(alias).create(
         command=command, who=f"{getpass.getuser()}@{socket.gethostname()}", process=os.getpid(), revision=revision()
     )
+    steps = Steps(alias, run)
     try:
-        yield run
+        yield steps
+        steps.flush()
     except BaseException as error:
         with suppress(Error):  # the database may be what went away
+            steps.flush()
             models.finish(run, _status_after(error), error=summary(error) or "Stopped by Ctrl-C or SIGTERM.")
         raise
     with connections[alias].cursor() as cursor:
@@ -126,20 +168,6 @@ def _status_after(error: BaseException) -> Status:
     if isinstance(error, KeyboardInterrupt):
         return Status.INTERRUPTED
     return Status.ROLLED_BACK if isinstance(error, RolledBack) else Status.FAILED
-
-
-def begin_step(alias: str, run: Run, migration: Migration, direction: Step.Direction, *, faked: bool) -> int:
-    """Write down that a step begins; return its id."""
-    values: list[Any] = [run.pk, migration.app_label, migration.name, direction.value, faked, checksum(migration)]
-    with connections[alias].cursor() as cursor:
-        cursor.execute(BEGIN_STEP, values)
-        return int(cursor.fetchone()[0])
-
-
-def end_step(alias: str, step: int, status: Status, error: str, facts: dict[str, Any]) -> None:
-    """Write down how a step ended; ``facts`` in the order of the columns from ``tries`` to ``blocked_sessions``."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(END_STEP, [status.value, error, *facts.values(), step])
 
 
 def checksum(migration: Migration) -> str:

@@ -21,7 +21,7 @@ class Migration(migrations.Migration):
                 ('who', models.CharField(help_text='The system user and the host.', max_length=255)),
                 ('process', models.IntegerField(help_text="The operating system's process id on that host.")),
                 ('revision', models.CharField(blank=True, db_default='', help_text='The git revision of the code.', max_length=40)),
-                ('backup', models.TextField(blank=True, db_default='', help_text='The file of the backup taken before the first step.')),
+                ('backup', models.TextField(blank=True, db_default='', help_text='The backup taken before the first step.')),
                 ('error', models.TextField(blank=True, db_default='')),
                 ('started_at', models.DateTimeField(db_default=models.Func(function='now'))),
                 ('finished_at', models.DateTimeField(null=True)),
