@@ -1,12 +1,17 @@
 """Django's ``migrate``, carried out by our executor: one run at a time, under the lock budget, recorded."""
 
 import argparse
+import inspect
+import json
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from textwrap import indent
 from typing import Any
 
+from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
@@ -16,6 +21,7 @@ from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.ledger import is_guarded, only_runner
+from gotong_royong.zero_downtime.plan import PlannedStep, Planner, look_ahead
 from gotong_royong.zero_downtime.stages import Stage
 
 LINES = {
@@ -52,11 +58,15 @@ class Command(migrate.Command):
             action=argparse.BooleanOptionalAction,
             help="Undo what this run applied if a step fails; the default is the setting ZERO_DOWNTIME_AUTO_ROLLBACK.",
         )
+        parser.add_argument("--format", choices=["text", "json"], default="text", help="How --plan is printed.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity = options["verbosity"]
+        if options["plan"]:
+            self.show_plan(*args, **options)
+            return
         connection = connections[options["database"]]
-        self.guarded = is_guarded(connection) and not options["plan"] and not options["check_unapplied"]
+        self.guarded = is_guarded(connection) and not options["check_unapplied"]
         auto_rollback = conf.AUTO_ROLLBACK if options["auto_rollback"] is None else options["auto_rollback"]
         executors: list[Executor] = []
 
@@ -78,6 +88,9 @@ class Command(migrate.Command):
                 in_place_of_djangos(partial(executor, alias=alias)),
             ):
                 super().handle(*args, **options)
+        self.refuse_to_hold_back(*executors)
+
+    def refuse_to_hold_back(self, *executors: Executor) -> None:
         held_back = [chain for executor in executors for chain in executor.held_back]
         if held_back:
             raise ImpossibleStage(
@@ -98,6 +111,45 @@ class Command(migrate.Command):
     def report(self, event: str, **facts: Any) -> None:
         if self.verbosity and event in LINES:
             self.stdout.write(LINES[event].format(**facts))
+
+    def show_plan(self, *args: Any, **options: Any) -> None:
+        """Let Django find out what the plan is and whether it may be, and print it; nothing is locked or written."""
+        if options["prune"]:
+            raise CommandError("--plan only looks. Run migrate --prune by itself.")
+        planners: list[Planner] = []
+
+        def planner(*arguments: Any, **keywords: Any) -> Planner:
+            planners.append(Planner(*arguments, **keywords, stage=options["stage"]))
+            return planners[-1]
+
+        with in_place_of_djangos(planner), suppress(SystemExit):
+            super().handle(*args, **{**options, "plan": False, "check_unapplied": True})
+        plan = planners[0].plan
+        steps = look_ahead(planners[0], plan, fake=options["fake"], fake_initial=options["fake_initial"])
+        if options["format"] == "json":
+            self.stdout.write(json.dumps([step.as_json() for step in steps], indent=2))
+        else:
+            self.stdout.write("Planned operations:", self.style.MIGRATE_LABEL)
+            for step, (migration, backwards) in zip(steps, plan, strict=True):
+                self.print_step(step, [self.describe_operation(one, backwards) for one in migration.operations])
+            if not steps:
+                self.stdout.write("  No planned migration operations.")
+        self.refuse_to_hold_back(planners[0])
+        if plan and options["check_unapplied"]:
+            sys.exit(1)
+
+    def print_step(self, step: PlannedStep, operations: list[tuple[str, bool]]) -> None:
+        """Print a step: at verbosity 0 the tables it touches, at 1 also its statements, at 2 also its operations."""
+        self.stdout.write(str(step), self.style.MIGRATE_HEADING)
+        if self.verbosity > 1:
+            for operation, is_error in operations:
+                self.stdout.write(f"  {operation}", self.style.WARNING if is_error else None)
+        if self.verbosity:
+            for statement in step.statements or ["-- nothing to do in the database"] * (not step.faked):
+                style = self.style.WARNING if statement.startswith("--") else None
+                self.stdout.write(indent(inspect.cleandoc(statement), "    "), style)
+        for table in step.tables:
+            self.stdout.write(f"  touches {table}", self.style.NOTICE)
 
 
 @contextmanager

@@ -1,0 +1,261 @@
+"""What would a plan do to this database? For each step its statements, and the tables it touches that are there.
+
+Nothing is written and no lock kept: Django's schema editor collects the statements, and what it or an operation asks
+the database meanwhile is asked in transactions that are read-only. Python is named, not run.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from django.db import router
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import Migration
+from django.db.migrations.operations import RunPython, SeparateDatabaseAndState
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
+
+from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime.catalog import Table
+from gotong_royong.zero_downtime.exceptions import summary
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.stages import Plan, Stage, stage_of
+
+Move = tuple[Operation, ProjectState, ProjectState]
+
+# What is not SQL that runs: comments, texts, and the body of a function that is only made.
+NOT_RUN = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|(?P<made>\b(?:FUNCTION|PROCEDURE)\b[^$;]*)(?P<quote>\$\w*\$).*?(?P=quote)",
+    re.IGNORECASE | re.DOTALL,
+)
+DO = re.compile(r"\s*DO\b", re.IGNORECASE)
+DROP_TABLE = re.compile(r"\bDROP\s+TABLE\b", re.IGNORECASE)
+
+# Where a table, an index or a foreign key is named: after one of these words, or in a list there.
+NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)(?:\s*\.\s*(?:"(?:[^"]|"")+"|[^\W\d][\w$]*))?'
+MENTION = re.compile(
+    r"\b(?:TABLE|INDEX|VIEW|CONSTRAINT|REFERENCES|ON|FROM|JOIN|INTO|UPDATE|OF|PARTITION|INHERIT|LIKE"
+    r"|LOCK|TRUNCATE|COPY|CLUSTER|ANALYZE|VACUUM|FULL)"
+    r"(?:\s+(?:TABLE|INDEX|VIEW|CONSTRAINT|COLUMN|IF|NOT|EXISTS|ONLY|CONCURRENTLY)\b)*"
+    rf"\s*(?P<names>{NAME}(?:\s*,\s*{NAME})*)",
+    re.IGNORECASE,
+)
+GET_MODEL = re.compile(r"""\bget_model\(\s*["'](\w+)(?:["']\s*,\s*["']|\.)(\w+)["']""")
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One migration of a plan. ``statements`` are SQL, or SQL comments that say in words what is not SQL.
+
+    Those of a step that is ``atomic`` are one transaction; a step that is ``faked`` is only recorded.
+    """
+
+    app: str
+    name: str
+    direction: str
+    stage: Stage
+    atomic: bool
+    faked: bool
+    statements: list[str]
+    tables: list[Table]
+
+    def __str__(self) -> str:
+        remarks = [self.direction, self.stage.replace("_", "-")]
+        remarks += ["not in one transaction"] * (not self.atomic) + ["only recorded"] * self.faked
+        return f"{self.app}.{self.name} ({', '.join(remarks)})"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "tables": [table._asdict() for table in self.tables]}
+
+
+class Planner(Executor):
+    """An executor that remembers the plan it was asked for last."""
+
+    plan: Plan
+
+    def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
+        self.plan = super().migration_plan(targets, clean_start)
+        return self.plan
+
+
+def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initial: bool = False) -> list[PlannedStep]:
+    """Return what each step of the plan would do to the executor's database, which is only read.
+
+    Args:
+        fake: as if every step were only recorded.
+        fake_initial: as if those initial ones were whose tables are there already.
+
+    Raises:
+        ImpossibleStage: if a migration says a stage that is none.
+    """
+    connection, changed, drafts = executor.connection, set[str](), []
+    with _only_looking(connection) as asked:
+        befores = _states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
+        state = executor._create_project_state(with_applied_migrations=True)
+        for migration, backwards in plan:
+            state = befores.get(migration, state)
+            state.apps  # noqa: B018  (rendered once here, and little by little in what is cloned from it)
+            faked = fake or (fake_initial and not backwards and executor.detect_soft_applied(state, migration)[0])
+            moves, state = _moves(migration.operations, migration.app_label, state)
+            statements, models = list[str](), set[str]()
+            if not faked:
+                statements, models = _collect(connection, migration, backwards, moves, asked, changed)
+            drafts.append((migration, backwards, faked, statements, models))
+        names = {name for *_, sqls, models in drafts for name in models.union(*map(mentions, sqls))}
+        there = catalog.tables(connection, names) if connection.vendor == "postgresql" else {}
+    return [
+        PlannedStep(
+            app=migration.app_label,
+            name=migration.name,
+            direction="down" if backwards else "up",
+            stage=stage_of(migration),
+            atomic=migration.atomic,
+            faked=faked,
+            statements=statements,
+            tables=_touched(statements, models, there),
+        )
+        for migration, backwards, faked, statements, models in drafts
+    ]
+
+
+def mentions(statement: str) -> set[str]:
+    """Return the names in the statement that may be of a table, an index or a foreign key, as they are written."""
+    sql = statement if DO.match(statement) else NOT_RUN.sub(r" \g<made> ", statement)
+    names = {name for match in MENTION.finditer(sql) for name in re.findall(NAME, match["names"])}
+    return names | {name.partition(".")[0] for name in names}
+
+
+@contextmanager
+def _only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
+    """Let nobody write in what happens inside; yield the names that the database is asked about, as they come.
+
+    The transactions are read-only, not the session, which behind a pooling proxy others would inherit.
+    """
+    asked: set[str] = set()
+
+    def look(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        asked.update(value for value in params or () if isinstance(value, str))
+        with connection.connection.transaction():
+            return execute(sql, params, many, context)
+
+    if connection.vendor != "postgresql":
+        yield asked
+        return
+    connection.ensure_connection()
+    session, free = connection.connection, not connection.in_atomic_block
+    before = session.read_only
+    if free:
+        session.read_only = True
+    try:
+        with connection.execute_wrapper(look):
+            yield asked
+    finally:
+        if free:
+            session.read_only = before
+
+
+def _states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectState]:
+    """Return the state before each of these applied migrations, as Django finds it to take them back."""
+    graph, applied = executor.loader.graph, executor.loader.applied_migrations
+    wanted, states = {migration for migration, _ in plan}, {}
+    state = executor._create_project_state()
+    state.apps  # noqa: B018  (see look_ahead)
+    for migration, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True):
+        if migration in wanted:
+            states[migration] = state
+            state = migration.mutate_state(state, preserve=True)
+        elif (migration.app_label, migration.name) in applied:
+            migration.mutate_state(state, preserve=False)
+    return states
+
+
+def _moves(operations: Iterable[Operation], app: str, state: ProjectState) -> tuple[list[Move], ProjectState]:
+    """Return what is done to the database, each with the state before and after it, and the state after all."""
+    moves: list[Move] = []
+    for operation in operations:
+        before, state = state, state.clone()
+        operation.state_forwards(app, state)
+        if isinstance(operation, SeparateDatabaseAndState):
+            moves += _moves(operation.database_operations, app, before)[0]
+        else:
+            moves.append((operation, before, state))
+    return moves, state
+
+
+def _collect(
+    connection: BaseDatabaseWrapper,
+    migration: Migration,
+    backwards: bool,
+    moves: list[Move],
+    asked: set[str],
+    changed: set[str],
+) -> tuple[list[str], set[str]]:
+    """Return the migration's statements, and the tables of the models that it uses otherwise.
+
+    Args:
+        asked: the names that the database is being asked about.
+        changed: the plain names in earlier statements of the plan; those of this migration are added.
+    """
+    app, models = migration.app_label, set[str]()
+    with connection.schema_editor(collect_sql=True, atomic=migration.atomic) as editor:
+        said = editor.collected_sql
+        for operation, before, after in reversed(moves) if backwards else moves:
+            asked.clear()
+            known = len(said)
+            if backwards and not operation.reversible:
+                said.append(f"-- CANNOT BE TAKEN BACK: {operation.describe()} has no reverse.")
+            elif isinstance(operation, RunPython):
+                code: Any = operation.reverse_code if backwards else operation.code
+                if code is not RunPython.noop and router.allow_migrate(connection.alias, app, **operation.hints):
+                    code = getattr(code, "func", code)  # of a functools.partial
+                    said.append(f"-- Python: {code.__module__}.{getattr(code, '__qualname__', code)}")
+                    models |= _models_got(code, before)
+            elif not operation.reduces_to_sql:
+                said.append(f"-- Not SQL: {operation.describe()}")
+            else:
+                try:
+                    if backwards:
+                        operation.database_backwards(app, editor, after, before)
+                    else:
+                        operation.database_forwards(app, editor, before, after)
+                except Exception as error:  # noqa: BLE001  (an operation may raise anything, and the plan goes on)
+                    said.append(f"-- Cannot be told before the steps above have run: {summary(error)}")
+                    models |= _model_of(operation, app, before)
+            if looked_up := asked & changed:
+                said.append(
+                    f"-- Perhaps more: Django looks up names of indexes and constraints on {', '.join(looked_up)}, "
+                    "which a step above makes or changes."
+                )
+                models |= _model_of(operation, app, before)
+            changed.update(name.strip('"') for sql in said[known:] for name in mentions(sql))
+    return [re.sub(r"\s+;$", ";", sql.strip()) for sql in said], models
+
+
+def _models_got(code: Callable[..., Any], state: ProjectState) -> set[str]:
+    """Return the tables of the models that the function's source asks for by get_model."""
+    with suppress(OSError, TypeError):
+        return _tables(state, GET_MODEL.findall(inspect.getsource(code)))
+    return set()
+
+
+def _model_of(operation: Operation, app: str, state: ProjectState) -> set[str]:
+    return _tables(state, [(app, str(getattr(operation, "model_name", getattr(operation, "name", ""))))])
+
+
+def _tables(state: ProjectState, names: Iterable[tuple[str, str]]) -> set[str]:
+    models = [state.apps.get_model(app, name) for app, name in names if (app, name.lower()) in state.models]
+    return {'"{}"'.format(model._meta.db_table.replace('"', '""')) for model in models}
+
+
+def _touched(statements: list[str], models: set[str], there: dict[str, Table]) -> list[Table]:
+    """Return the tables that the statements or models mean, the largest first."""
+    tables = {there[name] for name in models if name in there}
+    for sql in statements:
+        named = {there[name] for name in mentions(sql) if name in there}
+        tables |= named
+        if DROP_TABLE.search(sql):  # which locks what its foreign keys point to
+            tables |= {there[parent] for table in named for parent in table.parents}
+    return sorted(tables, key=lambda table: (-table.bytes, table.name))

@@ -1,0 +1,283 @@
+"""Does a plan say what a run would do, with the sizes of this database, and does looking at it leave all as it was?"""
+
+import json
+import re
+
+import psycopg
+import pytest
+from django.contrib.postgres.operations import AddIndexConcurrently
+from django.core.management import CommandError, call_command
+from django.db import migrations, models
+from django.db.migrations.operations.base import Operation
+
+from gotong_royong.zero_downtime import catalog, locks
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.plan import look_ahead, mentions
+from tests.test_migrations import conninfo, look
+
+LAST = ("accounts", "20260210231000_drop_profile_columns_from_users")
+ROWS = """
+    INSERT INTO users (username, email, password_hash)
+    SELECT 'user' || i, 'user' || i || '@example.org', '!' FROM generate_series(1, 2000) i
+"""
+
+
+@pytest.fixture
+def migrated(scratch):
+    call_command("migrate", database=scratch.alias, verbosity=0)
+    execute(scratch, ROWS)
+    execute(scratch, "ANALYZE users")
+    return scratch
+
+
+def execute(database, statement):
+    with database.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def migration(*operations, name="20270101000000_trial", **attributes):
+    body = {"operations": list(operations), **attributes}
+    return type("Migration", (migrations.Migration,), body)(name, "accounts")
+
+
+def ahead(database, *planned, **options):
+    return look_ahead(Executor(database), [(one, False) for one in planned], **options)
+
+
+def plan(database, capsys, *arguments, **options):
+    call_command("migrate", *arguments, database=database.alias, plan=True, **options)
+    return capsys.readouterr().out
+
+
+def as_json(database, capsys, *arguments, **options):
+    return json.loads(plan(database, capsys, *arguments, format="json", **options))
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ('ALTER TABLE "users" ADD COLUMN "location" text', {'"users"'}),
+        ("CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON ONLY public.users (id)", {"i", "public.users", "public"}),
+        ("DROP TABLE IF EXISTS a, b.c CASCADE", {"a", "b.c", "b"}),
+        ("ALTER TABLE a ADD FOREIGN KEY (user_id) REFERENCES users (id)", {"a", "users"}),
+        ("UPDATE a SET location = b.x FROM b JOIN c ON c.id = b.id", {"a", "b", "c", "c.id"}),
+        ("COMMENT ON COLUMN users.bio IS 'tasks; FROM tasks'", {"users.bio", "users"}),
+        ("DROP INDEX CONCURRENTLY idx", {"idx"}),
+        ("ALTER TABLE a DROP CONSTRAINT IF EXISTS fk; ALTER TABLE a VALIDATE CONSTRAINT other", {"a", "fk", "other"}),
+        ("TRUNCATE a; LOCK TABLE b -- FROM c\n", {"a", "b"}),
+        ("DO $$ BEGIN IF NOT EXISTS (SELECT FROM a) THEN EXECUTE 'ALTER TABLE b DROP c'; END IF; END $$", {"a", "b"}),
+        (
+            "CREATE FUNCTION f() RETURNS trigger AS $x$ DELETE FROM a; $x$; CREATE TRIGGER t BEFORE INSERT ON b",
+            {"b"},
+        ),
+        ("-- Python: FROM a", set()),
+    ],
+)
+def test_names_in_statements(statement, names):
+    assert mentions(statement) == names
+
+
+class TestSizes:
+    def test_a_table_by_its_name_its_index_and_its_foreign_key(self, migrated):
+        found = catalog.tables(
+            migrated, ['"users"', "idx_users_email", "profiles_user_id_36580373_fk_users_id", "username", "pg_class"]
+        )
+        assert set(found) == {'"users"', "idx_users_email", "profiles_user_id_36580373_fk_users_id"}
+        (users,) = set(found.values())
+        assert users.name == "users"
+        assert users.rows == 2000
+        assert users.bytes == execute(migrated, "SELECT pg_total_relation_size('users')")[0][0]
+        assert re.fullmatch(r"users: about 2,000 rows, \d,?\d+ kB", str(users))
+
+    def test_the_estimate_grows_with_the_table_after_it_was_analyzed(self, migrated):
+        execute(migrated, ROWS.replace("'user'", "'more'"))
+        assert 3500 < catalog.tables(migrated, ["users"])["users"].rows < 4500
+
+    def test_empty_and_never_analyzed(self, migrated):
+        execute(migrated, "CREATE TABLE fresh WITH (autovacuum_enabled = off) AS SELECT 1 AS id")
+        found = catalog.tables(migrated, ["fresh", "task_skills"])
+        assert str(found["task_skills"]) == "task_skills: empty"
+        assert found["fresh"].rows is None
+        assert str(found["fresh"]) == "fresh: unknown number of rows (never analyzed), 8,192 bytes"
+
+    def test_a_partitioned_table_is_the_sum_of_its_partitions(self, scratch):
+        execute(scratch, "CREATE TABLE log (day int) PARTITION BY LIST (day)")
+        for day in (1, 2):
+            execute(scratch, f"CREATE TABLE log_{day} PARTITION OF log FOR VALUES IN ({day})")
+            execute(scratch, f"INSERT INTO log SELECT {day} FROM generate_series(1, 500)")
+            execute(scratch, f"ANALYZE log_{day}")
+        found = catalog.tables(scratch, ["log", "log_1"])
+        assert (found["log"].rows, found["log_1"].rows) == (1000, 500)
+        assert found["log"].bytes == 2 * found["log_1"].bytes
+
+
+class TestSteps:
+    def test_sql_is_what_sqlmigrate_prints(self, scratch, capsys):
+        """Over the whole history, from nothing, without the comments that sqlmigrate adds."""
+        steps = as_json(scratch, capsys)
+        call_command("migrate", database=scratch.alias, verbosity=0)
+        for step in steps:
+            call_command("sqlmigrate", step["app"], step["name"], database=scratch.alias)
+            printed = "".join(capsys.readouterr().out.split())
+            for statement in step["statements"]:
+                assert statement.startswith("--") or "".join(statement.split()) in printed
+        assert len(steps) == len(execute(scratch, "SELECT 1 FROM django_migrations"))
+        assert all(step["tables"] == [] for step in steps)
+
+    def test_tables_come_from_sql_python_and_what_a_dropped_table_points_to(self, migrated, capsys):
+        steps = as_json(migrated, capsys, "accounts", "20260210131000")
+        touched = {step["name"][15:]: [table["name"] for table in step["tables"]] for step in steps}
+        assert touched["populate_markov_user_ids"] == ["users"]
+        assert set(touched["create_vouches_table"]) == {"vouches", "users", "skills"}
+        assert touched["stop_syncing_profiles"] == ["users"]
+        assert {step["direction"] for step in steps} == {"down"}
+        python = next(step for step in steps if step["name"].endswith("populate_markov_user_ids"))
+        assert python["statements"] == ["-- Python: accounts.migrations.20260210160000_populate_markov_user_ids.clear"]
+        assert not python["atomic"]
+
+    def test_a_state_without_effect_touches_nothing(self, migrated):
+        alter = migrations.AlterModelOptions("user", {"ordering": ["username"]})
+        (step,) = ahead(migrated, migration(alter))
+        assert (step.statements, step.tables) == ([], [])
+
+    def test_python_is_never_run(self, migrated):
+        def ruin(apps, editor):
+            raise AssertionError
+
+        hidden = migrations.SeparateDatabaseAndState([migrations.RunPython(ruin)])
+        (step,) = ahead(migrated, migration(migrations.RunPython(ruin), hidden))
+        assert [sql.rpartition(".")[2] for sql in step.statements] == ["ruin", "ruin"]
+
+    def test_the_states_roll_on(self, migrated):
+        points = migrations.AddField("user", "points", models.IntegerField(db_default=1))
+        rename = migrations.RenameField("user", "points", "score")
+        first, second = ahead(migrated, migration(points), migration(rename, name="20270102000000_rename"))
+        assert second.statements == ['ALTER TABLE "users" RENAME COLUMN "points" TO "score";']
+        assert [table.name for table in first.tables + second.tables] == ["users", "users"]
+
+    def test_what_django_must_look_up_after_earlier_steps_is_said_in_words(self, migrated):
+        create = migrations.CreateModel("Tag", [("id", models.AutoField(primary_key=True)), ("a", models.TextField())])
+        unique = migrations.AlterField("tag", "a", models.TextField(unique=True))
+        back = migrations.AlterField("tag", "a", models.TextField())
+        together = migrations.AlterUniqueTogether("tag", {("id", "a")})
+        apart = migrations.AlterUniqueTogether("tag", set())
+        first, second, third = ahead(
+            migrated,
+            migration(create, unique),
+            migration(back, name="20270102000000_back"),
+            migration(together, apart, name="20270103000000_together"),
+        )
+        assert not any(sql.startswith("--") for sql in first.statements)
+        assert second.statements == [
+            'DROP INDEX IF EXISTS "accounts_tag_a_b4887ca0_like";',
+            "-- Perhaps more: Django looks up names of indexes and constraints on accounts_tag, "
+            "which a step above makes or changes.",
+        ]
+        cannot = "-- Cannot be told before the steps above have run: ValueError: Found wrong number (0)"
+        assert any(sql.startswith(cannot) for sql in third.statements)
+
+    def test_what_asks_of_untouched_tables_is_told(self, migrated):
+        email = migrations.AlterField("user", "email", models.TextField())
+        (step,) = ahead(migrated, migration(email))
+        assert not any(sql.startswith("--") for sql in step.statements)
+
+    def test_a_concurrent_index_in_a_transaction_is_told_beforehand(self, migrated):
+        add = AddIndexConcurrently("user", models.Index(fields=["is_staff"], name="trial"))
+        inside, outside = ahead(migrated, migration(add), migration(add, atomic=False, name="20270102000000_other"))
+        assert "cannot be executed inside a transaction" in inside.statements[0]
+        assert outside.statements == ['CREATE INDEX CONCURRENTLY "trial" ON "users" ("is_staff");']
+        assert [table.name for table in inside.tables] == ["users"]
+
+    def test_only_recorded(self, migrated, scratch):
+        operation = migrations.CreateModel("Again", [("id", models.AutoField(primary_key=True))], {"db_table": "users"})
+        initial = migration(operation, initial=True)
+        (really,), (initially,) = ahead(migrated, initial), ahead(migrated, initial, fake_initial=True)
+        (faked,) = ahead(migrated, migration(operation), fake=True)
+        assert [step.faked for step in (really, initially, faked)] == [False, True, True]
+        assert (initially.statements, faked.statements) == ([], [])
+        assert "only recorded" in str(faked)
+
+
+class TestLooking:
+    def test_it_writes_nothing_and_needs_no_lock(self, scratch, capsys):
+        parameters = conninfo(scratch)
+        with psycopg.connect(**parameters, autocommit=True) as runner:
+            runner.execute("SELECT pg_advisory_lock(%s)", [locks.RUNNER])
+            assert "accounts.20260210120000_create_users_table (up, pre-deploy)" in plan(scratch, capsys)
+        assert execute(scratch, "SELECT 1 FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+
+    @pytest.mark.parametrize("atomic", [True, False])
+    def test_an_operation_that_writes_past_the_editor_is_stopped(self, migrated, atomic):
+        class Write(Operation):
+            def state_forwards(self, app_label, state):
+                pass
+
+            def database_forwards(self, app_label, schema_editor, from_state, to_state):
+                execute(schema_editor.connection, "DELETE FROM users")
+
+        before = look(migrated)
+        also = migrations.AddField("user", "points", models.IntegerField(null=True))
+        (step,) = ahead(migrated, migration(Write(), also, atomic=atomic))
+        assert "cannot execute DELETE in a read-only transaction" in step.statements[0]
+        assert step.statements[1:] == ['ALTER TABLE "users" ADD COLUMN "points" integer NULL;']
+        assert execute(migrated, "SELECT count(*) FROM users") == [(2000,)]
+        assert look(migrated) == before
+
+    def test_the_session_can_write_afterwards(self, migrated, capsys):
+        plan(migrated, capsys, "accounts", "zero")
+        execute(migrated, "DELETE FROM users")
+        migrated.set_autocommit(False)
+        execute(migrated, ROWS)
+        migrated.rollback()
+        migrated.set_autocommit(True)
+
+
+class TestCommand:
+    def test_text(self, migrated, capsys):
+        lines = plan(migrated, capsys, "accounts", "20260210230000").splitlines()
+        assert lines[:2] == ["Planned operations:", f"{'.'.join(LAST)} (down, pre-deploy)"]
+        assert '    ALTER TABLE "users" ADD COLUMN "bio" text NULL;' in lines
+        assert re.fullmatch(r"  touches users: about 2,000 rows, \d,?\d+ kB", lines[-1])
+
+    def test_verbosity(self, migrated, capsys):
+        quiet, normal, wordy = (
+            plan(migrated, capsys, "accounts", "20260210230000", verbosity=verbosity) for verbosity in (0, 1, 2)
+        )
+        assert "touches users" in quiet
+        assert "ALTER TABLE" not in quiet
+        assert "Undo Remove field bio from user" in wordy
+        assert "Undo" not in normal
+
+    def test_nothing_to_do(self, migrated, capsys):
+        assert plan(migrated, capsys) == "Planned operations:\n  No planned migration operations.\n"
+        assert plan(migrated, capsys, check_unapplied=True, run_syncdb=True)
+        assert as_json(migrated, capsys) == []
+
+    def test_check_exits_with_1_and_still_prints(self, scratch, capsys):
+        with pytest.raises(SystemExit) as caught:
+            plan(scratch, capsys, "contenttypes", check_unapplied=True)
+        assert caught.value.code == 1
+        assert "contenttypes.0002_remove_content_type_name (up, pre-deploy)" in capsys.readouterr().out
+
+    def test_an_irreversible_step_is_marked(self, migrated, capsys, monkeypatch):
+        last = Executor(migrated).loader.graph.nodes[LAST]
+        monkeypatch.setattr(type(last), "operations", [migrations.RunSQL("SELECT 1")])
+        printed = plan(migrated, capsys, "accounts", "20260210230000")
+        assert "-- CANNOT BE TAKEN BACK: Raw SQL operation has no reverse." in printed
+
+    def test_stage(self, scratch, capsys, monkeypatch):
+        users = Executor(scratch).loader.graph.nodes["accounts", "20260210120000_create_users_table"]
+        monkeypatch.setattr(type(users), "stage", "post_deploy", raising=False)
+        with pytest.raises(CommandError, match=r"needs accounts\.20260210120000_create_users_table"):
+            plan(scratch, capsys, stage="pre_deploy")
+        assert "accounts." not in capsys.readouterr().out
+        assert "create_users_table (up, post-deploy)" in plan(scratch, capsys, stage="post_deploy")
+
+    def test_what_cannot_be_planned(self, migrated, capsys):
+        with pytest.raises(CommandError, match="No installed app with label 'nope'"):
+            plan(migrated, capsys, "nope")
+        with pytest.raises(CommandError, match="Cannot find a migration matching '1999' from app 'tasks'"):
+            plan(migrated, capsys, "tasks", "1999")
+        with pytest.raises(CommandError, match="--plan only looks"):
+            plan(migrated, capsys, "tasks", prune=True)
