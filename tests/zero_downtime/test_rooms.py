@@ -12,7 +12,7 @@ ROWS = [
     {"models", "ledger", "history"},
     {"autodetector"},
     {"rollback", "executor", "plan"},
-    {"apps", "management"},
+    {"apps", "management", "reports"},
 ]
 
 

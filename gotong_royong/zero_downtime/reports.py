@@ -1,0 +1,280 @@
+"""How does a run show what it does: in lines, live in a terminal, or as JSON?
+
+A reporter is called with an event and its facts, also by the watchdog's thread, and is a context manager around all
+that a command prints. What can no longer be printed is dropped: a closed pipe must not end a migration.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from django.core.management.base import BaseCommand, OutputWrapper
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+LONG = 1.0  # seconds that a step may last without a word
+BLOCKED = 0.1  # seconds that others may wait without a word
+FIRST_PROGRESS, LONGEST_SILENCE = 2.0, 60.0  # seconds between two lines about the same statement
+SIGHT = 2  # the verbosity at which each statement that lasts is printed
+
+
+class Reporter(Protocol):
+    """Tells the operator of events; see ``Plain`` for which there are and what their facts are."""
+
+    def __call__(self, event: str, **facts: Any) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no_color: bool = False) -> Reporter:
+    """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON."""
+    if kind == "json":
+        return Json(command)
+    if verbosity and command.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}:
+        return Live(command, verbosity, no_color=no_color)
+    return Plain(command, verbosity)
+
+
+class Plain:
+    """Prints lines as Django does, and a few more where something takes long. Each event is the method of its name."""
+
+    def __init__(self, command: BaseCommand, verbosity: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self.command, self.verbosity, self.clock = command, verbosity, clock
+        self._lock = threading.Lock()
+        self._step = ""
+        self._faked = self._line_is_open = False
+        self._sql, self._silence, self._due = "", 0.0, 0.0
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        with self._lock, suppress(OSError):
+            getattr(self, event)(**facts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close_line()
+
+    def waiting(self, whom: str) -> None:
+        """Another run is at work."""
+        self._print(f"Waiting for {whom}.")
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def run_started(self, run: int, command: str, steps: int) -> None:
+        """A run is open in the ledger, and has steps to do."""
+
+    def step_started(self, app: str, name: str, direction: str, faked: bool, **_: Any) -> None:
+        self._step, self._faked, self._sql = _doing(app, name, direction), faked, ""
+        self._begin_step()
+
+    def statement(self, sql: str) -> None:
+        """A statement is running, and does not end at once."""
+        if self.verbosity >= SIGHT:
+            self._print(f"    {_one_line(sql)}")
+
+    def retry(self, attempt: int, pause: float, whom: str) -> None:
+        """A try got no lock; the next one comes after the pause, in seconds."""
+        if attempt in {3, 5} or attempt % 10 == 0:
+            self._print(f"    {_tried(attempt, pause, whom)}")
+
+    def progress(self, sql: str, phase: str, percent: int | None, whom: str) -> None:
+        """A statement that may take long is on its way; said after 2, 4, 8 … seconds more."""
+        now = self.clock()
+        if sql != self._sql:
+            self._sql, self._silence = sql, FIRST_PROGRESS
+            self._due = now + self._silence
+        elif now >= self._due:
+            self._silence = min(2 * self._silence, LONGEST_SILENCE)
+            self._due = now + self._silence
+            self._print(f"    {_on_its_way(phase, percent, whom)}: {_one_line(sql)}")
+
+    def step_finished(self, status: str, **facts: Any) -> None:
+        self._end_step(self._outcome(status), _remarks(facts, always=self.verbosity >= SIGHT))
+
+    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str) -> None:
+        """A run has ended; the command itself prints the error."""
+        self._print(f"Run {run} {_words(status)}: {steps} step{'s' * (steps != 1)} in {duration(seconds)}.")
+        if state:
+            self._print(state)
+
+    def _outcome(self, status: str) -> str:
+        if status != "succeeded":
+            return self.command.style.ERROR(_words(status).upper())
+        return self.command.style.SUCCESS("FAKED" if self._faked else "OK")
+
+    def _begin_step(self) -> None:
+        if self.verbosity:
+            self.command.stdout.write(f"  {self._step}...", ending="")
+            self.command.stdout.flush()
+            self._line_is_open = True
+
+    def _end_step(self, outcome: str, remarks: str) -> None:
+        if self.verbosity:
+            self.command.stdout.write(f"{' ' if self._line_is_open else '    '}{outcome}{remarks}")
+            self._line_is_open = False
+
+    def _print(self, line: str) -> None:
+        if self.verbosity:
+            self._close_line()
+            self.command.stdout.write(line)
+
+    def _close_line(self) -> None:
+        if self._line_is_open:
+            self._line_is_open = False
+            self.command.stdout.write()
+
+
+class WholeLines(OutputWrapper):
+    """Does not flush, as Django does in the middle of a line: at the foot of a terminal there is no room for half."""
+
+    def flush(self) -> None:
+        pass
+
+
+class Live(Plain):
+    """Shows at the foot of the terminal how far the run is and what it waits for, and above it the finished steps."""
+
+    def __init__(self, command: BaseCommand, verbosity: int = 1, *, no_color: bool = False) -> None:
+        super().__init__(command, verbosity)
+        self.no_color = no_color
+        self._done = self._of = 0
+        self._since = self._step_since = 0.0
+        self._what, self._why = "", ""
+        self._display = ExitStack()
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.close()
+        super().__exit__(*exception)
+
+    def run_started(self, run: int, command: str, steps: int) -> None:
+        from rich.console import Console
+        from rich.live import Live as Region
+
+        self._done, self._of, self._since = 0, steps, self.clock()
+        screen = Console(file=vars(self.command.stdout)["_out"], no_color=self.no_color or None, highlight=False)
+        region = Region(console=screen, get_renderable=self.foot, refresh_per_second=8, transient=True)
+        self._display.enter_context(region)
+        # While it is there, what others print must go through it.
+        before, self.command.stdout = self.command.stdout, WholeLines(sys.stdout)
+        self._display.callback(setattr, self.command, "stdout", before)
+
+    def step_started(self, app: str, name: str, direction: str, faked: bool, **facts: Any) -> None:
+        self._done, self._of = facts["number"] - 1, facts["of"]
+        self._step_since, self._what, self._why = self.clock(), "", ""
+        super().step_started(app, name, direction, faked)
+
+    def statement(self, sql: str) -> None:
+        self._what, self._why = _one_line(sql), ""
+
+    def retry(self, attempt: int, pause: float, whom: str) -> None:
+        self._why = _tried(attempt, pause, whom)
+
+    def progress(self, sql: str, phase: str, percent: int | None, whom: str) -> None:
+        self._what, self._why = _one_line(sql), _on_its_way(phase, percent, whom)
+
+    def step_finished(self, status: str, **facts: Any) -> None:
+        self._done += 1
+        super().step_finished(status, **facts)
+        self._step = self._what = self._why = ""
+
+    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str) -> None:
+        self._display.close()
+        super().run_finished(run, status, seconds, steps, error, state)
+
+    def foot(self) -> "Group":
+        """Return what stands at the foot now."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = self.clock()
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            ProgressBar(total=max(self._of, 1), completed=self._done, width=30),
+            f"{self._done} of {self._of} steps, {duration(now - self._since)}",
+        )
+        lines = [f"  {self._step}... {duration(now - self._step_since)}"] if self._step else []
+        lines += [f"    {line}" for line in (self._what, self._why) if line]
+        return Group(head, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+
+    def _begin_step(self) -> None:
+        """Print nothing yet: the step stands at the foot until it has ended."""
+
+    def _end_step(self, outcome: str, remarks: str) -> None:
+        self._print(f"  {self._step}... {outcome}{remarks}")
+
+
+class Json:
+    """Prints one object a line and keeps all else, such as what a migration prints, away from the output."""
+
+    def __init__(self, command: BaseCommand) -> None:
+        self.command, self.out = command, command.stdout
+        self._lock = threading.Lock()
+        self._elsewhere = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.command.stdout = OutputWrapper(sys.stderr)
+        self._elsewhere.callback(setattr, self.command, "stdout", self.out)
+        self._elsewhere.enter_context(redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._elsewhere.close()
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        line = json.dumps({"event": event, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
+        with self._lock, suppress(OSError):
+            self.out.write(line)
+            self.out.flush()
+
+
+def duration(seconds: float) -> str:
+    """Say a time, in seconds, as precisely as one wants to know it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _remarks(facts: dict[str, Any], *, always: bool) -> str:
+    """Say how long a step took and who waited for it, where that is worth a word."""
+    remarks = []
+    if always or facts["seconds"] > LONG:
+        remarks.append(duration(facts["seconds"]))
+    if facts["longest_blocked"] > BLOCKED:
+        count = facts["blocked_sessions"]
+        others = f"{count} sessions waited for it, the longest" if count > 1 else "1 session waited for it"
+        remarks.append(f"{others} for {facts['longest_blocked']:.2f} s")
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def _doing(app: str, name: str, direction: str) -> str:
+    return f"{'Applying' if direction == 'up' else 'Unapplying'} {app}.{name}"
+
+
+def _tried(attempt: int, pause: float, whom: str) -> str:
+    return f"Try {attempt} got no lock{f': {whom}' if whom else ''}. Next in {pause:.1f} s."
+
+
+def _on_its_way(phase: str, percent: int | None, whom: str) -> str:
+    done = f"{phase or 'running'}{'' if percent is None else f', {percent}%'}"
+    return f"{done}; waits for {whom}" if whom else done
+
+
+def _one_line(sql: str) -> str:
+    return " ".join(sql.split())
+
+
+def _words(status: str) -> str:
+    return status.replace("_", " ")
