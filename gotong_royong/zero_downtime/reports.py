@@ -43,7 +43,10 @@ def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no
 
 
 class Plain:
-    """Prints lines as Django does, and a few more where something takes long. Each event is the method of its name."""
+    """Prints lines as Django does, and a few more where something takes long. Each event is the method of its name.
+
+    Facts that a method does not name are passed over.
+    """
 
     def __init__(self, command: BaseCommand, verbosity: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.command, self.verbosity, self.clock = command, verbosity, clock
@@ -62,31 +65,31 @@ class Plain:
     def __exit__(self, *exception: object) -> None:
         self._close_line()
 
-    def waiting(self, whom: str) -> None:
+    def waiting(self, whom: str, **_: Any) -> None:
         """Another run is at work."""
         self._print(f"Waiting for {whom}.")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, **_: Any) -> None:
         self._print(text)
 
-    def run_started(self, run: int, command: str, steps: int) -> None:
+    def run_started(self, run: int, command: str, steps: int, **_: Any) -> None:
         """A run is open in the ledger, and has steps to do."""
 
     def step_started(self, app: str, name: str, direction: str, faked: bool, **_: Any) -> None:
         self._step, self._faked, self._sql = _doing(app, name, direction), faked, ""
         self._begin_step()
 
-    def statement(self, sql: str) -> None:
+    def statement(self, sql: str, **_: Any) -> None:
         """A statement is running, and does not end at once."""
         if self.verbosity >= SIGHT:
             self._print(f"    {_one_line(sql)}")
 
-    def retry(self, attempt: int, pause: float, whom: str) -> None:
+    def retry(self, attempt: int, pause: float, whom: str, **_: Any) -> None:
         """A try got no lock; the next one comes after the pause, in seconds."""
         if attempt in {3, 5} or attempt % 10 == 0:
             self._print(f"    {_tried(attempt, pause, whom)}")
 
-    def progress(self, sql: str, phase: str, percent: int | None, whom: str) -> None:
+    def progress(self, sql: str, phase: str, percent: int | None, whom: str, **_: Any) -> None:
         """A statement that may take long is on its way; said after 2, 4, 8 … seconds more."""
         now = self.clock()
         if sql != self._sql:
@@ -100,7 +103,7 @@ class Plain:
     def step_finished(self, status: str, **facts: Any) -> None:
         self._end_step(self._outcome(status), _remarks(facts, always=self.verbosity >= SIGHT))
 
-    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str) -> None:
+    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str, **_: Any) -> None:
         """A run has ended; the command itself prints the error."""
         self._print(f"Run {run} {_words(status)}: {steps} step{'s' * (steps != 1)} in {duration(seconds)}.")
         if state:
@@ -155,7 +158,7 @@ class Live(Plain):
         self._display.close()
         super().__exit__(*exception)
 
-    def run_started(self, run: int, command: str, steps: int) -> None:
+    def run_started(self, run: int, command: str, steps: int, **_: Any) -> None:
         from rich.console import Console
         from rich.live import Live as Region
 
@@ -172,13 +175,13 @@ class Live(Plain):
         self._step_since, self._what, self._why = self.clock(), "", ""
         super().step_started(app, name, direction, faked)
 
-    def statement(self, sql: str) -> None:
+    def statement(self, sql: str, **_: Any) -> None:
         self._what, self._why = _one_line(sql), ""
 
-    def retry(self, attempt: int, pause: float, whom: str) -> None:
+    def retry(self, attempt: int, pause: float, whom: str, **_: Any) -> None:
         self._why = _tried(attempt, pause, whom)
 
-    def progress(self, sql: str, phase: str, percent: int | None, whom: str) -> None:
+    def progress(self, sql: str, phase: str, percent: int | None, whom: str, **_: Any) -> None:
         self._what, self._why = _one_line(sql), _on_its_way(phase, percent, whom)
 
     def step_finished(self, status: str, **facts: Any) -> None:
@@ -186,7 +189,7 @@ class Live(Plain):
         super().step_finished(status, **facts)
         self._step = self._what = self._why = ""
 
-    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str) -> None:
+    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str, **_: Any) -> None:
         self._display.close()
         super().run_finished(run, status, seconds, steps, error, state)
 
