@@ -9,5 +9,6 @@ The rooms, in the order in which they may import one another:
 - ``models``: the ledger, Run and Step.
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
+- ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``management/commands``: ``makemigrations``, ``migrate``, ``rollback``; they parse and print.
 """
