@@ -129,6 +129,8 @@ class Executor(MigrationExecutor):
         if plan is None:
             plan = self.migration_plan(targets)
         unmakes_ledger = any(backwards and migration.app_label == APP for migration, backwards in plan)
+        if not plan:
+            self.report("nothing_to_do")
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
         with ExitStack() as stack:
@@ -138,7 +140,7 @@ class Executor(MigrationExecutor):
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
             self._number, self._of = 0, len(plan)
-            steps = stack.enter_context(ledger.recorded(self.alias, self.command, self.report))
+            steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
             self.before_first_step(self.run)
             self._at_work = steps, stack.enter_context(Guard(self.connection, self.report))
@@ -184,7 +186,8 @@ class Executor(MigrationExecutor):
                     if editor:
                         after = migration.apply(after, editor)
                         _run_deferred(editor)
-                    self._record(migration)
+                    for app, name in migration.replaces or [(migration.app_label, migration.name)]:
+                        self.recorder.record_applied(app, name)
             except DefinitionDiffers:
                 lost = history.applied_before(self, migration)
                 if not lost:
@@ -218,10 +221,6 @@ class Executor(MigrationExecutor):
         state = self._step(*at_work, migration, Step.Direction.DOWN, unapply, faked=fake)
         self._applied = [other for other in self._applied if other != migration]
         return state
-
-    def _record(self, migration: Migration) -> None:
-        django: Any = self
-        django.record_migration(migration)
 
     def _editor(self, migration: Migration, fake: bool, careful: bool) -> Any:
         plain = self.connection.SchemaEditorClass

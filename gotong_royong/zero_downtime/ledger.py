@@ -10,6 +10,7 @@ import inspect
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -115,6 +116,7 @@ class Steps:
 
     def __init__(self, alias: str, run: Run) -> None:
         self.alias, self.run = alias, run
+        self.succeeded = 0
         self._id, self._end = 0, NO_STEP
 
     def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
@@ -125,7 +127,9 @@ class Steps:
     def end(self, status: Status, error: str, facts: dict[str, Any]) -> None:
         """Remember how the step ended; ``facts`` in the order of the columns from ``tries`` on."""
         self._end = [status.value, error, *facts.values(), timezone.now(), self._id]
-        if status != Status.SUCCEEDED:
+        if status == Status.SUCCEEDED:
+            self.succeeded += 1
+        else:
             self.flush()
 
     def flush(self) -> None:
@@ -141,25 +145,39 @@ class Steps:
 
 
 @contextmanager
-def recorded(alias: str, command: str, report: Report) -> Iterator[Steps]:
-    """Open a run, and say in it how it ended."""
+def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[Steps]:
+    """Open a run of so many steps, and say in it how it ended."""
     for dead in models.bury_the_dead(alias):
         report("note", text=f"Found {dead.described}, whose process died. What it left half done is finished now.")
+    started = time.monotonic()
     run = Run.objects.using(alias).create(
         command=command, who=f"{getpass.getuser()}@{socket.gethostname()}", process=os.getpid(), revision=revision()
     )
+    report("run_started", run=run.pk, command=command, steps=count)
     steps = Steps(alias, run)
+
+    def end(status: Status, error: str = "") -> None:
+        report(
+            "run_finished",
+            run=run.pk,
+            status=status.value,
+            seconds=time.monotonic() - started,
+            steps=steps.succeeded,
+            error=error,
+        )
+        steps.flush()
+        models.finish(run, status, error=error)
+
     try:
         yield steps
-        steps.flush()
     except BaseException as error:
         with suppress(Error):  # the database may be what went away
-            steps.flush()
-            models.finish(run, _status_after(error), error=summary(error) or "Stopped by Ctrl-C or SIGTERM.")
+            end(_status_after(error), summary(error))
         raise
+    steps.flush()
     with connections[alias].cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
-    models.finish(run, Status.SUCCEEDED)
+    end(Status.SUCCEEDED)
     if conf.KEEP_RUNS is not None:
         models.prune(alias, conf.KEEP_RUNS)
 

@@ -4,6 +4,7 @@ A reporter is called with an event and its facts, also by the watchdog's thread,
 that a command prints. What can no longer be printed is dropped: a closed pipe must not end a migration.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -12,9 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout, suppress
 from datetime import UTC, datetime
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from django.core.management.base import BaseCommand, OutputWrapper
+
+from gotong_royong.zero_downtime.plan import PlannedStep
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 LONG = 1.0  # seconds that a step may last without a word
 BLOCKED = 0.1  # seconds that others may wait without a word
 FIRST_PROGRESS, LONGEST_SILENCE = 2.0, 60.0  # seconds between two lines about the same statement
-SIGHT = 2  # the verbosity at which each statement that lasts is printed
+ALL = 2  # the verbosity at which each step says how long it took
 
 
 class Reporter(Protocol):
@@ -72,17 +76,15 @@ class Plain:
     def note(self, text: str, **_: Any) -> None:
         self._print(text)
 
+    def nothing_to_do(self, **_: Any) -> None:
+        """There is no step to do, so no run is opened; the command says so."""
+
     def run_started(self, run: int, command: str, steps: int, **_: Any) -> None:
         """A run is open in the ledger, and has steps to do."""
 
     def step_started(self, app: str, name: str, direction: str, faked: bool, **_: Any) -> None:
         self._step, self._faked, self._sql = _doing(app, name, direction), faked, ""
         self._begin_step()
-
-    def statement(self, sql: str, **_: Any) -> None:
-        """A statement is running, and does not end at once."""
-        if self.verbosity >= SIGHT:
-            self._print(f"    {_one_line(sql)}")
 
     def retry(self, attempt: int, pause: float, whom: str, **_: Any) -> None:
         """A try got no lock; the next one comes after the pause, in seconds."""
@@ -101,13 +103,11 @@ class Plain:
             self._print(f"    {_on_its_way(phase, percent, whom)}: {_one_line(sql)}")
 
     def step_finished(self, status: str, **facts: Any) -> None:
-        self._end_step(self._outcome(status), _remarks(facts, always=self.verbosity >= SIGHT))
+        self._end_step(self._outcome(status), _remarks(facts, always=self.verbosity >= ALL))
 
-    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str, **_: Any) -> None:
+    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, **_: Any) -> None:
         """A run has ended; the command itself prints the error."""
         self._print(f"Run {run} {_words(status)}: {steps} step{'s' * (steps != 1)} in {duration(seconds)}.")
-        if state:
-            self._print(state)
 
     def _outcome(self, status: str) -> str:
         if status != "succeeded":
@@ -175,9 +175,6 @@ class Live(Plain):
         self._step_since, self._what, self._why = self.clock(), "", ""
         super().step_started(app, name, direction, faked)
 
-    def statement(self, sql: str, **_: Any) -> None:
-        self._what, self._why = _one_line(sql), ""
-
     def retry(self, attempt: int, pause: float, whom: str, **_: Any) -> None:
         self._why = _tried(attempt, pause, whom)
 
@@ -189,9 +186,9 @@ class Live(Plain):
         super().step_finished(status, **facts)
         self._step = self._what = self._why = ""
 
-    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, state: str, **_: Any) -> None:
+    def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, **_: Any) -> None:
         self._display.close()
-        super().run_finished(run, status, seconds, steps, error, state)
+        super().run_finished(run, status, seconds, steps, error)
 
     def foot(self) -> "Group":
         """Return what stands at the foot now."""
@@ -239,6 +236,21 @@ class Json:
         with self._lock, suppress(OSError):
             self.out.write(line)
             self.out.flush()
+
+
+def print_step(command: BaseCommand, verbosity: int, step: PlannedStep, operations: list[tuple[str, bool]]) -> None:
+    """Print a step of a plan: at verbosity 0 the tables it touches, at 1 also its SQL, at 2 also its operations."""
+    out, style = command.stdout, command.style
+    out.write(str(step), style.MIGRATE_HEADING)
+    if verbosity > 1:
+        for operation, is_error in operations:
+            out.write(f"  {operation}", style.WARNING if is_error else None)
+    if verbosity:
+        for statement in step.statements or ["-- nothing to do in the database"] * (not step.faked):
+            is_remark = statement.startswith("--")
+            out.write(indent(inspect.cleandoc(statement), "    "), style.WARNING if is_remark else None)
+    for table in step.tables:
+        out.write(f"  touches {table}", style.NOTICE)
 
 
 def duration(seconds: float) -> str:

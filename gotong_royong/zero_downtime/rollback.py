@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.ledger import APP
+from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Plan
 
@@ -42,6 +42,8 @@ def batch(executor: MigrationExecutor, alias: str, run_id: int | None = None) ->
     Raises:
         NotUndoable: if there is no such run, or nothing of it is left to take back.
     """
+    if not exists(connections[alias]):
+        raise NotUndoable("This database has no ledger yet, so there is no run to take back. Use rollback --steps N.")
     ups = Step.objects.using(alias).filter(direction=Step.Direction.UP, status=Status.SUCCEEDED).order_by("-pk")
     if run_id is not None:
         if not Run.objects.using(alias).filter(pk=run_id).exists():

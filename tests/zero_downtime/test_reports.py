@@ -26,7 +26,7 @@ FINISHED = {
     "error": "",
 }
 RUN = {"run": 7, "command": "migrate", "steps": 2}
-RUN_FINISHED = {"run": 7, "status": "succeeded", "seconds": 3.21, "steps": 2, "error": "", "state": ""}
+RUN_FINISHED = {"run": 7, "status": "succeeded", "seconds": 3.21, "steps": 2, "error": ""}
 PROGRESS = {"sql": "CREATE INDEX\n  CONCURRENTLY i ON users (id)", "phase": "scanning table", "percent": 45, "whom": ""}
 
 
@@ -123,14 +123,13 @@ class TestPlain:
 
     def test_verbosity(self):
         events = [("waiting", {"whom": "run 6"}), ("note", {"text": "Look."}), *step()]
-        events.insert(3, ("statement", {"sql": "SELECT\n 1"}))
         assert plain(*events, verbosity=0) == ""
         assert plain(*events) == "Waiting for run 6.\nLook.\n  Applying accounts.0001_users... OK\n"
-        assert plain(*events, verbosity=2).endswith("users...\n    SELECT 1\n    OK (0.2 s)\n")
+        assert plain(*events, verbosity=2).endswith("users... OK (0.2 s)\n")
 
     def test_how_a_run_ended(self):
-        failed = RUN_FINISHED | {"status": "rolled_back", "steps": 1, "error": "no", "state": "All is as before."}
-        assert plain(("run_finished", failed)) == "Run 7 rolled back: 1 step in 3.2 s.\nAll is as before.\n"
+        failed = RUN_FINISHED | {"status": "rolled_back", "steps": 1, "error": "no"}
+        assert plain(("run_finished", failed)) == "Run 7 rolled back: 1 step in 3.2 s.\n"
 
     def test_an_interrupted_line_is_ended(self):
         assert plain(("step_started", USERS | STARTED)).endswith("users...\n")
@@ -205,11 +204,7 @@ class TestLive:
             bar, doing = foot("step_started", **USERS, **STARTED)
             assert "0 of 2 steps, 2.0 s" in bar
             assert doing == "  Applying accounts.0001_users... 0.0 s"
-            assert (
-                foot("statement", sql="ALTER TABLE\n [users] " + "x" * 99)[2]
-                == "    ALTER TABLE [users] " + "x" * 35 + "…"
-            )
-            assert foot("retry", attempt=2, pause=0.5, whom="process 1")[3] == (
+            assert foot("retry", attempt=2, pause=0.5, whom="process 1")[2] == (
                 "    Try 2 got no lock: process 1. Next in 0.5 s."
             )
             assert foot("progress", **PROGRESS)[2:] == [

@@ -1,40 +1,31 @@
 """Django's ``migrate``, carried out by our executor: one run at a time, under the lock budget, recorded."""
 
 import argparse
-import inspect
 import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-from textwrap import indent
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
+from gotong_royong.zero_downtime import reports
 from gotong_royong.zero_downtime.autodetector import MigrationAutodetector
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.ledger import is_guarded, only_runner
-from gotong_royong.zero_downtime.plan import PlannedStep, Planner, look_ahead
+from gotong_royong.zero_downtime.plan import Planner, look_ahead
 from gotong_royong.zero_downtime.stages import Stage
-
-LINES = {
-    "waiting": "Waiting for {whom}.",
-    "note": "{text}",
-    "retry": "  Try {attempt} got no lock: {whom}. Next in {pause:.1f} s.",
-    "step_started": "  {app}.{name} {direction} …",
-    "step_finished": "  {app}.{name} {status} in {seconds:.2f} s",
-}
 
 
 class Command(migrate.Command):
     autodetector = MigrationAutodetector
+    report: reports.Reporter
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
@@ -58,36 +49,38 @@ class Command(migrate.Command):
             action=argparse.BooleanOptionalAction,
             help="Undo what this run applied if a step fails; the default is the setting ZERO_DOWNTIME_AUTO_ROLLBACK.",
         )
-        parser.add_argument("--format", choices=["text", "json"], default="text", help="How --plan is printed.")
+        parser.add_argument(
+            "--format", choices=["text", "json"], default="text", help="How the plan or the run is printed."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity = options["verbosity"]
         if options["plan"]:
             self.show_plan(*args, **options)
             return
-        connection = connections[options["database"]]
+        connection, kind = connections[options["database"]], options["format"]
         self.guarded = is_guarded(connection) and not options["check_unapplied"]
-        auto_rollback = conf.AUTO_ROLLBACK if options["auto_rollback"] is None else options["auto_rollback"]
         executors: list[Executor] = []
-
-        def executor(*arguments: Any, **keywords: Any) -> Executor:
-            executors.append(
-                Executor(
-                    *arguments, **keywords, stage=options["stage"], auto_rollback=auto_rollback, report=self.report
-                )
+        with ExitStack() as stack:
+            self.report = stack.enter_context(
+                reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
             )
-            return executors[-1]
+            keywords: dict[str, Any] = {"stage": options["stage"]}
+            if self.guarded:
+                stack.enter_context(sigterm_like_ctrl_c())
+                auto_rollback = conf.AUTO_ROLLBACK if options["auto_rollback"] is None else options["auto_rollback"]
+                keywords |= {
+                    "alias": stack.enter_context(only_runner(connection, self.report)),
+                    "auto_rollback": auto_rollback,
+                    "report": self.report,
+                }
 
-        if not self.guarded:
-            with in_place_of_djangos(executor):
-                super().handle(*args, **options)
-        else:
-            with (
-                sigterm_like_ctrl_c(),
-                only_runner(connection, self.report) as alias,
-                in_place_of_djangos(partial(executor, alias=alias)),
-            ):
-                super().handle(*args, **options)
+            def executor(*arguments: Any) -> Executor:
+                executors.append(Executor(*arguments, **keywords))
+                return executors[-1]
+
+            stack.enter_context(in_place_of_djangos(executor))
+            super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
         self.refuse_to_hold_back(*executors)
 
     def refuse_to_hold_back(self, *executors: Executor) -> None:
@@ -108,10 +101,6 @@ class Command(migrate.Command):
             guard.watchdog.new_step()
             guard.trying(lambda attempt: super(Command, self).sync_apps(connection, app_labels))
 
-    def report(self, event: str, **facts: Any) -> None:
-        if self.verbosity and event in LINES:
-            self.stdout.write(LINES[event].format(**facts))
-
     def show_plan(self, *args: Any, **options: Any) -> None:
         """Let Django find out what the plan is and whether it may be, and print it; nothing is locked or written."""
         if options["prune"]:
@@ -131,25 +120,17 @@ class Command(migrate.Command):
         else:
             self.stdout.write("Planned operations:", self.style.MIGRATE_LABEL)
             for step, (migration, backwards) in zip(steps, plan, strict=True):
-                self.print_step(step, [self.describe_operation(one, backwards) for one in migration.operations])
+                reports.print_step(
+                    self,
+                    self.verbosity,
+                    step,
+                    [self.describe_operation(one, backwards) for one in migration.operations],
+                )
             if not steps:
                 self.stdout.write("  No planned migration operations.")
         self.refuse_to_hold_back(planners[0])
         if plan and options["check_unapplied"]:
             sys.exit(1)
-
-    def print_step(self, step: PlannedStep, operations: list[tuple[str, bool]]) -> None:
-        """Print a step: at verbosity 0 the tables it touches, at 1 also its statements, at 2 also its operations."""
-        self.stdout.write(str(step), self.style.MIGRATE_HEADING)
-        if self.verbosity > 1:
-            for operation, is_error in operations:
-                self.stdout.write(f"  {operation}", self.style.WARNING if is_error else None)
-        if self.verbosity:
-            for statement in step.statements or ["-- nothing to do in the database"] * (not step.faked):
-                style = self.style.WARNING if statement.startswith("--") else None
-                self.stdout.write(indent(inspect.cleandoc(statement), "    "), style)
-        for table in step.tables:
-            self.stdout.write(f"  touches {table}", self.style.NOTICE)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import rollback
+from gotong_royong.zero_downtime import reports, rollback
 from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
@@ -17,7 +17,6 @@ class Command(BaseCommand):
     help = "Takes back the migrations of the last run, or as many as you say, newest first."
     requires_system_checks: list[str] = []
     migration_progress_callback: Any = migrate.Command.migration_progress_callback
-    report: Any = migrate.Command.report
 
     def add_arguments(self, parser: Any) -> None:
         which = parser.add_mutually_exclusive_group()
@@ -31,9 +30,15 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity = options["verbosity"]
         connection = connections[options["database"]]
-        with migrate.sigterm_like_ctrl_c(), only_runner(connection, self.report) as alias:
+        if connection.vendor != "postgresql":
+            raise NotUndoable(f"{connection.alias} is not a PostgreSQL database, so no run on it was recorded.")
+        with (
+            migrate.sigterm_like_ctrl_c(),
+            reports.reporter(self, verbosity=self.verbosity, no_color=options["no_color"]) as report,
+            only_runner(connection, report) as alias,
+        ):
             executor = Executor(
-                connection, self.migration_progress_callback, alias=alias, command="rollback", report=self.report
+                connection, self.migration_progress_callback, alias=alias, command="rollback", report=report
             )
             if options["steps"] is not None:
                 chosen = rollback.last_steps(executor, options["steps"])

@@ -1,0 +1,140 @@
+"""Does the next migrate finish what a killed one began, wherever it was killed?
+
+Each migration of the history is killed, really, before each round trip that it makes to the server, whichever session
+makes it. What an atomic one leaves is what was before or what is after, so all its kills are on one database, each run
+after the one before was killed. One that is not atomic is killed, and then finished, on a fresh copy each time.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from django.conf import settings
+from django.db import connection
+from django.db.migrations.loader import MigrationLoader
+
+from tests.catalog import fingerprint
+from tests.test_migrations import conninfo
+from tests.zero_downtime.test_executor import environment
+
+pytestmark = pytest.mark.slow
+
+GRAPH = MigrationLoader(None).graph
+LEAVES = sorted(GRAPH.leaf_nodes(), key=lambda key: (key[0] != "zero_downtime", key))
+HISTORY = list(dict.fromkeys(key for leaf in LEAVES for key in GRAPH.forwards_plan(leaf)))
+STEPS = [key for key in HISTORY if key[0] != "zero_downtime"]
+
+
+class Killer:
+    """Runs migrate on copies of the databases that the history leads through."""
+
+    def __init__(self, django_db_blocker):
+        self.blocker = django_db_blocker
+        self.templates = []
+        with django_db_blocker.unblock():
+            env = environment(connection)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.zero_downtime.killed"],
+            env=env,
+            cwd=settings.BASE_DIR,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def migrate(self, database, *key, kill=None, from_start=False):
+        order = {"database": database, "arguments": key, "kill": kill, "from_start": from_start}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if kill is None or answer["signal"] is None:
+            assert answer["code"] == 0, answer["output"]
+        else:
+            assert answer["signal"] == signal.SIGKILL, answer
+        return answer
+
+    def sql(self, statement):
+        with self.blocker.unblock(), connection._nodb_cursor() as cursor:
+            cursor.execute(statement)
+
+    def look(self, database):
+        with self.blocker.unblock():
+            parameters = conninfo(connection) | {"dbname": database}
+        with psycopg.connect(**parameters, autocommit=True) as looker, looker.cursor() as cursor:
+            return fingerprint(cursor)
+
+    def before(self, key):
+        """Return the name of the database as it is before that migration."""
+        for number in range(len(self.templates), HISTORY.index(key) + 1):
+            name = f"killed_{number}_{id(self)}"
+            self.sql(f"CREATE DATABASE {name} TEMPLATE {self.templates[-1] if self.templates else 'template1'}")
+            self.templates.append(name)
+            if number:
+                self.migrate(name, *HISTORY[number - 1])
+        return self.templates[HISTORY.index(key)]
+
+    @contextmanager
+    def copy(self, template):
+        name = f"killed_copy_{id(self)}"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield name
+        finally:
+            self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        for name in self.templates:
+            self.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def killer(django_db_setup, django_db_blocker):
+    killer = Killer(django_db_blocker)
+    yield killer
+    killer.process.stdout.close()
+    killer.close()
+
+
+@pytest.mark.parametrize("key", STEPS, ids=".".join)
+def test_killed_before_each_round_trip(killer, key):
+    template = killer.before(key)
+    before = killer.look(template)
+    with killer.copy(template) as database:
+        made = killer.migrate(database, *key)["made"]
+        print("MADE", key, made, GRAPH.nodes[key].atomic)
+        after = killer.look(database)
+    assert made > 3
+    if GRAPH.nodes[key].atomic:
+        with killer.copy(template) as database:
+            for kill in range(made):
+                answer = killer.migrate(database, *key, kill=kill)
+                if killer.look(database) != before or answer["signal"] is None:
+                    break
+            assert killer.look(database) == after
+            killer.migrate(database, *key)
+            assert killer.look(database) == after
+    else:
+        for kill in range(made):
+            with killer.copy(template) as database:
+                killer.migrate(database, *key, kill=kill)
+                killer.migrate(database, *key)
+                assert killer.look(database) == after, f"killed before round trip {kill}"
+
+
+def test_killed_anywhere_from_the_start(killer):
+    """The first run on an empty database, with the making of the ledger."""
+    template = killer.before(HISTORY[0])
+    with killer.copy(template) as database:
+        made = killer.migrate(database, *STEPS[0], from_start=True)["made"]
+        after = killer.look(database)
+    for kill in range(made):
+        with killer.copy(template) as database:
+            killer.migrate(database, *STEPS[0], kill=kill, from_start=True)
+            killer.migrate(database, *STEPS[0])
+            assert killer.look(database) == after, f"killed before round trip {kill}"
