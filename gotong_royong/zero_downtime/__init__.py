@@ -10,5 +10,6 @@ The rooms, in the order in which they may import one another:
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
-- ``management/commands``: ``makemigrations``, ``migrate``, ``rollback``; they parse and print.
+- ``history``: what the ledger remembers of the applied migrations, and whether their files have been edited.
+- ``management/commands``: ``makemigrations``, ``migrate``, ``showmigrations``, ``rollback``; they parse and print.
 """
