@@ -11,7 +11,7 @@ ROWS = [
     {"locks", "catalog", "schema", "watchdog", "guard"},
     {"models", "ledger", "history"},
     {"autodetector"},
-    {"rollback", "executor", "plan"},
+    {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},
 ]
 
