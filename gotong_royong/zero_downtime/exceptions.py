@@ -67,6 +67,10 @@ class BackupFailed(ZeroDowntimeError):
         super().__init__(f"No backup: {reason}. Nothing was migrated. {advice}")
 
 
+class UnknownApp(ZeroDowntimeError):
+    """An app that is not installed, so it has no migrations to speak of."""
+
+
 def summary(error: BaseException) -> str:
     """Say an exception in one line, with its type where that is not one of ours."""
     if isinstance(error, KeyboardInterrupt):

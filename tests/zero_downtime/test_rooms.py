@@ -10,7 +10,7 @@ ROWS = [
     {"conf", "exceptions", "stages"},
     {"locks", "catalog", "schema", "watchdog", "guard"},
     {"models", "ledger", "history"},
-    {"autodetector"},
+    {"autodetector", "mistakes"},
     {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},
 ]

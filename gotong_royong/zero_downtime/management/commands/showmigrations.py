@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.commands import showmigrations
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import history
+from gotong_royong.zero_downtime import history, mistakes
 
 COLUMNS = "run", "faked", "checksum", "longest_blocked", "started_at", "finished_at"
 APPLIED = re.compile(r" ?\[[X-]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
@@ -23,6 +23,7 @@ class Command(showmigrations.Command):
 
     def _show(self, show: Callable[..., None], connection: Any, app_names: Any) -> None:
         """Catch the lines that Django would print, and print them with what else is known, in columns."""
+        mistakes.refuse_unknown_apps(app_names)
         stdout, lines = self.stdout, list[tuple[Any, ...]]()
         vars(self)["stdout"] = SimpleNamespace(write=lambda *line: lines.append(line))
         try:
