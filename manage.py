@@ -31,6 +31,12 @@ def main() -> None:
         if "--traceback" in sys.argv:
             raise
         sys.exit(f"Error: {_sentence(error)}")
+    except Exception as error:
+        from gotong_royong.zero_downtime import mistakes  # which, like any app, wants Django to be set up
+
+        if "--traceback" in sys.argv or not (sentence := mistakes.sentence(error)):
+            raise
+        sys.exit(f"Error: {sentence}")
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)

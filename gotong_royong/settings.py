@@ -53,6 +53,15 @@ def _databases() -> dict[str, Any]:
     return {"default": database}
 
 
+def _postgresql_programs() -> Path | None:
+    """Return where the embedded server's pg_dump is: one on the PATH may be older than that server."""
+    if os.environ.get("DATABASE_URL"):
+        return None
+    from gotong_royong import embedded
+
+    return embedded.binaries()
+
+
 DEBUG = _flag("DEBUG")
 SECRET_KEY = _secret_key()
 ALLOWED_HOSTS = _list("ALLOWED_HOSTS")
@@ -102,6 +111,7 @@ TEMPLATES = [
 ]
 
 DATABASES = _databases()
+ZERO_DOWNTIME_POSTGRESQL_PROGRAMS = _postgresql_programs()
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_USER_MODEL = "accounts.User"

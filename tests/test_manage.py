@@ -27,7 +27,7 @@ def one_sentence(*arguments, **environment):
     return err
 
 
-@pytest.mark.parametrize("command", ["migrate", "showmigrations", "createsuperuser"])
+@pytest.mark.parametrize("command", ["migrate", "showmigrations", "rollback", "createsuperuser"])
 def test_nobody_listens(command):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,10 +5,13 @@ The rooms, in the order in which they may import one another:
 - ``conf``, ``exceptions``, ``stages``: settings, what can go wrong, before or after the deploy.
 - ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
 - ``catalog``: questions to PostgreSQL's catalog. ``schema``: DDL that may run twice.
-- ``watchdog``: the second session that sees whom a statement blocks.
-- ``models``: the ledger, Run and Step.
+- ``watchdog``: the second session that sees whom a statement blocks. ``guard``: the lock budget around a run.
+- ``models``: the ledger, Run and Step. ``ledger``: writes it. ``history``: what it remembers of the applied
+  migrations, and whether their files have been edited.
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.
+- ``mistakes``: what is wrong with a migration file, in one sentence.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
-- ``management/commands``: ``makemigrations``, ``migrate``, ``rollback``; they parse and print.
+- ``backups``: the database in a file, as it was before a run.
+- ``management/commands``: ``makemigrations``, ``migrate``, ``showmigrations``, ``rollback``; they parse and print.
 """

@@ -1,5 +1,6 @@
 """Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read when it is asked for."""
 
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -23,6 +24,9 @@ class Settings:
 
     THIRD_PARTY_STAGE: str = "pre_deploy"
     """The stage of the migrations that say none."""
+
+    POSTGRESQL_PROGRAMS: str | Path | None = None
+    """The folder of pg_dump and pg_restore; None looks along the PATH."""
 
     def __getattribute__(self, name: str) -> Any:
         return getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))

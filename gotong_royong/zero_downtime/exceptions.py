@@ -60,6 +60,17 @@ class ImpossibleStage(ZeroDowntimeError):
     """A migration that must come before a deploy needs one that must come after it."""
 
 
+class BackupFailed(ZeroDowntimeError):
+    """The backup before a run could not be made, so there was no run."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"No backup: {reason}. Nothing was migrated. {advice}")
+
+
+class UnknownApp(ZeroDowntimeError):
+    """An app that is not installed, so it has no migrations to speak of."""
+
+
 def summary(error: BaseException) -> str:
     """Say an exception in one line, with its type where that is not one of ours."""
     if isinstance(error, KeyboardInterrupt):

@@ -10,8 +10,8 @@ ROWS = [
     {"conf", "exceptions", "stages"},
     {"locks", "catalog", "schema", "watchdog", "guard"},
     {"models", "ledger", "history"},
-    {"autodetector"},
-    {"rollback", "executor", "plan"},
+    {"autodetector", "mistakes"},
+    {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},
 ]
 

@@ -8,10 +8,15 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.autodetector import MigrationAutodetector, describe_merge, rename, timestamps
+from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
 
 
 class Command(makemigrations.Command):
     autodetector = MigrationAutodetector
+
+    def handle(self, *app_labels: str, **options: Any) -> None:
+        refuse_unknown_apps(app_labels)
+        super().handle(*app_labels, **options)
 
     def write_migration_files(
         self, changes: dict[str, Any], update_previous_migration_paths: dict[str, str] | None = None
