@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -79,9 +80,10 @@ def database(template: str = "template1") -> Iterator[str]:
 
 
 class Ended(NamedTuple):
-    """How a ``migrate`` ended: after how many seconds, and with which error if it failed."""
+    """How a ``migrate`` ended: after how many seconds, of which the processor worked for it, and with which error."""
 
     seconds: float
+    cpu: float
     error: str
 
 
@@ -99,7 +101,7 @@ def migrate(who: Contender, database: str, *arguments: str, folder: Path = PROJE
         "BENCH": json.dumps(told),
         "PYTHONPATH": f"{folder}",
     }
-    started = time.monotonic()
+    cpu, started = _cpu_of_children(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "django", "migrate", *arguments],
         cwd=PROJECT,
@@ -108,6 +110,18 @@ def migrate(who: Contender, database: str, *arguments: str, folder: Path = PROJE
         text=True,
         check=False,
     )
-    seconds = time.monotonic() - started
+    seconds, cpu = time.monotonic() - started, _cpu_of_children() - cpu
     errors = ERROR.findall(done.stderr) or [f"exit code {done.returncode}"]
-    return Ended(seconds, errors[-1] if done.returncode else "")
+    return Ended(seconds, cpu, errors[-1] if done.returncode else "")
+
+
+def succeed(ended: Ended) -> Ended:
+    """Return how it ended, if that was well; otherwise end the benchmark."""
+    if ended.error:
+        sys.exit(f"Error: a migrate failed that the benchmark needs. {ended.error}")
+    return ended
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -4,7 +4,8 @@ import argparse
 from importlib import metadata
 from typing import NamedTuple
 
-from tests.bench.contenders import CONTENDERS, OURS, Contender, Ended, database, migrate, server
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong
+from tests.bench.contenders import CONTENDERS, OURS, STOCK, Contender, Ended, database, migrate, server, succeed
 from tests.bench.shop.trials import TRIALS
 from tests.zero_downtime.load import holding, load
 
@@ -23,11 +24,11 @@ PEER_PACKAGE = "django-pg-zero-downtime-migrations"
 READ = "SELECT paid FROM orders WHERE id = 1"
 WRITE = "UPDATE orders SET paid = NOT paid WHERE id = 1"
 
-OUTCOMES = {  # what an error says: what that means
+OUTCOMES = {  # what stands in an error: what that means
     "lock timeout": "gave up: lock timeout",
     "statement timeout": "gave up: statement timeout",
     "UnsafeOperationException": "refused as unsafe",
-    "was stopped and undone": "stopped by its watchdog",
+    BlockedTooLong.__name__: "stopped by its watchdog",
 }
 
 
@@ -53,20 +54,18 @@ def run(options: argparse.Namespace) -> None:
     print(f"{'':28}{'':7}{'reader':>10}{'writer':>10}{'migrate':>10}  outcome")
     errors = []
     with database() as filled:
-        migrate(OURS, filled, "shop", "0001", apps=APPS, trial=next(iter(TRIALS)))
+        succeed(migrate(OURS, filled, "shop", "0001", apps=APPS, trial=next(iter(TRIALS))))
         server().execute(filled, *(statement.format(rows=options.rows) for statement in FILL))
         for trial in options.trials:
             for contender in CONTENDERS.values():
                 seen = watch(contender, trial, filled, options.hold)
-                label = "" if contender != next(iter(CONTENDERS.values())) else trial
-                print(
-                    f"{label:28}{contender.name:7}{seen.reader * 1000:>7,.0f} ms{seen.writer * 1000:>7,.0f} ms"
-                    f"{seen.ended.seconds:>8.1f} s  {seen.outcome}",
-                    flush=True,
-                )
+                label = trial if contender is STOCK else ""
+                stalls = f"{seen.reader * 1000:>7,.0f} ms{seen.writer * 1000:>7,.0f} ms"
+                print(f"{label:28}{contender.name:7}{stalls}{seen.ended.seconds:>8.1f} s  {seen.outcome}", flush=True)
                 if seen.ended.error:
                     errors.append(f"  {contender.name}, {trial}: {seen.ended.error}")
-    print("\nWhat those said that did not apply it:", *errors, sep="\n")
+    if errors:
+        print("\nWhat those said that did not apply it:", *errors, sep="\n")
 
 
 def watch(contender: Contender, trial: str, template: str, hold: float) -> Seen:
