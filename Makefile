@@ -37,6 +37,11 @@ run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
 	@$(BIN)/python -u manage.py runserver $(PORT)
 
+bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost ROWS=100000 SIZES=100,300 ROUNDS=3
+	@$(BIN)/python -m tests.bench $(if $(PARTS),--parts $(PARTS)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(HOLD),--hold $(HOLD)) $(if $(TRIALS),--trials $(TRIALS)) \
+		$(if $(SIZES),--sizes $(SIZES)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
 lint: $(READY) ## check style, types and that no migration is missing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,4 +59,4 @@ clean: ## remove what the other commands made, but not the data of the embedded 
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install migrate test run lint lock clean
+.PHONY: help install migrate test run bench lint lock clean

@@ -1,0 +1,69 @@
+"""The benchmark's command line: which parts, and how large."""
+
+import argparse
+import os
+import platform
+import sys
+
+os.environ.setdefault("DEBUG", "1")  # no secret key is needed: nothing is served
+
+import django
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+
+from tests.bench import cost, victims
+from tests.bench.contenders import server
+from tests.bench.shop.trials import TRIALS
+
+PARTS = {"victims": victims.run, "cost": cost.run}
+
+
+def number(text: str) -> int:
+    if (value := int(text.replace("_", ""))) < 1:
+        raise ValueError
+    return value
+
+
+def numbers(text: str) -> list[int]:
+    return [number(part) for part in text.split(",")]
+
+
+def parts(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    return names
+
+
+def trials(text: str) -> list[str]:
+    found = [trial for trial in TRIALS if any(word in trial for word in text.split(","))]
+    if not found:
+        raise argparse.ArgumentTypeError(f"no trial has {text} in its name: choose from {', '.join(TRIALS)}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--parts", type=parts, default=list(PARTS), help=f"default: {','.join(PARTS)}")
+    parser.add_argument("--rows", type=number, default=1_000_000, help="victims: rows of the table (default: 1000000)")
+    parser.add_argument("--trials", type=trials, default=list(TRIALS), help="victims: only those with such a word")
+    parser.add_argument("--hold", type=float, default=3, help="victims: seconds that a reader idles in its transaction")
+    parser.add_argument("--sizes", type=numbers, default=[100, 300, 1000], help="cost: numbers of migrations")
+    parser.add_argument("--rounds", type=number, default=3, help="cost: how often each is timed (default: 3)")
+    options = parser.parse_args()
+    try:
+        version = server().version
+    except (ImproperlyConfigured, psycopg.OperationalError) as error:
+        sys.exit(f"Error: no server to make the databases on. {' '.join(str(error).split())}")
+    print(
+        f"Python {platform.python_version()}, Django {django.__version__}, PostgreSQL {version}, {os.cpu_count()} cores"
+    )
+    try:
+        for part in options.parts:
+            PARTS[part](options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
