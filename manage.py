@@ -13,7 +13,7 @@ def _sentence(error: Exception) -> str:
     reason = " ".join(str(error).split())
     if isinstance(error, NotSupportedError):
         return f"{reason.rstrip('.')}. Upgrade the server, or set DATABASE_URL to another one."
-    if not isinstance(error, OperationalError) or connection.connection is not None:
+    if not isinstance(error, OperationalError) or getattr(error.__cause__, "sqlstate", None):
         return reason
     database = connection.settings_dict
     where = f"{database['HOST'] or 'localhost'}:{database['PORT'] or 5432}"

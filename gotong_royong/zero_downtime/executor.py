@@ -20,7 +20,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import history, ledger, locks, rollback
+from gotong_royong.zero_downtime import backups, history, ledger, locks, rollback
 from gotong_royong.zero_downtime.exceptions import (
     DefinitionDiffers,
     NoLedger,
@@ -60,7 +60,7 @@ class Executor(MigrationExecutor):
         stage: which part of a plan to carry out; None for all of it.
         auto_rollback: whether to undo what the run applied when a step fails.
         report: is told what happens, as it happens.
-        before_first_step: called with the run once it is open; what it raises ends the run.
+        backup_folder: where to back up the database before the first step, if anywhere.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Executor(MigrationExecutor):
         stage: Stage | None = None,
         auto_rollback: bool = False,
         report: Report = lambda event, **facts: None,
-        before_first_step: Callable[[Run], object] = lambda run: None,
+        backup_folder: str | None = None,
     ) -> None:
         super().__init__(connection, progress_callback)
         self.alias, self.command, self.stage, self.auto_rollback = alias, command, stage, auto_rollback
-        self.report, self.before_first_step = report, before_first_step
+        self.report, self.backup_folder = report, backup_folder
         self.held_back: list[str] = []
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
@@ -142,7 +142,9 @@ class Executor(MigrationExecutor):
             self._number, self._of = 0, len(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
-            self.before_first_step(self.run)
+            if self.backup_folder:
+                self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
+                self.run.save(update_fields=["backup"])
             self._at_work = steps, stack.enter_context(Guard(self.connection, self.report))
             return super().migrate(targets, plan, state, fake, fake_initial)
 

@@ -50,6 +50,9 @@ class Command(migrate.Command):
             help="Undo what this run applied if a step fails; the default is the setting ZERO_DOWNTIME_AUTO_ROLLBACK.",
         )
         parser.add_argument(
+            "--backup", metavar="DIR", help="Write the database into a file in this folder before the first step."
+        )
+        parser.add_argument(
             "--format", choices=["text", "json"], default="text", help="How the plan or the run is printed."
         )
 
@@ -68,10 +71,11 @@ class Command(migrate.Command):
             keywords: dict[str, Any] = {"stage": options["stage"]}
             if self.guarded:
                 stack.enter_context(sigterm_like_ctrl_c())
-                auto_rollback = conf.AUTO_ROLLBACK if options["auto_rollback"] is None else options["auto_rollback"]
+                wanted = options["auto_rollback"]
                 keywords |= {
                     "alias": stack.enter_context(only_runner(connection, self.report)),
-                    "auto_rollback": auto_rollback,
+                    "auto_rollback": conf.AUTO_ROLLBACK if wanted is None else wanted,
+                    "backup_folder": options["backup"],
                     "report": self.report,
                 }
 
