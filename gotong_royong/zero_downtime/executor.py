@@ -89,9 +89,10 @@ class Executor(MigrationExecutor):
 
     def _compare_with_history(self) -> None:
         """Say which applied files were edited since, and record what django_migrations has forgotten."""
-        if edited := history.edited(self.alias, self.loader):
+        memory = history.remembered(self.alias)
+        if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
-        if lost := history.forgotten(self, self.alias):
+        if lost := history.forgotten(self, memory):
             for migration in lost:
                 self._record_again(migration)
             self.loader.build_graph()
@@ -117,6 +118,11 @@ class Executor(MigrationExecutor):
         find, final = self.loader.project_state, self.loader.project_state()
         self.loader.project_state = lambda *nodes, **at: find(*nodes, **at) if nodes else final.clone()  # type: ignore[method-assign]
         return final.clone()
+
+    def check_replacements(self) -> None:
+        """Ask the database which migrations are applied only if one of them replaces others."""
+        if self.loader.replacements:
+            super().check_replacements()
 
     def migrate(
         self,
