@@ -9,8 +9,8 @@ HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "stages"},
     {"locks", "catalog", "schema", "watchdog", "guard"},
-    {"models", "ledger", "history"},
-    {"autodetector", "mistakes"},
+    {"models", "ledger", "history", "operations"},
+    {"autodetector", "mistakes", "linter"},
     {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},
 ]
