@@ -42,11 +42,12 @@ bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost ROWS
 		$(if $(ROWS),--rows $(ROWS)) $(if $(HOLD),--hold $(HOLD)) $(if $(TRIALS),--trials $(TRIALS)) \
 		$(if $(SIZES),--sizes $(SIZES)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-lint: $(READY) ## check style, types and that no migration is missing
+lint: $(READY) ## check style and types, that no migration is missing, and what each one locks and breaks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@DATABASE_URL=postgresql://not-connected-to@localhost/lint $(BIN)/mypy .
 	@$(BIN)/python manage.py makemigrations --check --dry-run
+	@$(BIN)/python manage.py lintmigrations --fail-level WARNING
 
 lock: ## pin the newest allowed versions, with hashes, in requirements/
 	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml

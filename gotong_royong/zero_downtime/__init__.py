@@ -9,9 +9,12 @@ The rooms, in the order in which they may import one another:
 - ``models``: the ledger, Run and Step. ``ledger``: writes it. ``history``: what it remembers of the applied
   migrations, and whether their files have been edited.
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.
+- ``operations``: what may stand in a migration beside Django's own.
+- ``linter``: what a migration locks, scans, rewrites and breaks, by running it.
 - ``mistakes``: what is wrong with a migration file, in one sentence.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.
-- ``management/commands``: ``makemigrations``, ``migrate``, ``showmigrations``, ``rollback``; they parse and print.
+- ``management/commands``: ``makemigrations``, ``lintmigrations``, ``migrate``, ``showmigrations``, ``rollback``; they parse
+  and print.
 """

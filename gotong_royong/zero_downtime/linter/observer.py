@@ -121,9 +121,10 @@ class Observer:
         self.operation = 0
         self.put_off: dict[str, int] = {}
         self._transaction = 0
-        self._virtual: Any = None
         self._touched: set[int] = set()
         self._unsure = True  # whether something may have counted that was not seen
+        self._reported = False  # whether all counters are 0
+        self._can_report = self._session().info.server_version >= 150000
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
@@ -178,10 +179,13 @@ class Observer:
             for part in sqlparse.split(text):
                 if CONTROL.fullmatch(part):
                     session.execute(part)
+                    self._begin()
                 else:
                     self._one(functools.partial(execute, part, None, many, context), part)
             return None
+        self.report_counts()
         session.execute("BEGIN")
+        self._begin()
         try:
             result = self._one(lambda: execute(sql, params, many, context), text)
         except Error as error:
@@ -197,31 +201,34 @@ class Observer:
         return self._session().info.transaction_status
 
     def _begin(self) -> None:
-        """Notice that a transaction begins, which has no lock yet; forget what has been counted and reported."""
-        session = self._session()
-        virtual = session.execute(
-            "SELECT virtualtransaction FROM pg_locks WHERE pid = pg_backend_pid() LIMIT 1"
-        ).fetchone()
-        if virtual == self._virtual:
-            return
-        self._virtual, self._transaction, self._held = virtual, self._transaction + 1, set()
-        self._count(self._counts)
+        """Know that a transaction begins, which has no lock yet."""
+        self._transaction, self._held = self._transaction + 1, set()
+        self._unsure, self._reported = not self._reported, False
+        self._counts = {}
+
+    def report_counts(self) -> None:
+        """Outside of a transaction, let PostgreSQL report its counters, so that the next transaction begins with 0."""
+        if self._can_report:
+            self._session().execute("SELECT pg_stat_force_next_flush()")
+            self._reported = True
 
     def _count(self, oids: Collection[int]) -> None:
-        """Look at the counters, which PostgreSQL sets to zero whenever it has reported them."""
-        if oids:
-            rows = self._session().execute(COUNTED, [list(oids)]).fetchall()
-            self._counts = {oid: Counts(*counts) for oid, *counts in rows if any(counts)}
+        """Look at the counters, which may have moved when nobody looked."""
+        rows = self._session().execute(COUNTED, [list(oids)]).fetchall()
+        self._counts |= {oid: Counts(*counts) for oid, *counts in rows if any(counts)}
 
     def _one(self, execute: Callable[[], Any], text: str) -> Any:
         """Send a statement in a transaction and note what it did there."""
         session = self._session()
-        if session.info.transaction_status == TransactionStatus.INERROR:
+        if self._status() == TransactionStatus.INERROR:
             return execute()
+        if self._status() == TransactionStatus.IDLE:
+            self._begin()
         changes_rows = CHANGES_ROWS.match(text) is not None
-        self._begin()
         if self._unsure:
             self._count(self.catalog)
+        elif changes_rows:  # what a cursor has scanned since its statement is not this one's scan
+            self._count({oid for oid, _ in self._held})
         if changes_rows:
             session.execute("SET LOCAL enable_seqscan = off")
         self._notices.clear()

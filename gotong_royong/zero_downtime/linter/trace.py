@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from django.apps import apps
-from django.db import Error, transaction
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration, RunPython, RunSQL
 from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
@@ -54,8 +53,6 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
     """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
     state = ProjectState(real_apps=loader.unmigrated_apps)
     state.apps  # noqa: B018  rendered once, and then kept up to date by each operation
-    recorder = MigrationRecorder(connection)
-    recorder.ensure_schema()
     for key in keys:
         migration = loader.graph.nodes[key]
         before = state.clone()
@@ -65,7 +62,6 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
         except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
             _recover(connection)
             state = migration.mutate_state(before, preserve=False)
-        recorder.record_applied(*key)
 
 
 def traces(
@@ -89,8 +85,6 @@ def traces(
     for key in ground:
         loader.graph.nodes[key].mutate_state(state, preserve=False)
     state.apps  # noqa: B018
-    recorder = MigrationRecorder(connection)
-    recorder.ensure_schema()
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
     final = code_of(loader.project_state()) if any(_is_contract(loader.graph.nodes[key]) for key in plan) else {}
@@ -128,8 +122,6 @@ def traces(
             )
         if up.failure:
             failed.add(key)
-        with suppress(Error):
-            recorder.record_applied(*key)
 
 
 class _Runner:
@@ -212,6 +204,7 @@ class _Runner:
     def _pass(self, migration: Migration, direction: Direction, run: Any, *, undo: bool = False) -> Pass:
         observer = self.observer
         observer.statements, observer.put_off, observer.operation = [], {}, 0
+        observer.report_counts()
         before, failure = dict(observer.catalog), None
         enums = observer.enums() if any(map(_is_raw, migration.operations)) else frozenset()
         try:
@@ -224,7 +217,7 @@ class _Runner:
                 while editor.deferred_sql:
                     editor.execute(editor.deferred_sql.pop(0), None)
                 if undo:
-                    self.connection.check_constraints()
+                    self.connection.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
                     observer.settle()
                     raise _Undo  # noqa: TRY301
         except _Undo:

@@ -51,9 +51,17 @@ def made_not_null(statement: Statement, table: str) -> str:
     return ""
 
 
+def adds_required_column(change: Change) -> bool:
+    """Whether a new column refuses all rows that are there: then it is no lock that is the trouble."""
+    new = change.after
+    return change.before is None and isinstance(new, Column) and new.not_null and not new.fills_itself
+
+
 def cause(statement: Statement, table: str) -> str:
     """Say which rule a long lock on the table breaks: the most specific one."""
     lock, index, change = blocking(statement, table), new_index(statement, table), validated(statement, table)
+    if any(adds_required_column(change) for change in statement.changes):
+        return "E203"
     if not lock or table not in {*statement.scans, *statement.rewrites}:
         return ""
     if HOUSEKEEPING.match(statement.sql):

@@ -12,6 +12,7 @@ from django.db import models
 
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
 
 AFTER_THE_DEPLOY = """
 Take it out of the models first and ship that; then drop it in a migration that runs once no old code is left:
@@ -168,9 +169,7 @@ operations = [
 )
 def required_column(trace: Trace) -> Iterator[Spot]:
     for change, known in known_changes(trace):
-        new = change.after
-        is_new = isinstance(new, Column) and change.before is None and change.name not in known
-        if is_new and isinstance(new, Column) and new.not_null and not new.fills_itself:
+        if adds_required_column(change) and change.name not in known:
             yield spot(trace, change, column=change.name)
 
 

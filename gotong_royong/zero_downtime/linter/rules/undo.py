@@ -14,7 +14,7 @@ from django.db.migrations.operations.special import RunSQL
 from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Constraint, Index, Table, Trace, changes
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 
-SAME_TYPE = {"varchar": "character varying", "char": "character", "time": "time without time zone", "timetz": ""}
+INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
 
 
 @rule(
@@ -125,10 +125,29 @@ def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
         return
     left = {oid: table for oid, table in trace.up.after.items() if oid not in trace.down.before}
     left |= trace.down.after
-    for change in changes(_by_name(trace.up.before), _by_name(left)):
+    for change in changes(_nameless(trace.up.before), _nameless(left)):
         where = change.table if change.kind == "table" else f"{change.name} of {change.table}"
         what = f"{change.kind} {where} is {_became(change)}"
         yield Spot(trace.down, None, table=change.table, values={"what": what})
+
+
+def _nameless(catalog: Catalog) -> dict[str, Table]:
+    """Call each constraint and index by what it does, for PostgreSQL or Django may choose another name for it."""
+    return {
+        table.name: table._replace(
+            constraints={
+                key: constraint._replace(name=key)
+                for constraint in table.constraints.values()
+                for key in [constraint.definition]
+            },
+            indexes={
+                key: index._replace(name=key, definition=key)
+                for index in table.indexes.values()
+                for key in [INDEX_NAME.sub(" INDEX ON ", index.definition, count=1)]
+            },
+        )
+        for table in catalog.values()
+    }
 
 
 def _by_name(catalog: Catalog) -> dict[str, Table]:
