@@ -111,6 +111,7 @@ class Statement:
         rows: how many rows it inserted, updated or deleted.
         notices: what PostgreSQL remarked.
         ends_transaction: whether it ended a transaction that Django had begun.
+        rehearsed: whether it ran once more, where the tables had rows, and was undone.
     """
 
     operation: int
@@ -125,6 +126,7 @@ class Statement:
     rows: int = 0
     notices: tuple[str, ...] = ()
     ends_transaction: bool = False
+    rehearsed: bool = False
 
     @property
     def held(self) -> dict[str, Lock]:

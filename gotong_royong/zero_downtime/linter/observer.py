@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psycopg
@@ -88,6 +89,7 @@ ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.
 # Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small.
 CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
+SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
 CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END)\b[^$]*", re.IGNORECASE)
 WRITE, *STRONGER = MODES[2:]
 PARENT = "ShareRowExclusiveLock"
@@ -156,6 +158,26 @@ class Observer:
         self._touched = set()
         return dict(self.catalog)
 
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block."""
+        catalog, held, touched, done = dict(self.catalog), self._held, self._touched, len(self.statements)
+        try:
+            yield
+        finally:
+            self.catalog, self._held, self._touched, self._unsure = catalog, held, touched, True
+            self.statements[done:] = [replace(one, rehearsed=True) for one in self.statements[done:]]
+
+    def look_away(self, work: Callable[[], object]) -> None:
+        """Let the session do something that no statement of the migration is to be blamed for."""
+        wrappers, self.connection.execute_wrappers = self.connection.execute_wrappers, []
+        try:
+            work()
+        finally:
+            self.connection.execute_wrappers = wrappers
+        self._held = {(oid, mode) for oid, mode, *_ in self._session().execute(OBSERVE, prepare=True)}
+        self._unsure = True
+
     def rolled_back(self, catalog: Catalog) -> None:
         """Be told that the transaction is undone and the catalog as it was."""
         self.catalog, self._touched = dict(catalog), set()
@@ -173,6 +195,8 @@ class Observer:
 
     def _observe(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         session, text = self._session(), str(sql)
+        if SAVEPOINT.match(text):
+            return execute(sql, params, many, context)
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
             return self._one(lambda: execute(sql, params, many, context), text)
         if not params and OWN_TRANSACTION.fullmatch(text):

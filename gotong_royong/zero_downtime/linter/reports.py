@@ -146,6 +146,7 @@ def _pass(passed: Pass) -> Iterator[str]:
     yield f"{passed.direction}:"
     for statement in passed.statements:
         sql = " ".join(statement.sql.split())
+        sql = f"(with rows) {sql}" if statement.rehearsed else sql
         sql = sql if len(sql) <= WIDTH else f"{sql[:WIDTH]}…"
         yield f"  {statement.operation + 1:>3} t{statement.transaction:<4} {sql}"
         for lock in statement.takes:

