@@ -15,6 +15,6 @@ The rooms, in the order in which they may import one another:
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.
-- ``management/commands``: ``makemigrations``, ``lintmigrations``, ``migrate``, ``showmigrations``, ``rollback``; they parse
-  and print.
+- ``management/commands``: ``makemigrations``, ``lintmigrations``, ``migrate``, ``showmigrations``, ``rollback``; they
+  parse and print.
 """
