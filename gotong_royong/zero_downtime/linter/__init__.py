@@ -29,7 +29,7 @@ def lint(
 
     Args:
         connection: the configured database, which is only read. While this runs, its alias means the scratch database.
-        limit: seconds after which a migration is stopped.
+        limit: seconds after which an operation is stopped.
 
     Raises:
         ZeroDowntimeError: if there can be no scratch database.

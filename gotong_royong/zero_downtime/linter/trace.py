@@ -34,7 +34,7 @@ from gotong_royong.zero_downtime.stages import Stage, stage_of
 
 Key = tuple[str, str]
 
-LIMIT = 10.0  # seconds for one direction of a migration; on empty tables most take milliseconds
+LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 
 # What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -62,7 +62,10 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
         migration = loader.graph.nodes[key]
         before = state.clone()
         try:
-            with _confined(LIMIT), connection.schema_editor(atomic=migration.atomic) as editor:
+            with (
+                _confined(LIMIT * len(migration.operations)),
+                connection.schema_editor(atomic=migration.atomic) as editor,
+            ):
                 state = migration.apply(state, editor)
         except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
             _recover(connection)
@@ -84,7 +87,7 @@ def traces(
     Args:
         ground: what has been run in the database already.
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
-        limit: seconds for each direction of a migration.
+        limit: seconds for each operation.
     """
     state = ProjectState(real_apps=loader.unmigrated_apps)
     for key in ground:
@@ -212,6 +215,7 @@ class _Runner:
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
         operation = migration.operations[number]
+        _allow(self.limit)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
         atomic = operation.atomic or (migration.atomic and operation.atomic is not False)
@@ -292,14 +296,24 @@ def _confined(limit: float) -> Iterator[None]:
         raise NetworkRefused("The linter lets no migration reach the network.")
 
     with ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
+        if _can_be_interrupted():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
-            stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-            signal.setitimer(signal.ITIMER_REAL, limit)
+            stack.callback(_allow, 0)
+        _allow(limit)
         for name in ("connect", "connect_ex"):  # inherited from C, so that they are there again once ours are gone
             setattr(socket.socket, name, refuse)
             stack.callback(delattr, socket.socket, name)
         yield
+
+
+def _can_be_interrupted() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _allow(seconds: float) -> None:
+    """Begin to count anew; 0 ends the counting."""
+    if _can_be_interrupted():
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _recover(connection: BaseDatabaseWrapper) -> None:

@@ -1,10 +1,11 @@
 """E1xx, continued: what stands together in one transaction, so that a lock that could be brief is not?"""
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from django.db.migrations import RunPython
 
-from gotong_royong.zero_downtime.linter.facts import Direction, Trace
+from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rows import ROWS
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_locks, statements
@@ -34,19 +35,21 @@ operations = [
 """,
 )
 def works_under_lock(trace: Trace) -> Iterator[Spot]:
-    for passed, statement in statements(trace):
-        touched = {*statement.scans, *statement.rewrites, *statement.writes}
-        before = [lock for lock in statement.holds if lock.mode == STRONGEST and lock not in statement.takes]
-        if before and any(cause(statement, table) in {"", "E108"} for table in touched):
-            yield Spot(passed, None, statement, before[0].table, before[0])
+    for passed, sent in transactions(trace):
+        for statement in sent:
+            touched = {*statement.scans, *statement.rewrites, *statement.writes}
+            before = [lock for lock in statement.holds if lock.mode == STRONGEST and lock not in statement.takes]
+            if before and any(cause(statement, table) in {"", "E108"} for table in touched):
+                yield Spot(passed, None, statement, before[0].table, before[0])
+                break
 
 
 @rule(
     "E109",
     "Several tables are locked strongly in one transaction",
     condition="Different statements of one transaction take ACCESS EXCLUSIVE on different tables of before.",
-    effect="This transaction has ACCESS EXCLUSIVE on {others} already and takes it on {table}, too: the first blocks "
-    "reads and writes while it waits for the second, and code that uses both in another order makes a deadlock.",
+    effect="This transaction has ACCESS EXCLUSIVE on {others} already and takes it on {later}, too: the first blocks "
+    "reads and writes while it waits for the next, and code that uses both in another order makes a deadlock.",
     instead="""
 Make a migration for each table, or write atomic = False if each statement may stand alone:
 
@@ -69,14 +72,29 @@ operations = [
 """,
 )
 def several_tables(trace: Trace) -> Iterator[Spot]:
-    for passed, statement in statements(trace):
-        taken = [lock for lock in statement.takes if lock.mode == STRONGEST]
-        if passed.direction == Direction.DOWN:  # where a table goes, so do its foreign keys, and nobody can part them
-            changed = {change.table for change in statement.changes}
-            taken = [lock for lock in taken if lock.table in changed]
-        others = [lock.table for lock in statement.holds if lock.mode == STRONGEST and lock not in statement.takes]
-        if taken and others:
-            yield Spot(passed, None, statement, taken[0].table, taken[0], {"others": ", ".join(others)})
+    for passed, sent in transactions(trace):
+        known: list[str] = []
+        later: list[tuple[Statement, Lock]] = []
+        for statement in sent:
+            taken = [lock for lock in statement.takes if lock.mode == STRONGEST and lock.table not in known]
+            if passed.direction == Direction.DOWN:  # where a table goes, so do its foreign keys: nobody can part them
+                changed = {change.table for change in statement.changes}
+                taken = [lock for lock in taken if lock.table in changed]
+            if known:
+                later += [(statement, lock) for lock in taken]
+            else:
+                known = [lock.table for lock in taken]
+        if later:
+            statement, lock = later[0]
+            values = {"others": ", ".join(known), "later": ", ".join(dict.fromkeys(lock.table for _, lock in later))}
+            yield Spot(passed, None, statement, lock.table, lock, values)
+
+
+def transactions(trace: Trace) -> Iterator[tuple[Pass, list[Statement]]]:
+    """Yield the statements that ran in one transaction, transaction by transaction."""
+    for passed in trace.passes:
+        for _, sent in groupby(passed.statements, key=lambda statement: statement.transaction):
+            yield passed, list(sent)
 
 
 @rule(
