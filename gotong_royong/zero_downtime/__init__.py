@@ -4,7 +4,8 @@ The rooms, in the order in which they may import one another:
 
 - ``conf``, ``exceptions``, ``stages``: settings, what can go wrong, before or after the deploy.
 - ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
-- ``catalog``: questions to PostgreSQL's catalog. ``schema``: DDL that may run twice.
+- ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
+  ``schema``: DDL that may run twice.
 - ``watchdog``: the second session that sees whom a statement blocks. ``guard``: the lock budget around a run.
 - ``models``: the ledger, Run and Step. ``ledger``: writes it. ``history``: what it remembers of the applied
   migrations, and whether their files have been edited.

@@ -8,7 +8,7 @@ import gotong_royong.zero_downtime
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "stages"},
-    {"locks", "catalog", "schema", "watchdog", "guard"},
+    {"locks", "catalog", "definitions", "schema", "watchdog", "guard"},
     {"models", "ledger", "history", "operations"},
     {"autodetector", "mistakes", "linter"},
     {"rollback", "executor", "plan", "backups"},
