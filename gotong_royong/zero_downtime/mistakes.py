@@ -35,6 +35,8 @@ class Plain(BaseCommand):
     That is for the command line, unless it says --traceback; whoever calls the command from Python gets the error.
     """
 
+    _called_from_command_line: bool  # Django's
+
     def execute(self, *args: Any, **options: Any) -> Any:
         try:
             return super().execute(*args, **options)

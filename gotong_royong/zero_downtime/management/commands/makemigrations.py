@@ -21,7 +21,7 @@ class Command(mistakes.Plain, makemigrations.Command):
             warnings.showwarning = self.warn
             super().handle(*app_labels, **options)
 
-    def warn(self, message: Warning | str, *_: Any) -> None:
+    def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         """Say in one line what Django warns of, such as a database whose history it cannot look at."""
         self.stderr.write(f"Warning: {' '.join(str(message).split())}", self.style.WARNING)
 
