@@ -367,6 +367,8 @@ def _explained(error: Exception, migration: Migration, where: str) -> ZeroDownti
     sentence = f"{migration} failed{where}: {summary(error)}"
     if locks.is_lost(error):
         return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
+    if locks.sqlstate(error) == locks.NOT_ALLOWED:
+        return StepFailed(f"{sentence}\n{left} Migrate as the role that owns it, or GRANT this one what it lacks.")
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(migration)]
     place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
     return StepFailed(f"{sentence}{place}\n{left} Mend it and migrate again; --traceback shows where it came from.")

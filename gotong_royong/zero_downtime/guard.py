@@ -99,7 +99,7 @@ class Guard:
             return self._retrying(lambda attempt: execute(sql, params, many, context))
         finally:
             self._in_statement = False
-            self.watchdog.begin_statement("")
+            self.watchdog.end_statement()
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
         state = locks.sqlstate(error)

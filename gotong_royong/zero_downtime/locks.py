@@ -178,9 +178,11 @@ def held(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
 
 
 def described(sessions: list[Any]) -> str:
-    """Say in words what ``SESSIONS`` found."""
+    """Say in words what ``SESSIONS`` found. Of other users' sessions a role may not be shown all."""
     return "; ".join(
-        f"process {pid} ({name}, user {user}, {state or 'unknown'} for {seconds or 0:.1f} s)"
+        f"process {pid} ("
+        + ", ".join(filter(None, [name, f"user {user}", state and f"{state} for {seconds or 0:.1f} s"]))
+        + ")"
         for pid, name, user, state, seconds in sessions
     )
 

@@ -138,6 +138,10 @@ class Watchdog(threading.Thread):
     def begin_statement(self, sql: str) -> None:
         self.statement, self._say_at, self.blockers = sql, time.monotonic() + WORTH_SAYING, []
 
+    def end_statement(self) -> None:
+        """Remember who blocked it: for what is said of the next try."""
+        self.statement = ""
+
     def run(self) -> None:
         while not self._ended.wait(INTERVAL):
             if self._busy_since is not None and time.monotonic() - self._busy_since > INTERVAL:
