@@ -31,7 +31,7 @@ migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 
 test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
 	@$(PYTEST) --cov
-	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST); }
+	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not slow"; }
 
 run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
