@@ -58,8 +58,9 @@ TABLES = """
          FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = c.oid)
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 't' AND c.oid >= 16384
-      AND nspname NOT IN ('pg_toast', 'information_schema') AND (%(oids)s::bigint[] IS NULL OR c.oid = ANY(%(oids)s))
+      AND nspname NOT IN ('pg_toast', 'information_schema')
 """
+THESE_TABLES = f"{TABLES} AND c.oid = ANY(%s::oid[])"
 
 # Only what initdb did not make: its tables have OIDs below.
 OBSERVE = """
@@ -138,8 +139,9 @@ class Observer:
 
     def tables(self, oids: list[int] | None = None) -> dict[int, Table]:
         """Return the tables as they are now, for this session. Takes no lock on them."""
-        rows = self._session().execute(TABLES, {"oids": oids}, prepare=True).fetchall()
-        return {oid: _table(*row) for oid, *row in rows}
+        session = self._session()
+        found = session.execute(TABLES) if oids is None else session.execute(THESE_TABLES, [oids], prepare=True)
+        return {oid: _table(*row) for oid, *row in found.fetchall()}
 
     def refresh(self, oids: set[int]) -> None:
         """Look at these tables again."""

@@ -36,7 +36,10 @@ CREATE = 'CREATE DATABASE "%s" TEMPLATE "%s"'
 DROP = 'DROP DATABASE IF EXISTS "%s" WITH (FORCE)'
 
 # The least that is lost if the server stops: the database is dropped anyway.
-OPTIONS = "-c synchronous_commit=off -c jit=off -c lock_timeout=0 -c statement_timeout=10s"
+OPTIONS = (
+    "-c synchronous_commit=off -c jit=off -c plan_cache_mode=force_generic_plan "
+    "-c lock_timeout=0 -c statement_timeout=10s"
+)
 
 
 @contextmanager
@@ -138,7 +141,9 @@ def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper)
     settings = {**like.settings_dict, "PASSWORD": "", "PORT": "", **settings, "OPTIONS": options}
     server = like.copy()
     server.settings_dict = settings
-    return settings, stack.enter_context(server._nodb_cursor())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that there is no database postgres: another one will do
+        return settings, stack.enter_context(server._nodb_cursor())
 
 
 def _settings(where: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import pytest
 from django.db import connection
 
+from gotong_royong.zero_downtime.linter import judge
 from tests.zero_downtime.linter.history import lint, trace
 
 NOT_ATOMIC = "atomic = False\noperations = [migrations.RunSQL({sql!r}, {back!r})]"
@@ -144,6 +145,12 @@ class TestWaivers:
         settings.SILENCED_SYSTEM_CHECKS = ["zero_downtime.W412"]
         wide = "CREATE INDEX CONCURRENTLY IF NOT EXISTS wide ON shop_order (customer_id, number, created, note)"
         assert lint(tried, NOT_ATOMIC.format(sql=wide, back="DROP INDEX CONCURRENTLY IF EXISTS wide")) == [set()]
+
+    def test_a_waiver_may_be_needed_only_when_its_table_is_older(self, tried):
+        makes = TestPlans.MAKE.replace("operations = [", 'operations = [IgnoreRules("E103", reason="For later."),')
+        assert lint(tried, makes) == [{"W402"}]
+        (seen,) = trace(tried, makes, one_deploy=True)
+        assert judge(seen, whole_history=False) == []
 
     def test_a_waiver_wants_a_reason(self, tried):
         with pytest.raises(ValueError, match="reason"):

@@ -61,7 +61,8 @@ class Command(BaseCommand):
         if options["format"] != "text":
             self.stdout.writelines(f"{line}\n" for line in FORMATS[options["format"]](found))
         errors = sum(one.rule.level >= ERROR for one in found)
-        said = f"{seen} migrations, {errors} errors, {len(found) - errors} warnings."
+        counted = {"migration": seen, "error": errors, "warning": len(found) - errors}
+        said = ", ".join(f"{count} {word}{'s' * (count != 1)}" for word, count in counted.items()) + "."
         if any(one.rule.level >= (ERROR if options["fail_level"] == "ERROR" else WARNING) for one in found):
             raise ZeroDowntimeError(said)
         if options["format"] == "text" and options["verbosity"]:
