@@ -143,7 +143,6 @@ class Failure:
 
     operation: int
     message: str
-    sqlstate: str | None = None
     environment: bool = False
 
 

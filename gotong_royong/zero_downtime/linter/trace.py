@@ -267,10 +267,10 @@ class _Runner:
     def _failure(self, error: BaseException, operation: int) -> Failure:
         code = sqlstate(error)
         if isinstance(error, TooLong) or code == "57014":
-            return Failure(operation, f"It was stopped after {self.limit:g} s.", code, environment=True)
+            return Failure(operation, f"It was stopped after {self.limit:g} s.", environment=True)
         missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
         environment = missing or code in ENVIRONMENT or isinstance(error, NetworkRefused)
-        return Failure(operation, summary(error), code, environment)
+        return Failure(operation, summary(error), environment)
 
 
 def code_of(state: ProjectState) -> Code:
