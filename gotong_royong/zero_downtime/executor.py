@@ -20,7 +20,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import backups, history, ledger, locks, rollback
+from gotong_royong.zero_downtime import backups, history, ledger, locks, models, rollback
 from gotong_royong.zero_downtime.exceptions import (
     DefinitionDiffers,
     NoLedger,
@@ -278,22 +278,30 @@ class Executor(MigrationExecutor):
             seconds = time.monotonic() - started
             self.report("step_finished", **who, status=status.value, seconds=seconds, error=error, **facts)
 
+        def end_unless_committed(status: Status, error: str) -> None:
+            """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
+            key = migration.app_label, migration.name
+            is_done = models.is_done(self.alias, key, direction)
+            end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
+
         try:
             state = guard.trying(one_try)
-        except Exception as error:
+        except BaseException as error:
+            if _is_interruption(error) or not isinstance(error, Exception):
+                with suppress(Error):
+                    end_unless_committed(Status.INTERRUPTED, "")
+                if isinstance(error, Exception):
+                    raise KeyboardInterrupt from error
+                raise
             is_up = direction == Step.Direction.UP
             where = f" in operation {operations.begun} of {len(operations)}" if is_up and operations.begun else ""
             failure = _explained(error, migration, where)
             with suppress(Error):
-                end(Status.FAILED, summary(failure))
+                (end_unless_committed if locks.is_lost(error) else end)(Status.FAILED, summary(failure))
             if self.auto_rollback and is_up:
                 self._undo_batch(migration, operations.begun, failure)
             failure.args = (f"{failure}{self._what_is_left()}",)
             raise failure from error
-        except BaseException:
-            with suppress(Error):
-                end(Status.INTERRUPTED)
-            raise
         end(Status.SUCCEEDED)
         return state
 
@@ -336,6 +344,11 @@ class Executor(MigrationExecutor):
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
             f"The database is as it was before {self.run}."
         ) from failure
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__context__))
 
 
 def _perhaps_undone(operation: Operation) -> Operation:

@@ -1,5 +1,6 @@
 import pytest
 
+from tests.conftest import _database
 from tests.test_migrations import url
 from tests.zero_downtime.shop import ITEMS, Shop
 
@@ -10,3 +11,10 @@ def shop(scratch, tmp_path):
     project = Shop(tmp_path, url(scratch))
     project.write("0001_items", ITEMS)
     return project
+
+
+@pytest.fixture
+def another(scratch):
+    """A second empty database."""
+    with _database() as database:
+        yield database

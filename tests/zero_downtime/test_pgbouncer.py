@@ -83,5 +83,5 @@ def test_a_pool_of_transactions_is_refused_and_one_of_sessions_is_not(shop, scra
         return
     assert "Applying shop.0001_items... OK" in shop.succeed("migrate", DATABASE_URL=address)
     assert Run.objects.using(scratch.alias).get().status == "succeeded"
-    assert "1 migration" in shop.succeed("rollback", "--yes", DATABASE_URL=address)
+    assert "Took back 1 migration in run 2 (rollback)." in shop.succeed("rollback", "--yes", DATABASE_URL=address)
     assert "items" not in str(look(scratch)["columns"])

@@ -61,7 +61,9 @@ class Command(mistakes.Plain):
             if losses and not options["yes"]:
                 self.ask(len(losses))
             executor.migrate([], plan=plan)
-            self.stdout.write(self.style.SUCCESS(f"Took back {len(plan)} migrations in {executor.run}."))
+            self.stdout.write(
+                self.style.SUCCESS(f"Took back {len(plan)} migration{'s' * (len(plan) != 1)} in {executor.run}.")
+            )
 
     def ask(self, count: int) -> None:
         if not sys.stdin.isatty():
