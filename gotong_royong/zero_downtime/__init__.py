@@ -11,6 +11,7 @@ The rooms, in the order in which they may import one another:
   migrations, and whether their files have been edited.
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.
 - ``operations``: what may stand in a migration beside Django's own.
+- ``states``: which models an operation finds, without rendering all others.
 - ``linter``: what a migration locks, scans, rewrites and breaks, by running it.
 - ``mistakes``: what is wrong with a migration file, in one sentence.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.

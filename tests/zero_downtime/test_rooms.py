@@ -10,7 +10,7 @@ ROWS = [
     {"conf", "exceptions", "stages"},
     {"locks", "catalog", "definitions", "schema", "watchdog", "guard"},
     {"models", "ledger", "history", "operations"},
-    {"autodetector", "mistakes", "linter"},
+    {"autodetector", "mistakes", "linter", "states"},
     {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},
 ]

@@ -17,6 +17,7 @@ from django.db.models.functions import Lower, Now
 
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 from gotong_royong.zero_downtime.schema import schema_editor_class
+from gotong_royong.zero_downtime.states import Rolling
 from tests.conftest import _database
 from tests.test_constraints import ROWS
 from tests.test_migrations import GRAPH, look, steps_up
@@ -734,6 +735,31 @@ def test_sqlmigrate_prints_what_django_prints_and_asks_no_more(library):
     ours = library.database.SchemaEditorClass
     for steps, _ in CASES.values():
         assert collect(ours, steps) == collect(ours.__bases__[1], steps)
+
+
+@pytest.mark.parametrize("steps", [case[0] for case in CASES.values()], ids=CASES)
+def test_excerpts_of_the_states_are_all_that_operations_need(library, steps):
+    """What they say with those few models is what they say with all of them, up and down."""
+
+    def collect(say):
+        with library.database.schema_editor(collect_sql=True, atomic=False) as editor:
+            say(editor)
+        return [statement for statement in editor.collected_sql if not statement.startswith("--")]
+
+    def excerpts(editor):
+        for operation, before, after in moves:
+            operation.database_forwards("library", editor, before, after)
+
+    def excerpts_back(editor):
+        for operation, before, after in reversed(moves):
+            operation.database_backwards("library", editor, after, before)
+
+    moves = Rolling(ProjectState(library.state.clone().models)).moves(steps, "library")
+    assert collect(excerpts) == collect(lambda editor: migration(steps).apply(library.state.clone(), editor, True))
+    up(library.database, library.state, steps)
+    assert collect(excerpts_back) == collect(
+        lambda editor: migration(steps).unapply(library.state.clone(), editor, True)
+    )
 
 
 def test_an_editor_derived_from_postgresqls_stays_what_it_is(library):
