@@ -236,7 +236,7 @@ class TestLooking:
 class TestCommand:
     def test_text(self, migrated, capsys):
         lines = plan(migrated, capsys, "accounts", "20260210230000").splitlines()
-        assert lines[:2] == ["Planned operations:", f"{'.'.join(LAST)} (down, pre-deploy)"]
+        assert lines[:2] == ["Planned operations:", f"{'.'.join(LAST)} (down, post-deploy)"]
         assert '    ALTER TABLE "users" ADD COLUMN "bio" text NULL;' in lines
         assert re.fullmatch(r"  touches users: about 2,000 rows, \d,?\d+ kB", lines[-1])
 
