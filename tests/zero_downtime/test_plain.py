@@ -49,7 +49,7 @@ def test_a_traceback_for_who_asks_for_one(down):
 
 def test_a_broken_file(shop):
     (shop.migrations / "0002_size.py").write_text("import nowhere\n")
-    for command in ("makemigrations", "migrate", "showmigrations", "rollback"):
+    for command in ("makemigrations", "migrate", "showmigrations", "rollback", "lintmigrations"):
         said = shop.fail(command)
         assert said.startswith(
             "CommandError: Migration shop.0002_size cannot be loaded: ModuleNotFoundError: No module"
