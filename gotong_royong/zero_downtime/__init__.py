@@ -13,7 +13,7 @@ The rooms, in the order in which they may import one another:
 - ``operations``: what may stand in a migration beside Django's own.
 - ``states``: which models an operation finds, without rendering all others.
 - ``linter``: what a migration locks, scans, rewrites and breaks, by running it.
-- ``mistakes``: what is wrong with a migration file, in one sentence.
+- ``mistakes``: what is wrong with a migration file, an argument or the database, in one sentence, which commands say.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.

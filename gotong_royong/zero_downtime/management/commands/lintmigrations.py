@@ -4,10 +4,10 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.checks import ERROR, WARNING
-from django.core.management.base import BaseCommand
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.loader import MigrationLoader
 
+from gotong_royong.zero_downtime import mistakes
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.linter import lint, reports, selection
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
@@ -15,7 +15,7 @@ from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like
 FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.sarif}
 
 
-class Command(BaseCommand):
+class Command(mistakes.Plain):
     help = (
         "Runs migrations in a scratch database, up and down, and says whom they would keep waiting and what they break."
     )
