@@ -87,7 +87,7 @@ def test_an_app_without_migrations(two, scratch):
     assert "Creating table notes_note" in two.succeed("migrate", "--run-syncdb")
     assert "notes_note | text | text | True | None" in look(scratch)["columns"]
     assert "Creating table notes_note" not in two.succeed("migrate", "--run-syncdb")
-    assert "notes\n (no migrations)" in two.succeed("showmigrations")
+    assert "notes\n (no migrations)" in two.succeed("showmigrations", "notes")
 
 
 def test_without_the_ledger_and_with_it_again(two, scratch):
