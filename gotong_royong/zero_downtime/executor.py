@@ -41,6 +41,8 @@ from gotong_royong.zero_downtime.watchdog import Report
 GONE = {"42P01", "42703", "42704"}
 DONE_ALREADY = {"42P07", "42701", "42710", *GONE}
 
+STAYS = "It is not atomic, so what it did before that stays; migrate again goes on from there."
+
 
 class Begun(list[Operation]):
     """A migration's operations; remembers how many of them were begun."""
@@ -340,8 +342,9 @@ class Executor(MigrationExecutor):
             left = ", ".join(map(str, self._applied)) or "half of the failed migration"
             failure.args = (f"{failure}\nRolling back failed, too: {summary(error)}\nStill there: {left}.",)
             raise failure from error
+        what = str(failure).replace(f"{STAYS} ", "").replace(f"\n{STAYS}", "")
         raise RolledBack(
-            f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
+            f"{what}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
             f"The database is as it was before {self.run}."
         ) from failure
 
@@ -375,11 +378,7 @@ def _run_deferred(editor: Any) -> None:
 
 def _explained(error: Exception, migration: Migration, where: str) -> ZeroDowntimeError:
     """Say what failed where, what is left of it, and what to do."""
-    left = (
-        "Nothing of it is left."
-        if migration.atomic
-        else "It is not atomic, so what it did before that stays; migrate again goes on from there."
-    )
+    left = "Nothing of it is left." if migration.atomic else STAYS
     if isinstance(error, ZeroDowntimeError):
         error.args = (f"{migration} was stopped{where}. {error}\n{left}",)
         return error
