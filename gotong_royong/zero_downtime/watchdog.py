@@ -163,8 +163,9 @@ class Watchdog(threading.Thread):
             self.session = self._open()
         except (psycopg.Error, Error) as refusal:
             self.verdict = Unwatched(summary(error), summary(refusal))
-            with suppress(psycopg.Error):  # if the server went away, the watched session learns it, too
-                self.watched.connection.cancel_safe(timeout=self.budget)
+            if watched := self.watched.connection:  # Django lets go of one that it has found lost
+                with suppress(psycopg.Error):
+                    watched.cancel_safe(timeout=self.budget)
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""
