@@ -10,6 +10,7 @@ ROWS = [
     {"conf", "exceptions", "stages"},
     {"locks", "catalog", "schema", "watchdog", "guard"},
     {"models", "ledger", "history"},
+    {"backfills"},
     {"autodetector", "mistakes"},
     {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},
