@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.steering import Progress
@@ -47,8 +47,11 @@ def run(
     try:
         while any(thread.is_alive() for thread in threads):
             threads[-1].join(LOOK)
-            row.refresh_from_db()
-            show(row, steering.progress(row))
+            try:
+                row.refresh_from_db()
+                show(row, steering.progress(row))
+            except (InterfaceError, OperationalError):  # the workers know how long to go on trying
+                connections[alias].close()
     finally:
         stop.set()
         for thread in threads:

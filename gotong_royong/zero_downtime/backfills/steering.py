@@ -37,6 +37,9 @@ class Progress(NamedTuple):
         return self.rows / self.seconds if self.seconds else 0.0
 
 
+NOT_STARTED = Progress(0.0, 0, 0, 0.0, 0, 0, 0.0, None)
+
+
 def is_recorded(alias: str) -> bool:
     """Whether the database has the tables in which backfills are recorded."""
     if connections[alias].vendor != "postgresql":
@@ -60,6 +63,19 @@ def find(name: str, alias: str) -> Backfill:
         row, _ = Backfill.objects.using(alias).get_or_create(name=declared(name).name)
         row.refresh_from_db()
     return row
+
+
+def names(alias: str) -> list[str]:
+    """Return the backfills that the database knows, also those that this release of the code does not."""
+    return list(Backfill.objects.using(alias).values_list("name", flat=True)) if is_recorded(alias) else []
+
+
+def look(name: str, alias: str) -> tuple[Backfill, Progress]:
+    """Return how a backfill is, without making it known to the database if it is not."""
+    row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+    if row is None:
+        return Backfill(name=name, status="not started", throttle=""), NOT_STARTED
+    return row, progress(row)
 
 
 def become(row: Backfill, status: Status, **values: Any) -> None:

@@ -83,7 +83,7 @@ class Worker:
                     if not self._next():
                         break
                     self._lost_at = None
-                except (OperationalError, InterfaceError) as error:
+                except Error as error:
                     self._renew(error)
         self.row.refresh_from_db()
         return self.row
@@ -108,20 +108,15 @@ class Worker:
 
     def _renew(self, error: Exception) -> None:
         """Get a new connection in place of one that was lost, for as long as the patience lasts."""
-        if not self.renews or self._is_connected():
+        if not self.renews or not _is_lost(error):
             raise error
         self._lost_at = self._lost_at or time.monotonic()
         if time.monotonic() - self._lost_at > conf.PATIENCE:
             raise error
         self.connection.close()
         time.sleep(POLL)
-        with suppress(OperationalError), self.connection.cursor() as cursor:
+        with suppress(Error), self.connection.cursor() as cursor:
             cursor.execute("SELECT set_config('application_name', %s, false)", [APPLICATION])
-
-    def _is_connected(self) -> bool:
-        with suppress(Error):
-            return self.connection.connection is not None and self.connection.is_usable()
-        return False
 
     def _or_fail(self, action: Callable[[], Any]) -> Any:
         """Do something; where it fails for good, write that down, so that all workers stop."""
@@ -129,8 +124,8 @@ class Worker:
             return action()
         except BackfillRefused:
             raise LetGo from None  # somebody has steered it in this moment
-        except (BackfillFailed, DatabaseError, LookupError, AttributeError, TypeError, ValueError) as error:
-            if isinstance(error, InterfaceError | OperationalError) and not self._is_connected():
+        except (BackfillFailed, Error, LookupError, AttributeError, TypeError, ValueError) as error:
+            if _is_lost(error):
                 raise
             text = summary(error)
             with suppress(BackfillRefused):
@@ -339,7 +334,7 @@ class Worker:
         if isinstance(error, BackfillFailed | LetGo | InterfaceError):
             return False
         if isinstance(error, DatabaseError):
-            return (locks.sqlstate(error) or "08")[:2] not in OF_NO_ROW
+            return not _is_lost(error) and (locks.sqlstate(error) or "00")[:2] not in OF_NO_ROW
         return self.work.declaration.has_process()
 
     def _set_aside(self, key: Any, error: Exception) -> None:
@@ -352,3 +347,11 @@ class Worker:
         if reason != self._said:
             Backfill.objects.using(self.alias).filter(pk=self.row.pk).update(throttle=reason)
             self._said = reason
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether the error ended the session: the server went down, somebody ended it, it idled in a transaction."""
+    state = locks.sqlstate(error)
+    if state is None:
+        return isinstance(error, OperationalError | InterfaceError)
+    return state.startswith(("08", "57P")) or state == "25P03"

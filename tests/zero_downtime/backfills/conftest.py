@@ -1,4 +1,4 @@
-"""A table of skills whose descriptions are to be filled, backfills that do so, and a log of each row that they write."""
+"""A table of skills whose descriptions are to be filled, backfills that do so, and a log of the rows they write."""
 
 import itertools
 
