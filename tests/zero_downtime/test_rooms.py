@@ -11,6 +11,7 @@ ROWS = [
     {"locks", "catalog", "schema", "watchdog", "guard"},
     {"models", "ledger", "history"},
     {"backfills"},
+    {"operations"},
     {"autodetector", "mistakes"},
     {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports"},

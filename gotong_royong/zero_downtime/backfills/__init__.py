@@ -7,6 +7,7 @@ The rooms inside, in the order in which they may import one another:
 - ``statements``: which rows a batch has, and how they are changed.
 - ``throttle``: what the database says about going slower.
 - ``worker``: goes through the ranges until nothing is left to do. ``crew``: several of them in one process.
+- ``inline``: what a migration does with a backfill.
 """
 
 from gotong_royong.zero_downtime.backfills.declarations import Declaration

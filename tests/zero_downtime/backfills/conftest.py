@@ -70,11 +70,11 @@ def declare():
     """Declare a backfill as an app would, for the time of a test; it fills the descriptions unless told otherwise."""
     names = []
 
-    def declare(**body):
+    def declare(called="Trial", **body):
         standard = {"model": "accounts.Skill", "where": Q(description=None), "__module__": "accounts.backfills"}
         if "process" not in body:
             standard["update"] = {"description": Upper("name")}
-        declared = type("Trial", (Declaration,), standard | body)
+        declared = type(called, (Declaration,), standard | body)
         names.append(declared.name)
         return declared.name
 
