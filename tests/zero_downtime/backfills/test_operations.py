@@ -29,7 +29,7 @@ def test_a_small_table_is_done_at_once_and_taken_back(skills, fill, ask, declare
     assert not RunBackfill(back).reversible
     inline.take_back(name, skills, apps.get_model("accounts", "Skill"))
     assert ask("SELECT count(description) FROM skills") == 0
-    assert steering.names(skills.alias) == []
+    assert name not in steering.names(skills.alias)
     with pytest.raises(ZeroDowntimeError, match=r"accounts.back names no reverse"):
         inline.take_back(back, skills, apps.get_model("accounts", "Skill"))
 
