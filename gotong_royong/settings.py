@@ -78,6 +78,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.postgres",
+    "procrastinate.contrib.django",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
 ]

@@ -14,7 +14,7 @@ ROWS = [
     {"operations"},
     {"autodetector", "mistakes"},
     {"rollback", "executor", "plan", "backups"},
-    {"apps", "management", "reports"},
+    {"apps", "management", "reports", "tasks"},
 ]
 
 

@@ -5,7 +5,6 @@ It is done at once if the table is small, and wherever backfills are not recorde
 
 from django.db import models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.dispatch import Signal
 
 from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.backfills import ranges, statements, steering
@@ -18,9 +17,6 @@ from gotong_royong.zero_downtime.ledger import is_guarded
 from gotong_royong.zero_downtime.models import Backfill
 
 ROWS_IN_A_BLOCK = 50  # of a table that was never analyzed
-
-left_to_workers = Signal()
-"""Sent with ``name`` and ``alias`` of a backfill that a migration has left to them."""
 
 Status = Backfill.Status
 
@@ -51,7 +47,7 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
         end="",
         flush=True,
     )
-    left_to_workers.send(Backfill, name=name, alias=connection.alias)
+    steering.pending.send(Backfill, name=name, alias=connection.alias)
 
 
 def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from django.db import connections, transaction
 from django.db.models import Avg, Count, Max, Q, Sum
 from django.db.models.functions import Now
+from django.dispatch import Signal
 from django.utils import timezone
 
 from gotong_royong.zero_downtime.backfills.declarations import declared
@@ -17,6 +18,10 @@ from gotong_royong.zero_downtime.models import Backfill, SetAside
 
 Status = Backfill.Status
 EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+
+
+pending = Signal()
+"""Sent with ``name`` and ``alias`` of a backfill that is left to the workers."""
 
 
 class Progress(NamedTuple):
@@ -93,6 +98,9 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
     if not changed:
         may = ", ".join(sorted(Backfill.TRANSITIONS[Status(row.status)])) or "nothing else"
         raise BackfillRefused(f"{row} is {row.status} and cannot become {status}; it can become {may}.")
+    if status == Status.PENDING:
+        alias = row._state.db
+        transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
 
 
 def retry(row: Backfill) -> None:
@@ -108,6 +116,17 @@ def retry(row: Backfill) -> None:
         become(row, Status.PENDING, **fresh)
         row.ranges.all().delete()
         row.set_aside.all().delete()
+
+
+def resume(row: Backfill) -> None:
+    """Let a paused one go on where it was.
+
+    Raises:
+        BackfillRefused: if it is not paused.
+    """
+    if row.status != Status.PAUSED:
+        raise BackfillRefused(f"{row} is {row.status}, not paused.")
+    become(row, Status.PENDING)
 
 
 def forget(name: str, alias: str) -> None:

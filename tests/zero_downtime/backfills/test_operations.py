@@ -38,9 +38,9 @@ def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, s
     settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
     fill(2_500)
     name, told = declare(), []
-    inline.left_to_workers.connect(receiver := lambda **facts: told.append(facts["name"]))
+    steering.pending.connect(receiver := lambda **facts: told.append(facts["name"]))
     run_operations(skills, RunBackfill(name), atomic=False)
-    inline.left_to_workers.disconnect(receiver)
+    steering.pending.disconnect(receiver)
     assert told == [name]
     assert "About 2,500 rows, more than ZERO_DOWNTIME_BACKFILL_INLINE: left to a worker." in capsys.readouterr().out
     assert ask(UNDONE) == 2_500

@@ -1,5 +1,6 @@
 """See and steer the backfills: what is done to the rows of large tables in the background."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -21,7 +22,11 @@ ACTIONS = {
     "cancel": "End it; what it has done stays.",
     "retry": "Let one that has ended begin anew, with the rows that are still to do.",
 }
-BECOMES = {"pause": Status.PAUSED, "resume": Status.PENDING, "cancel": Status.CANCELED}
+STEER: dict[str, Callable[[Backfill], None]] = {
+    "pause": lambda row: steering.become(row, Status.PAUSED),
+    "resume": steering.resume,
+    "cancel": lambda row: steering.become(row, Status.CANCELED),
+}
 
 
 class Command(BaseCommand):
@@ -53,9 +58,7 @@ class Command(BaseCommand):
             steering.retry(row)
             self.stdout.write(f"{row} is pending again: a worker takes it up, or backfill run {row}.")
         else:
-            if action == "resume" and row.status != Status.PAUSED:
-                raise BackfillRefused(f"{row} is {row.status}, not paused.")
-            steering.become(row, BECOMES[action])
+            STEER[action](row)
             self.stdout.write(f"{row} is {row.status}.")
 
     def run(self, row: Backfill, database: str, options: dict[str, Any]) -> None:

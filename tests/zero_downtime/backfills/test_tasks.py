@@ -1,0 +1,62 @@
+"""Do the workers of the queue take up what is left to them, and what happens without the queue?"""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from django.conf import settings as project
+
+from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.tasks import nudge
+from tests.zero_downtime.test_executor import environment
+
+NAME = "accounts.populate_markov_user_ids"
+LEFT = "SELECT count(*) FROM users WHERE markov_user_id IS NULL"
+ENQUEUED = "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'zero_downtime.work_on_backfill'"
+
+
+def worker(database):
+    """Let a worker do what is in the queue, and end."""
+    command = [sys.executable, "manage.py", "procrastinate", "worker", "--one-shot"]
+    return subprocess.run(
+        command, env=environment(database), cwd=project.BASE_DIR, capture_output=True, text=True, timeout=60, check=True
+    )
+
+
+@pytest.fixture
+def users(skills, ask):
+    ask("ALTER TABLE users DISABLE TRIGGER assign_markov_user_id")
+    ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
+    steering.forget(NAME, skills.alias)
+    return skills
+
+
+def test_a_worker_takes_up_what_is_left_to_it(users, ask):
+    command = [sys.executable, "manage.py", "backfill", "pause", NAME]
+    env = environment(users)
+    for action in ("pause", "resume", "pause", "resume"):
+        command[3] = action
+        subprocess.run(command, env=env, cwd=project.BASE_DIR, check=True)
+    assert ask(ENQUEUED) == 1
+    worker(users)
+    assert ask(LEFT) == 0
+    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+
+
+def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, ask):
+    Backfill.objects.using(users.alias).create(name="accounts.of_the_next_release")
+    ask(
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES "
+        "('default', 'zero_downtime.work_on_backfill', '{\"name\": \"accounts.of_the_next_release\"}')"
+    )
+    assert "No backfill accounts.of_the_next_release is declared" in worker(users).stderr
+    assert Backfill.objects.using(users.alias).get(name="accounts.of_the_next_release").status == "pending"
+
+
+def test_without_the_tables_of_the_queue(db, run_sql, caplog):
+    run_sql("ALTER TABLE procrastinate_jobs RENAME TO elsewhere")
+    with caplog.at_level(logging.WARNING):
+        nudge(name=NAME, alias="default")
+    assert f"{NAME} waits for backfill run: the queue cannot be reached." in caplog.text
