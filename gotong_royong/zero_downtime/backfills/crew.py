@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from django.db import InterfaceError, OperationalError, connections
 
+from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.steering import Progress
+from gotong_royong.zero_downtime.backfills.throttle import APPLICATION
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 
@@ -43,7 +46,8 @@ def run(
     threads = [threading.Thread(target=work, name=f"backfill {number}") for number in range(workers)]
     for thread in threads:
         thread.start()
-    row = steering.find(name, alias)
+    row, settings = steering.find(name, alias), ExitStack()
+    settings.enter_context(locks.session_settings(connections[alias], application_name=APPLICATION))
     try:
         while any(thread.is_alive() for thread in threads):
             threads[-1].join(LOOK)
@@ -56,6 +60,7 @@ def run(
         stop.set()
         for thread in threads:
             thread.join()
+        settings.close()
     if errors:
         raise errors[0]
     row.refresh_from_db()

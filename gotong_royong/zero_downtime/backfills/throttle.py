@@ -26,7 +26,8 @@ LOAD = f"""
             AND EXISTS (SELECT FROM pg_stat_activity
                         WHERE pid = ANY(pg_blocking_pids(waiting.pid)) AND application_name = %(us)s)),
            (SELECT count(*) FROM pg_stat_activity
-            WHERE backend_type = 'client backend' AND datname = current_database() AND application_name <> ALL(%(ours)s)
+            WHERE backend_type = 'client backend' AND datname = current_database()
+                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s)
                   AND (state = 'active' OR state_change > clock_timestamp() - %(recently)s::interval)),
            (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
             WHERE state IN ('streaming', 'catchup')),
