@@ -316,13 +316,18 @@ def backfill_display(command: BaseCommand, *, no_color: bool = False) -> Iterato
     from rich.console import Console, Group
     from rich.live import Live as Region
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     screen = Console(file=vars(command.stdout)["_out"], no_color=no_color or None, highlight=False)
     with Region(console=screen, refresh_per_second=4, transient=True) as region:
-        yield lambda row, progress: region.update(
-            Group(ProgressBar(total=1.0, completed=progress.share, width=40), Text(backfill_line(row, progress)))
-        )
+
+        def show(row: Backfill, progress: Progress) -> None:
+            head = Table.grid()
+            head.add_row(ProgressBar(total=1.0, completed=progress.share, width=40))
+            region.update(Group(head, Text(backfill_line(row, progress))))
+
+        yield show
 
 
 def duration(seconds: float) -> str:
