@@ -78,10 +78,11 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.postgres",
-    "procrastinate.contrib.django",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
 ]
+if _flag("BACKFILL_QUEUE"):  # its migrations cannot be taken back, so they are not in everybody's history
+    INSTALLED_APPS.append("procrastinate.contrib.django")
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

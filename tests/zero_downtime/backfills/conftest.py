@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from django.core.management import call_command
+from django.db import connections
 from django.db.models import Q
 from django.db.models.functions import Upper
 
@@ -33,7 +34,9 @@ def migrated_database(django_db_setup, django_db_blocker):
         with database.cursor() as cursor:
             cursor.execute(LOG)
         database.close()
-        yield database.settings_dict["NAME"]
+        known = connections.databases.pop(database.alias)
+        yield known["NAME"]
+        connections.databases[database.alias] = known
 
 
 @pytest.fixture

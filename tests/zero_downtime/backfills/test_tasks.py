@@ -1,6 +1,5 @@
 """Do the workers of the queue take up what is left to them, and what happens without the queue?"""
 
-import logging
 import subprocess
 import sys
 
@@ -9,7 +8,6 @@ from django.conf import settings as project
 
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.models import Backfill
-from gotong_royong.zero_downtime.tasks import nudge
 from tests.zero_downtime.test_executor import environment
 
 NAME = "accounts.populate_markov_user_ids"
@@ -17,12 +15,22 @@ LEFT = "SELECT count(*) FROM users WHERE markov_user_id IS NULL"
 ENQUEUED = "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'zero_downtime.work_on_backfill'"
 
 
+def manage(database, *arguments):
+    """Run a command where the queue is installed."""
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        env={**environment(database), "BACKFILL_QUEUE": "1"},
+        cwd=project.BASE_DIR,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
 def worker(database):
     """Let a worker do what is in the queue, and end."""
-    command = [sys.executable, "manage.py", "procrastinate", "worker", "--one-shot"]
-    return subprocess.run(
-        command, env=environment(database), cwd=project.BASE_DIR, capture_output=True, text=True, timeout=60, check=True
-    )
+    return manage(database, "procrastinate", "worker", "--one-shot")
 
 
 @pytest.fixture
@@ -34,11 +42,9 @@ def users(skills, ask):
 
 
 def test_a_worker_takes_up_what_is_left_to_it(users, ask):
-    command = [sys.executable, "manage.py", "backfill", "pause", NAME]
-    env = environment(users)
+    manage(users, "migrate", "procrastinate")
     for action in ("pause", "resume", "pause", "resume"):
-        command[3] = action
-        subprocess.run(command, env=env, cwd=project.BASE_DIR, check=True)
+        manage(users, "backfill", action, NAME)
     assert ask(ENQUEUED) == 1
     worker(users)
     assert ask(LEFT) == 0
@@ -46,6 +52,7 @@ def test_a_worker_takes_up_what_is_left_to_it(users, ask):
 
 
 def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, ask):
+    manage(users, "migrate", "procrastinate")
     Backfill.objects.using(users.alias).create(name="accounts.of_the_next_release")
     ask(
         "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES "
@@ -55,8 +62,8 @@ def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, a
     assert Backfill.objects.using(users.alias).get(name="accounts.of_the_next_release").status == "pending"
 
 
-def test_without_the_tables_of_the_queue(db, run_sql, caplog):
-    run_sql("ALTER TABLE procrastinate_jobs RENAME TO elsewhere")
-    with caplog.at_level(logging.WARNING):
-        nudge(name=NAME, alias="default")
-    assert f"{NAME} waits for backfill run: the queue cannot be reached." in caplog.text
+def test_without_the_tables_of_the_queue(users):
+    manage(users, "backfill", "pause", NAME)
+    done = manage(users, "backfill", "resume", NAME)
+    assert f"{NAME} waits for backfill run: the queue cannot be reached." in done.stderr
+    assert steering.find(NAME, users.alias).status == Backfill.Status.PENDING

@@ -24,12 +24,6 @@ class TestOrders:
         assert ask(UNDONE) == ask(TWICE) == 0
         assert steering.progress(row).rows == ask("SELECT count(*) FROM written") == count
 
-    def test_stripes_write_their_rows_into_the_block_where_they_stood(self, fill, declare, run, ask):
-        fill(30_000)
-        before = ask("SELECT pg_relation_size('skills')")
-        run(declare())
-        assert ask("SELECT pg_relation_size('skills')") < 1.6 * before
-
     @pytest.mark.parametrize("on", ["(lower(description))", "(name) WHERE description IS NULL", "(description)"])
     def test_plain_physical_order_where_an_index_names_what_is_written(self, fill, declare, run, ask, on):
         fill(5_000)
