@@ -31,22 +31,23 @@ migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 
 test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
 	@$(PYTEST) --cov
-	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST); }
+	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not slow"; }
 
 run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
 	@$(BIN)/python -u manage.py runserver $(PORT)
 
-bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost,backfill ROWS=100000 SIZES=100,300 ROUNDS=3
+bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost,linting,backfill ROWS=100000 SIZES=100,300 ROUNDS=3
 	@$(BIN)/python -m tests.bench $(if $(PARTS),--parts $(PARTS)) \
 		$(if $(ROWS),--rows $(ROWS)) $(if $(HOLD),--hold $(HOLD)) $(if $(TRIALS),--trials $(TRIALS)) \
 		$(if $(SIZES),--sizes $(SIZES)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-lint: $(READY) ## check style, types and that no migration is missing
+lint: $(READY) ## check style and types, that no migration is missing, and what each one locks and breaks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@DATABASE_URL=postgresql://not-connected-to@localhost/lint $(BIN)/mypy .
 	@$(BIN)/python manage.py makemigrations --check --dry-run
+	@$(BIN)/python manage.py lintmigrations --fail-level WARNING
 
 lock: ## pin the newest allowed versions, with hashes, in requirements/
 	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml

@@ -74,10 +74,16 @@ def test_cost():
     assert rows == ["from zero", "nothing new"], done.stdout
 
 
+def test_linting():
+    done = bench("--parts", "linting", "--sizes", "11", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\n +11(?: +[\d.]+ s){4} +[\d.]+\n", done.stdout), done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "victims,speed"], "no part speed: choose from victims, cost"),
+        (["--parts", "victims,speed"], "no part speed: choose from victims, cost, linting"),
         (["--rows", "0"], "invalid number value: '0'"),
         (["--sizes", "100,many"], "invalid numbers value: '100,many'"),
     ],

@@ -21,7 +21,7 @@ from tests.test_settings import manage
 def one_sentence(*arguments, **environment):
     code, out, err = manage(*arguments, DEBUG="1", **environment)
     assert code == 1
-    assert err.startswith("Error: ")
+    assert err.startswith(("Error: ", "CommandError: "))
     assert err.count("\n") == 1
     assert "s3cret" not in out + err
     return err

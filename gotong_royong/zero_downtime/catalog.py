@@ -110,6 +110,7 @@ CONSTRAINTS = """
            convalidated, pg_get_constraintdef(oid)
     FROM pg_constraint WHERE conrelid = to_regclass(%(table)s)
 """
+CONSTRAINT = f"{CONSTRAINTS} AND conname = (parse_ident(%(name)s))[1]::name"
 
 PARTS = """
     SELECT 'column', attname::text,
@@ -200,6 +201,11 @@ def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | Non
 
 def constraints(connection: BaseDatabaseWrapper, table: str) -> list[Constraint]:
     return [Constraint(*row) for row in _ask(connection, CONSTRAINTS, table=table)]
+
+
+def constraint(connection: BaseDatabaseWrapper, table: str, name: str) -> Constraint | None:
+    rows = _ask(connection, CONSTRAINT, table=table, name=name)
+    return Constraint(*rows[0]) if rows else None
 
 
 def parts(connection: BaseDatabaseWrapper, table: str) -> list[Part]:

@@ -44,6 +44,12 @@ class Settings:
     POSTGRESQL_PROGRAMS: str | Path | None = None
     """The folder of pg_dump and pg_restore; None looks along the PATH."""
 
+    SCRATCH_DATABASE: str | None = None
+    """Where the linter tries migrations: an alias in DATABASES or the path of a function that returns such an entry."""
+
+    LINT_AFTER: dict[str, str] = {}
+    """For each app the name of its last migration that the linter leaves alone."""
+
     def __getattribute__(self, name: str) -> Any:
         return getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))
 

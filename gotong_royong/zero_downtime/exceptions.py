@@ -18,6 +18,16 @@ class BlockedTooLong(ZeroDowntimeError):
     """Somebody waited for us longer than the block budget, so our statement was canceled."""
 
 
+class Unwatched(ZeroDowntimeError):
+    """The session that watches whom we block was lost, and there is no other to be had."""
+
+    def __init__(self, lost: str, refused: str) -> None:
+        super().__init__(
+            f"The session that watches whom it blocks was lost ({lost}), and another could not be opened: {refused}. "
+            "Nothing runs unwatched. Once the server takes new connections, migrate again."
+        )
+
+
 class StepFailed(ZeroDowntimeError):
     """A migration raised something that is none of ours."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
-from django.db import Error, InterfaceError, OperationalError, ProgrammingError
+from django.db import Error, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.exceptions import MigrationSchemaMissing
@@ -20,7 +20,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import backups, history, ledger, locks, rollback
+from gotong_royong.zero_downtime import backups, history, ledger, locks, models, rollback
 from gotong_royong.zero_downtime.exceptions import (
     DefinitionDiffers,
     NoLedger,
@@ -37,8 +37,9 @@ from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_onc
 from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
 from gotong_royong.zero_downtime.watchdog import Report
 
-# What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is not.
-DONE_ALREADY = {"42P07", "42701", "42710", "42P01", "42703", "42704"}
+# What PostgreSQL says of a statement that was executed before: a table, column or object is not there, or is.
+GONE = {"42P01", "42703", "42704"}
+DONE_ALREADY = {"42P07", "42701", "42710", *GONE}
 
 
 class Begun(list[Operation]):
@@ -89,9 +90,10 @@ class Executor(MigrationExecutor):
 
     def _compare_with_history(self) -> None:
         """Say which applied files were edited since, and record what django_migrations has forgotten."""
-        if edited := history.edited(self.alias, self.loader):
+        memory = history.remembered(self.alias)
+        if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
-        if lost := history.forgotten(self, self.alias):
+        if lost := history.forgotten(self, memory):
             for migration in lost:
                 self._record_again(migration)
             self.loader.build_graph()
@@ -117,6 +119,11 @@ class Executor(MigrationExecutor):
         find, final = self.loader.project_state, self.loader.project_state()
         self.loader.project_state = lambda *nodes, **at: find(*nodes, **at) if nodes else final.clone()  # type: ignore[method-assign]
         return final.clone()
+
+    def check_replacements(self) -> None:
+        """Ask the database which migrations are applied only if one of them replaces others."""
+        if self.loader.replacements:
+            super().check_replacements()
 
     def migrate(
         self,
@@ -271,22 +278,30 @@ class Executor(MigrationExecutor):
             seconds = time.monotonic() - started
             self.report("step_finished", **who, status=status.value, seconds=seconds, error=error, **facts)
 
+        def end_unless_committed(status: Status, error: str) -> None:
+            """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
+            key = migration.app_label, migration.name
+            is_done = models.is_done(self.alias, key, direction)
+            end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
+
         try:
             state = guard.trying(one_try)
-        except Exception as error:
+        except BaseException as error:
+            if _is_interruption(error) or not isinstance(error, Exception):
+                with suppress(Error):
+                    end_unless_committed(Status.INTERRUPTED, "")
+                if isinstance(error, Exception):
+                    raise KeyboardInterrupt from error
+                raise
             is_up = direction == Step.Direction.UP
             where = f" in operation {operations.begun} of {len(operations)}" if is_up and operations.begun else ""
             failure = _explained(error, migration, where)
             with suppress(Error):
-                end(Status.FAILED, summary(failure))
+                (end_unless_committed if locks.is_lost(error) else end)(Status.FAILED, summary(failure))
             if self.auto_rollback and is_up:
                 self._undo_batch(migration, operations.begun, failure)
             failure.args = (f"{failure}{self._what_is_left()}",)
             raise failure from error
-        except BaseException:
-            with suppress(Error):
-                end(Status.INTERRUPTED)
-            raise
         end(Status.SUCCEEDED)
         return state
 
@@ -304,27 +319,51 @@ class Executor(MigrationExecutor):
             ZeroDowntimeError: says what failed, and which steps are there all the same.
         """
         self.auto_rollback = False
-        self.loader.build_graph()
         half = copy.copy(failed)
-        vars(half)["operations"] = [] if failed.atomic else failed.operations[:begun]
+        done, last = failed.operations[: begun - 1], failed.operations[begun - 1 : begun]
+        vars(half)["operations"] = [] if failed.atomic else [*done, *map(_perhaps_undone, last)]
         undone = [half, *reversed(self._applied)] if half.operations else self._applied[::-1]
         try:
+            self.loader.build_graph()
             rollback.refuse_irreversible(half)
             plan = rollback.plan_of(self, {(migration.app_label, migration.name) for migration in self._applied})
+        except (NotUndoable, Error) as error:
+            failure.args = (f"{failure}\nNot rolled back: {summary(error)}{self._what_is_left()}",)
+            raise failure from failure.__cause__
+        try:
             self._number, self._of = 0, len(undone)
             if half.operations:
                 self.unapply_migration(self._create_project_state(with_applied_migrations=True), half)
             if plan:
                 super().migrate([], plan=plan)
-        except NotUndoable as error:
-            raise type(failure)(f"{failure}\nNot rolled back: {error}{self._what_is_left()}") from failure
-        except ZeroDowntimeError as error:
+        except (ZeroDowntimeError, Error) as error:
             left = ", ".join(map(str, self._applied)) or "half of the failed migration"
-            raise type(failure)(f"{failure}\nRolling back failed, too: {error}\nStill there: {left}.") from failure
+            failure.args = (f"{failure}\nRolling back failed, too: {summary(error)}\nStill there: {left}.",)
+            raise failure from error
         raise RolledBack(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
             f"The database is as it was before {self.run}."
         ) from failure
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__context__))
+
+
+def _perhaps_undone(operation: Operation) -> Operation:
+    """Return the operation with a way back that passes if there is nothing to go back from: it may not have begun."""
+
+    def backwards(*arguments: Any) -> None:
+        try:
+            operation.database_backwards(*arguments)
+        except ProgrammingError as error:
+            if locks.sqlstate(error) not in GONE:
+                raise
+
+    perhaps = copy.copy(operation)
+    vars(perhaps)["database_backwards"] = backwards
+    return perhaps
 
 
 def _run_deferred(editor: Any) -> None:
@@ -345,8 +384,10 @@ def _explained(error: Exception, migration: Migration, where: str) -> ZeroDownti
         error.args = (f"{migration} was stopped{where}. {error}\n{left}",)
         return error
     sentence = f"{migration} failed{where}: {summary(error)}"
-    if isinstance(error, InterfaceError | OperationalError) and (locks.sqlstate(error) or "08")[:3] in {"08", "57P"}:
+    if locks.is_lost(error):
         return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
+    if locks.sqlstate(error) == locks.NOT_ALLOWED:
+        return StepFailed(f"{sentence}\n{left} Migrate as the role that owns it, or GRANT this one what it lacks.")
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(migration)]
     place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
     return StepFailed(f"{sentence}{place}\n{left} Mend it and migrate again; --traceback shows where it came from.")

@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BlockedTooLong, summary
+from gotong_royong.zero_downtime.exceptions import Unwatched, summary
 from gotong_royong.zero_downtime.watchdog import Report, Watchdog
 
 T = TypeVar("T")
@@ -57,12 +57,14 @@ class Guard:
         Raises:
             LockNotObtained: when the patience is at its end.
             BlockedTooLong: if somebody waited for longer than the block budget.
+            Unwatched: if the watchdog has lost its session and gets no other.
         """
         try:
             return self._retrying(action)
-        except Exception:
-            if self.watchdog.verdict:
-                raise BlockedTooLong(self.watchdog.verdict) from None
+        except Exception as error:
+            verdict = self.watchdog.verdict
+            if verdict and not (isinstance(verdict, Unwatched) and locks.is_lost(error)):
+                raise verdict from None
             raise
         finally:
             self.watchdog.rest()
@@ -79,7 +81,7 @@ class Guard:
         if self._in_statement:
             return execute(sql, params, many, context)
         if self.watchdog.verdict:
-            raise BlockedTooLong(self.watchdog.verdict)
+            raise self.watchdog.verdict
         text = str(sql)
         patient = locks.is_patient(text)
 
@@ -97,7 +99,7 @@ class Guard:
             return self._retrying(lambda attempt: execute(sql, params, many, context))
         finally:
             self._in_statement = False
-            self.watchdog.begin_statement("")
+            self.watchdog.end_statement()
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
         state = locks.sqlstate(error)

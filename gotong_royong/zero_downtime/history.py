@@ -36,13 +36,23 @@ def applied_by(alias: str, loader: MigrationLoader, *columns: str) -> dict[Migra
     }
 
 
-def edited(alias: str, loader: MigrationLoader) -> list[Migration]:
+def remembered(alias: str) -> dict[Key, Any]:
+    """Return the last step of each migration that the ledger says is applied, with its checksum."""
+    steps = latest_steps(alias, "checksum")
+    return {key: step for key, step in steps.items() if step.direction == Step.Direction.UP}
+
+
+def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:
     """Return the applied migrations whose files are not what they were when they were applied, in the order of names.
 
-    One query, and one look into each file. A file that is gone is not an edited one.
+    One look into each file. A file that is gone is not an edited one.
     """
-    known = applied_by(alias, loader, "checksum")
-    return sorted((migration for migration, step in known.items() if is_edited(migration, step)), key=str)
+    applied = (
+        (loader.graph.nodes[key], memory[key])
+        for key in memory.keys() & loader.graph.nodes.keys()
+        if key in loader.applied_migrations
+    )
+    return sorted((migration for migration, step in applied if is_edited(migration, step)), key=str)
 
 
 def is_edited(migration: Migration, step: Any) -> bool:
@@ -60,18 +70,17 @@ def warning(edited: Sequence[Migration]) -> str:
     )
 
 
-def forgotten(executor: MigrationExecutor, alias: str) -> list[Migration]:
+def forgotten(executor: MigrationExecutor, memory: dict[Key, Any]) -> list[Migration]:
     """Return the migrations that the ledger says are applied, django_migrations does not, and the tables confirm.
 
     They confirm it for an app as a whole: all its tables must look as its models do after the last of its migrations
     that the ledger or django_migrations knows.
     """
     loader = executor.loader
-    ups = {key for key, step in latest_steps(alias).items() if step.direction == Step.Direction.UP}
-    lost = ups & set(loader.graph.nodes) - set(loader.applied_migrations)
+    lost = memory.keys() & loader.graph.nodes.keys() - loader.applied_migrations.keys()
     found = []
     for app in sorted({app for app, _ in lost}):
-        known = [key for key in _in_order(loader, app) if key in ups or key in loader.applied_migrations]
+        known = [key for key in _in_order(loader, app) if key in memory or key in loader.applied_migrations]
         if _tables_are_as_after(executor.connection, loader, known[-1]):
             found += [loader.graph.nodes[key] for key in known if key in lost]
     return found

@@ -156,28 +156,24 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
     report("run_started", run=run.pk, command=command, steps=count)
     steps = Steps(alias, run)
 
-    def end(status: Status, error: str = "") -> None:
-        report(
-            "run_finished",
-            run=run.pk,
-            status=status.value,
-            seconds=time.monotonic() - started,
-            steps=steps.succeeded,
-            error=error,
-        )
-        steps.flush()
-        models.finish(run, status, error=error)
+    def say_end(status: Status, error: str = "") -> None:
+        seconds = time.monotonic() - started
+        report("run_finished", run=run.pk, status=status.value, seconds=seconds, steps=steps.succeeded, error=error)
 
     try:
         yield steps
+        steps.flush()
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SET synchronous_commit = on")
+        models.finish(run, Status.SUCCEEDED)
     except BaseException as error:
+        status = _status_after(error)
         with suppress(Error):  # the database may be what went away
-            end(_status_after(error), summary(error))
+            steps.flush()
+            models.finish(run, status, error=summary(error))
+        say_end(status, summary(error))
         raise
-    steps.flush()
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SET synchronous_commit = on")
-    end(Status.SUCCEEDED)
+    say_end(Status.SUCCEEDED)
     if conf.KEEP_RUNS is not None:
         models.prune(alias, conf.KEEP_RUNS)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, TypeVar
 
-from django.db import Error
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime.exceptions import LockNotObtained, TransactionPooling
@@ -34,6 +34,7 @@ BLOCKS = {
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
+NOT_ALLOWED = "42501"
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock
@@ -67,6 +68,12 @@ HOLDER = f"""
 def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's code for the error, whichever layer wrapped it; None if it is none of PostgreSQL's."""
     return getattr(error.__cause__, "sqlstate", None) or getattr(error, "sqlstate", None)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the error says that the session has ended: the server, the network or an administrator ended it."""
+    is_about_connection = isinstance(error, InterfaceError | OperationalError)
+    return is_about_connection and (sqlstate(error) or "08")[:3] in {"08", "080", "57P"}
 
 
 def is_patient(sql: str) -> bool:
@@ -171,9 +178,11 @@ def held(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
 
 
 def described(sessions: list[Any]) -> str:
-    """Say in words what ``SESSIONS`` found."""
+    """Say in words what ``SESSIONS`` found. Of other users' sessions a role may not be shown all."""
     return "; ".join(
-        f"process {pid} ({name}, user {user}, {state or 'unknown'} for {seconds or 0:.1f} s)"
+        f"process {pid} ("
+        + ", ".join(filter(None, [name, f"user {user}", state and f"{state} for {seconds or 0:.1f} s"]))
+        + ")"
         for pid, name, user, state, seconds in sessions
     )
 

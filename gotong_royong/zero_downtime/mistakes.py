@@ -1,9 +1,11 @@
-"""What is wrong with a migration file or an argument that Django cannot work with, and what is to be done about it?
+"""What is wrong with a migration file, an argument or the database, and what is to be done about it?
 
-Django ends with a traceback where a file cannot be loaded, or the files do not fit together. The answer is one
-sentence that names the migration; it is found in the error and in what was going on when it was raised.
+Django ends with a traceback where a file cannot be loaded, the files do not fit together, or the server is not there.
+The answer is one sentence that names the migration or the database; it is found in the error and in what was going on
+when it was raised. Every command of the engine is a ``Plain`` one, which says it.
 """
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +13,9 @@ from traceback import walk_tb
 from typing import Any
 
 from django.apps import apps
-from django.db import Error
+from django.core.management import BaseCommand, CommandError
+from django.db import Error, InterfaceError, NotSupportedError, OperationalError
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.exceptions import (
     BadMigrationError,
@@ -21,7 +25,34 @@ from django.db.migrations.exceptions import (
 )
 from django.db.migrations.loader import MigrationLoader
 
+from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import UnknownApp, summary
+
+
+class Plain(BaseCommand):
+    """A command that ends with one sentence and a non-zero exit, where others end with a traceback.
+
+    That is for the command line, unless it says --traceback; whoever calls the command from Python gets the error.
+    """
+
+    _called_from_command_line: bool  # Django's
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute(*args, **options)
+        except CommandError as error:
+            if "migration match" in str(error):
+                error.args = (f"{error} showmigrations {options['app_label']} lists them.",)
+            raise
+        except KeyboardInterrupt:
+            if not self._called_from_command_line or options["traceback"]:
+                raise
+            self.stderr.write("\nStopped by Ctrl-C.")
+            sys.exit(130)
+        except Exception as error:
+            if self._called_from_command_line and (said := sentence(error)):
+                raise CommandError(said) from error
+            raise
 
 
 def refuse_unknown_apps(labels: Iterable[str]) -> None:
@@ -41,7 +72,7 @@ def refuse_unknown_apps(labels: Iterable[str]) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """Say which migration is wrong, why, and what to do; nothing if the error is about something else."""
+    """Say what is wrong with a migration or the database, why, and what to do; nothing if it is something else."""
     text = str(error).rstrip(".")
     if isinstance(error, BadMigrationError):
         return f"{text}. Write one, as makemigrations --empty does, or move the file out of its folder."
@@ -52,7 +83,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, NodeNotFoundError):
         return _of_dependency(error)
     if isinstance(error, Error):
-        return ""
+        return _of_database(error)
     for frame, _ in walk_tb(error.__traceback__):
         names, doing = frame.f_locals, (type(frame.f_locals.get("self")), frame.f_code.co_name)
         if doing == (MigrationLoader, "load_disk"):
@@ -65,6 +96,29 @@ def sentence(error: BaseException) -> str:
                 f"{names['operation'].describe()!r}. Correct its operations or its dependencies."
             )
     return ""
+
+
+def _of_database(error: Error) -> str:
+    """Say where the server is that does not answer, or cannot be used; without the password."""
+    reason, state = " ".join(str(error).split()), locks.sqlstate(error)
+    if isinstance(error, NotSupportedError):
+        return f"{reason.rstrip('.')}. Upgrade the server, or set DATABASE_URL to another one."
+    if state == locks.NOT_ALLOWED:
+        return f"{reason.rstrip('.')}. Use the role that owns the tables, or GRANT this one what it lacks."
+    if not isinstance(error, OperationalError | InterfaceError):
+        return ""
+    for frame, _ in walk_tb(error.__traceback__):
+        connection = frame.f_locals.get("self")
+        if not state and isinstance(connection, BaseDatabaseWrapper) and frame.f_code.co_name == "connect":
+            database = connection.settings_dict
+            where = f"{database['HOST'] or 'localhost'}:{database['PORT'] or 5432}"
+            return (
+                f"cannot connect to database {database['NAME']} on {where} as {database['USER'] or 'the system user'}. "
+                f"Check DATABASE_URL and that the server is running. It said: {reason}"
+            )
+    if locks.is_lost(error):
+        return f"The connection to the database was lost: {reason.rstrip('.')}. Once it is back, do that again."
+    return reason
 
 
 def _of_file(loading: dict[str, Any], error: BaseException) -> str:

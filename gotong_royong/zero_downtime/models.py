@@ -87,7 +87,7 @@ class Step(models.Model):
 
 
 def finish(row: Run | Step, status: Status, **values: Any) -> None:
-    """Write how a run or a step ended.
+    """Write how a run or a step ended. Should that be interrupted, what is written first holds.
 
     Raises:
         ValueError: if it has ended already.
@@ -95,9 +95,9 @@ def finish(row: Run | Step, status: Status, **values: Any) -> None:
     if status not in TRANSITIONS.get(Status(row.status), ()):
         raise ValueError(f"{row} is {row.status} and cannot become {status}.")
     values |= {"status": status, "finished_at": timezone.now()}
+    type(row)._base_manager.using(row._state.db).filter(pk=row.pk, status=row.status).update(**values)
     for name, value in values.items():
         setattr(row, name, value)
-    row.save(update_fields=list(values))
 
 
 def bury_the_dead(alias: str) -> list[Run]:
@@ -108,11 +108,15 @@ def bury_the_dead(alias: str) -> list[Run]:
     dead = list(Run.objects.using(alias).filter(status=Status.RUNNING))
     for run in dead:
         finish(run, Status.DIED, error="The process ended without a word: it was killed, or its machine was.")
-        applied = MigrationRecorder(connections[alias]).applied_migrations()
         for step in run.steps.using(alias).filter(status=Status.RUNNING):
-            done = ((step.app, step.name) in applied) is (step.direction == Step.Direction.UP)
+            done = is_done(alias, (step.app, step.name), step.direction)
             finish(step, Status.SUCCEEDED if done else Status.DIED)
     return dead
+
+
+def is_done(alias: str, key: tuple[str, str], direction: str) -> bool:
+    """Whether django_migrations says that the step was committed, whatever became of who committed it."""
+    return (key in MigrationRecorder(connections[alias]).applied_migrations()) is (direction == Step.Direction.UP)
 
 
 def prune(alias: str, days: int) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from django.db import router
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration
-from django.db.migrations.operations import RunPython, SeparateDatabaseAndState
+from django.db.migrations.operations import RunPython
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
@@ -23,8 +24,7 @@ from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.stages import Plan, Stage, stage_of
-
-Move = tuple[Operation, ProjectState, ProjectState]
+from gotong_royong.zero_downtime.states import Move, Rolling
 
 # What is not SQL that runs: comments, texts, and the body of a function that is only made.
 NOT_RUN = re.compile(
@@ -94,12 +94,14 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     connection, changed, drafts = executor.connection, set[str](), []
     with _only_looking(connection) as asked:
         befores = _states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
-        state = executor._create_project_state(with_applied_migrations=True)
+        rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
         for migration, backwards in plan:
-            state = befores.get(migration, state)
-            state.apps  # noqa: B018  (rendered once here, and little by little in what is cloned from it)
-            faked = fake or (fake_initial and not backwards and executor.detect_soft_applied(state, migration)[0])
-            moves, state = _moves(migration.operations, migration.app_label, state)
+            if migration in befores:
+                rolling = Rolling(befores[migration])
+            faked = fake or (
+                fake_initial and not backwards and executor.detect_soft_applied(rolling.state, migration)[0]
+            )
+            moves = rolling.moves(migration.operations, migration.app_label)
             statements, models = list[str](), set[str]()
             if not faked:
                 statements, models = _collect(connection, migration, backwards, moves, asked, changed)
@@ -162,7 +164,6 @@ def _states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectSta
     graph, applied = executor.loader.graph, executor.loader.applied_migrations
     wanted, states = {migration for migration, _ in plan}, {}
     state = executor._create_project_state()
-    state.apps  # noqa: B018  (see look_ahead)
     for migration, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True):
         if migration in wanted:
             states[migration] = state
@@ -170,19 +171,6 @@ def _states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectSta
         elif (migration.app_label, migration.name) in applied:
             migration.mutate_state(state, preserve=False)
     return states
-
-
-def _moves(operations: Iterable[Operation], app: str, state: ProjectState) -> tuple[list[Move], ProjectState]:
-    """Return what is done to the database, each with the state before and after it, and the state after all."""
-    moves: list[Move] = []
-    for operation in operations:
-        before, state = state, state.clone()
-        operation.state_forwards(app, state)
-        if isinstance(operation, SeparateDatabaseAndState):
-            moves += _moves(operation.database_operations, app, before)[0]
-        else:
-            moves.append((operation, before, state))
-    return moves, state
 
 
 def _collect(
@@ -246,8 +234,11 @@ def _model_of(operation: Operation, app: str, state: ProjectState) -> set[str]:
 
 
 def _tables(state: ProjectState, names: Iterable[tuple[str, str]]) -> set[str]:
-    models = [state.apps.get_model(app, name) for app, name in names if (app, name.lower()) in state.models]
-    return {'"{}"'.format(model._meta.db_table.replace('"', '""')) for model in models}
+    found = [state.models[app, name.lower()] for app, name in names if (app, name.lower()) in state.models]
+    tables = [
+        model.options.get("db_table") or truncate_name(f"{model.app_label}_{model.name_lower}", 63) for model in found
+    ]
+    return {'"{}"'.format(table.replace('"', '""')) for table in tables}
 
 
 def _touched(statements: list[str], models: set[str], there: dict[str, Table]) -> list[Table]:

@@ -134,9 +134,11 @@ class Plain:
             self._line_is_open = False
 
     def _print(self, line: str) -> None:
+        """Print a line now: who reads a pipe wants to know what is being waited for while it is."""
         if self.verbosity:
             self._close_line()
             self.command.stdout.write(line)
+            self.command.stdout.flush()
 
     def _close_line(self) -> None:
         if self._line_is_open:

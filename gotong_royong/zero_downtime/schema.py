@@ -1,9 +1,9 @@
 """How does DDL run twice and happen once?
 
 Django's schema editor, which looks before each of its statements whether the effect is there already, and then leaves
-it out and says so. Where something of that name is there, what is wanted is built on an empty stand-in, a temporary
-table that is rolled back, and both are compared as PostgreSQL describes them. So a migration that was killed anywhere
-can begin again. What is not there yet is made just as Django makes it, and ``sqlmigrate`` prints what Django prints.
+it out and says so. Where something of that name is there, it is compared with what is wanted: see ``definitions``. So
+a migration that was killed anywhere can begin again. What is not there yet is made just as Django makes it, and
+``sqlmigrate`` prints what Django prints.
 
 ``RunSQL`` is left alone, but that an index which a failed concurrent build left invalid is dropped before its rebuild.
 """
@@ -13,23 +13,21 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from django.db import ProgrammingError, transaction
+from django.db import ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.ddl_references import Statement
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 from django.db.models import Model
 
-from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime import catalog, definitions
 from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
+from gotong_royong.zero_downtime.definitions import Doubt, Template, added, on, plain
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 
 logger = logging.getLogger(__name__)
 
-STAND_IN = "pg_temp.zero_downtime_stand_in"
-CLONE = f"CREATE TABLE {STAND_IN} (LIKE %s INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY)"
-CLONE_WITHOUT = f"ALTER TABLE {STAND_IN} DROP COLUMN %s CASCADE"
 VALIDATE = "ALTER TABLE %s VALIDATE CONSTRAINT %s"
 DROP_INDEX, DROP_INDEX_CONCURRENTLY = "DROP INDEX %s", "DROP INDEX CONCURRENTLY %s"
 
@@ -45,37 +43,6 @@ CONCURRENT_INDEX = re.compile(
     rf"\s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)",
     re.IGNORECASE,
 )
-
-
-class Filled(str):
-    """A statement that knows, as Django's ``Statement`` does, of which template it was made and with which parts."""
-
-    template: str
-    parts: dict[str, Any]
-    tail: str
-
-    def __new__(cls, text: str, template: str, parts: dict[str, Any], tail: str = "") -> "Filled":
-        filled = super().__new__(cls, text)
-        filled.template, filled.parts, filled.tail = template, parts, tail
-        return filled
-
-    def __add__(self, tail: str) -> "Filled":
-        return Filled(super().__add__(tail), self.template, self.parts, self.tail + tail)
-
-
-class Template(str):
-    """One of Django's statements with gaps; once filled, it can still be told from others."""
-
-    def __mod__(self, parts: Any) -> Filled:
-        return Filled(super().__mod__(parts), self, parts)
-
-
-class Doubt(NamedTuple):
-    """A column that is not as a statement expects it, perhaps because the same migration changes it later on."""
-
-    table: str
-    column: str  # its plain name
-    complain: Callable[[], object]
 
 
 class SchemaEditor(DatabaseSchemaEditor):
@@ -221,45 +188,45 @@ class SchemaEditor(DatabaseSchemaEditor):
         if catalog.table_here(self.connection, table) is None:
             self._new_tables.add(table)
             return ""
-        self._compare("table", table, "", sql, self._adds(sql, params))
-        return f"table {_plain(table)} is already there"
+        self._compare("table", table, "", sql, added(self.connection, sql, params))
+        return f"table {plain(table)} is already there"
 
     def _column(self, sql: Any, params: Any, table: str, name: str) -> str:
         if self._adding is None or catalog.column(self.connection, table, name) is None:
             return ""
         model, field = self._adding
         definition = INLINE_FOREIGN_KEY.sub("", sql.parts["definition"])
-        wanted = self._adds(sql, params, like=table, without=name, definition=definition)
+        wanted = added(self.connection, sql, params, like=table, without=name, definition=definition)
         # The default of a field, unlike that of its column, is there only for the moment.
         same = self._compare("column", table, name, sql, wanted, any_default=not field.has_db_default())
         if same and field.remote_field and field.db_constraint:
             self._add_foreign_key(model, field)
-        return f"column {_on(table, name)} is already there"
+        return f"column {on(table, name)} is already there"
 
     def _index(self, sql: Any, params: Any, table: str, name: str) -> str:
         found = self._drop_invalid_index(table, name)
         if found is None:
             return ""
         if not found.here:
-            raise DefinitionDiffers("index", _plain(name), found.definition, str(sql))
-        self._compare("index", table, name, sql, self._adds(sql, params, like=table))
-        return f"index {_on(table, name)} is already there"
+            raise DefinitionDiffers("index", plain(name), found.definition, str(sql))
+        self._compare("index", table, name, sql, added(self.connection, sql, params, like=table))
+        return f"index {on(table, name)} is already there"
 
     def _constraint(self, sql: Any, params: Any, table: str, name: str = "") -> str:
         name = name or sql.parts["constraint"].parts["name"]
-        found = self._found_constraint(table, name)
+        found = catalog.constraint(self.connection, table, name)
         if found is None:
             return ""
-        self._compare("constraint", table, name, sql, self._adds(sql, params, like=table))
+        self._compare("constraint", table, name, sql, added(self.connection, sql, params, like=table))
         self._validate(table, found, sql)
-        return f"constraint {_on(table, name)} is already there"
+        return f"constraint {on(table, name)} is already there"
 
     def _foreign_key(self, sql: Any, params: Any, table: str, name: str) -> str:
-        found = self._found_constraint(table, name)
+        found = catalog.constraint(self.connection, table, name)
         if found is None:
             return ""
         self._accept_foreign_key(found, sql, table)
-        return f"foreign key {_on(table, name)} is already there"
+        return f"foreign key {on(table, name)} is already there"
 
     def _add_foreign_key(self, model: Any, field: Any) -> None:
         """Make the foreign key of the field if its column has none, of whatever name."""
@@ -274,16 +241,13 @@ class SchemaEditor(DatabaseSchemaEditor):
     def _collation(self, verb: str, name: str, definition: str) -> str:
         found = catalog.collation(self.connection, name)
         if verb == "DROP":
-            return "" if found else f"collation {_plain(name)} is already gone"
+            return "" if found else f"collation {plain(name)} is already gone"
         if found is None:
             return ""
-        with transaction.atomic(self.connection.alias):
-            super().execute(f"CREATE COLLATION pg_temp.{name}{definition}", None)
-            wanted = catalog.collation(self.connection, f"pg_temp.{name}")
-            transaction.set_rollback(True, self.connection.alias)
+        wanted = definitions.collation(self.connection, definition)
         if found != wanted:
-            raise DefinitionDiffers("collation", _plain(name), found, str(wanted))
-        return f"collation {_plain(name)} is already there"
+            raise DefinitionDiffers("collation", plain(name), found, str(wanted))
+        return f"collation {plain(name)} is already there"
 
     # What a statement changes is as wanted.
 
@@ -294,18 +258,18 @@ class SchemaEditor(DatabaseSchemaEditor):
         if found is None:
             execute = functools.partial(super().execute, sql, params)  # PostgreSQL says it best
             self._doubts = [*self._doubts, Doubt(table, name, execute)]
-            return f"column {_on(table, name)} is not there, which is an error if it is not to be removed"
-        if found.empty or self._adds(sql, params, like=table):
+            return f"column {on(table, name)} is not there, which is an error if it is not to be removed"
+        if found.empty or added(self.connection, sql, params, like=table):
             return ""
-        return f"column {_on(table, name)} is already as wanted"
+        return f"column {on(table, name)} is already as wanted"
 
     def _filled_column(self, sql: Any, params: Any, table: str, name: str) -> str:
         found = catalog.column(self.connection, table, name)
-        return f"column {_on(table, name)} already lacks no value" if found is None or found.not_null else ""
+        return f"column {on(table, name)} already lacks no value" if found is None or found.not_null else ""
 
     def _identity(self, sql: Any, params: Any, table: str, name: str) -> str:
         found, wanted = catalog.column(self.connection, table, name), " ADD " in sql.template
-        return f"column {_on(table, name)} already is as wanted" if found and found.identity is wanted else ""
+        return f"column {on(table, name)} already is as wanted" if found and found.identity is wanted else ""
 
     def _renamed_table(self, sql: Any, params: Any, old: str, new: str) -> str:
         return self._renamed("table", functools.partial(catalog.table_here, self.connection), "", old, new)
@@ -320,38 +284,36 @@ class SchemaEditor(DatabaseSchemaEditor):
         if look(new) is None:
             return ""
         if look(old) is not None:
-            raise DefinitionDiffers(kind, _on(table, new), f"both {_plain(old)} and {_plain(new)}", f"{old} as {new}")
-        return f"{kind} {_on(table, new)} already has its name"
+            raise DefinitionDiffers(kind, on(table, new), f"both {plain(old)} and {plain(new)}", f"{old} as {new}")
+        return f"{kind} {on(table, new)} already has its name"
 
     # What a statement drops is gone.
 
     def _no_table(self, sql: Any, params: Any, table: str) -> str:
         self._settle(table)
-        return "" if catalog.table_here(self.connection, table) else f"table {_plain(table)} is already gone"
+        return "" if catalog.table_here(self.connection, table) else f"table {plain(table)} is already gone"
 
     def _no_column(self, sql: Any, params: Any, table: str, name: str) -> str:
         self._settle(table, name)
         found = catalog.column(self.connection, table, name)
-        return "" if found else f"column {_on(table, name)} is already gone"
+        return "" if found else f"column {on(table, name)} is already gone"
 
     def _no_index(self, sql: Any, params: Any, table: str, name: str) -> str:
-        return "" if catalog.index(self.connection, table, name) else f"index {_on(table, name)} is already gone"
+        return "" if catalog.index(self.connection, table, name) else f"index {on(table, name)} is already gone"
 
     def _no_constraint(self, sql: Any, params: Any, table: str, name: str) -> str:
-        return "" if self._found_constraint(table, name) else f"constraint {_on(table, name)} is already gone"
+        return (
+            "" if catalog.constraint(self.connection, table, name) else f"constraint {on(table, name)} is already gone"
+        )
 
     # How that is found out.
-
-    def _found_constraint(self, table: str, name: str) -> Constraint | None:
-        found = catalog.constraints(self.connection, table)
-        return next((constraint for constraint in found if constraint.name == _plain(name)), None)
 
     def _drop_invalid_index(self, table: str, name: str) -> Index | None:
         """Return the index; drop it if a build that failed left it invalid. Takes SHARE UPDATE EXCLUSIVE for that."""
         found = catalog.index(self.connection, table, name)
         if found is None or found.valid or not found.here:
             return found
-        logger.info("dropping index %s, which a failed build left invalid", _on(table, name))
+        logger.info("dropping index %s, which a failed build left invalid", on(table, name))
         drop = DROP_INDEX if self.connection.in_atomic_block else DROP_INDEX_CONCURRENTLY
         super().execute(drop % found.name, None)
         return None
@@ -361,64 +323,23 @@ class SchemaEditor(DatabaseSchemaEditor):
         if not found.valid and "NOT VALID" not in getattr(sql, "tail", ""):
             super().execute(VALIDATE % (table, self.quote_name(found.name)), None)
 
-    def _adds(self, sql: Any, params: Any, like: str = "", without: str = "", **parts: str) -> list[Part]:
-        """Return what the statement adds to an empty table, and leave no trace.
-
-        Args:
-            like: the table whose columns that table has; without it, the statement makes the table.
-            without: the one column that it has not.
-            parts: of the statement, other than its own.
-        """
-        with transaction.atomic(self.connection.alias):
-            if like:
-                super().execute(CLONE % like, None)
-            if without:
-                super().execute(CLONE_WITHOUT % without, None)
-            before = catalog.parts(self.connection, STAND_IN)
-            template = str(sql.template).replace(" CONCURRENTLY", "")
-            statement = template % {**sql.parts, "table": STAND_IN, **parts} + getattr(sql, "tail", "")
-            super().execute(statement, params)
-            after = catalog.parts(self.connection, STAND_IN)
-            transaction.set_rollback(True, self.connection.alias)
-        return [part for part in after if part not in before]
-
-    def _compare(
-        self, kind: str, table: str, name: str, sql: Any, wanted: list[Part], *, any_default: bool = False
-    ) -> bool:
-        """Look for every wanted part in the table, by its name unless PostgreSQL chose it.
-
-        Returns:
-            Whether no column is in doubt now.
-        """
-
-        def meaning(part: Part) -> tuple[object, ...]:
-            return part.kind, part.definition, any_default or part.default
-
-        found, doubts = catalog.parts(self.connection, table), self._doubts
-        for part in wanted:
-            alike = [other for other in found if meaning(other) == meaning(part)]
-            named = part.kind == "column" or f'"{part.name}"' in str(sql)
-            if any(other.name == part.name or not named for other in alike):
-                continue
-            namesakes = [str(other) for other in found if (other.kind, other.name) == (part.kind, part.name)]
-            there = " ".join(namesakes) or f"no such {part.kind}"
-            error = DefinitionDiffers(kind, _on(table, name), f"{part.name} {there}", f"{part.name} {part}")
-            if part.kind != "column":
-                raise error
-            self._doubts = [*self._doubts, Doubt(table, part.name, functools.partial(_throw, error))]
-        return doubts is self._doubts
+    def _compare(self, kind: str, table: str, name: str, sql: Any, wanted: list[Part], **how: bool) -> bool:
+        """Compare what is wanted with what the table has; return whether that left no column in doubt."""
+        doubts = definitions.compare(self.connection, kind, table, name, sql, wanted, **how)
+        self._doubts = [*self._doubts, *doubts]
+        return not doubts
 
     def _accept_foreign_key(self, found: Constraint, sql: Any, table: str) -> None:
         """Compare columns and target, no more: what a delete does, and when it is checked, may be set elsewhere."""
         target = catalog.table(self.connection, str(sql.parts["to_table"]))
         wanted = sql.parts["column"].columns, target, sql.parts["to_column"].columns
         if (found.columns, found.target, found.target_columns) != wanted:
-            raise DefinitionDiffers("foreign key", _on(table, found.name), found.definition, str(sql))
+            raise DefinitionDiffers("foreign key", on(table, found.name), found.definition, str(sql))
         self._validate(table, found, sql)
 
     def _settle(self, table: str, column: str = "") -> bool:
         """Doubt no more a column, or any of the table: what comes decides about it. Return whether it was in doubt."""
-        settled = [doubt for doubt in self._doubts if doubt.table == table and _plain(column) in ("", doubt.column)]
+        settled = [doubt for doubt in self._doubts if doubt.table == table and plain(column) in ("", doubt.column)]
         self._doubts = [doubt for doubt in self._doubts if doubt not in settled]
         return bool(settled)
 
@@ -473,16 +394,3 @@ def schema_editor_class(base: type[DatabaseSchemaEditor]) -> type[SchemaEditor]:
     }
     checks[ADD_EXCLUSION] = SchemaEditor._constraint, ["table"]
     return type("SchemaEditor", (SchemaEditor, base), {**templates, "checks": checks})
-
-
-def _throw(error: Exception) -> None:
-    raise error
-
-
-def _plain(name: str) -> str:
-    """Take off the quotes, and what PostgreSQL cuts off a long name."""
-    return name.replace('"', "").encode()[:63].decode(errors="ignore")
-
-
-def _on(table: str, name: str) -> str:
-    return " on ".join(_plain(part) for part in (name, table) if part)

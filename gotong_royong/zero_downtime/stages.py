@@ -24,12 +24,17 @@ def stage_of(migration: Migration) -> Stage:
     """Return the stage that the migration says, or that of all which say none.
 
     Raises:
-        ImpossibleStage: if what it says is no stage.
+        ImpossibleStage: if what it or the setting says is no stage.
     """
-    said = getattr(migration, "stage", conf.THIRD_PARTY_STAGE)
+    said = getattr(migration, "stage", None)
     try:
-        return Stage(said)
+        return Stage(conf.THIRD_PARTY_STAGE if said is None else said)
     except ValueError:
+        if said is None:
+            raise ImpossibleStage(
+                f"ZERO_DOWNTIME_THIRD_PARTY_STAGE is {conf.THIRD_PARTY_STAGE!r}. "
+                f"Set it to {Stage.PRE_DEPLOY.value!r} or {Stage.POST_DEPLOY.value!r}."
+            ) from None
         raise ImpossibleStage(
             f"{migration} has stage {said!r}. Write stage = Stage.PRE_DEPLOY or stage = Stage.POST_DEPLOY."
         ) from None

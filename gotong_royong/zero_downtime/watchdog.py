@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import psycopg
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, described, is_patient
 
 Report = Callable[..., object]
@@ -95,13 +97,13 @@ class Watchdog(threading.Thread):
     def __init__(self, connection: BaseDatabaseWrapper, *, budget: float, queue_budget: float, report: Report) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.budget, self.queue_budget, self.report = budget, queue_budget, report
+        self.watched = connection
         self.us: int = connection.connection.info.backend_pid
-        self.session: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
-        self.session.autocommit = True
+        self.session = self._open()
         self.blocked = Blocked()
         self.statement = ""
-        self.verdict = ""
-        """Why the running statement was canceled, if it was for good: for the error that the step ends with."""
+        self.verdict: ZeroDowntimeError | None = None
+        """Why the running statement was canceled, if it was for good: the error that the step ends with."""
         self.gave_way = False
         """Whether it was canceled only to let others pass, and is to be tried again."""
         self.blockers: list[int] = []
@@ -126,7 +128,7 @@ class Watchdog(threading.Thread):
         return self.blocked
 
     def new_try(self) -> None:
-        self.verdict, self.gave_way, self._canceled_at = "", False, None
+        self.verdict, self.gave_way, self._canceled_at = None, False, None
         self._busy_since = time.monotonic()
 
     def rest(self) -> None:
@@ -136,11 +138,33 @@ class Watchdog(threading.Thread):
     def begin_statement(self, sql: str) -> None:
         self.statement, self._say_at, self.blockers = sql, time.monotonic() + WORTH_SAYING, []
 
+    def end_statement(self) -> None:
+        """Remember who blocked it: for what is said of the next try."""
+        self.statement = ""
+
     def run(self) -> None:
-        with suppress(psycopg.Error):  # the server went away: the watched session learns it too
-            while not self._ended.wait(INTERVAL):
-                if self._busy_since is not None and time.monotonic() - self._busy_since > INTERVAL:
+        while not self._ended.wait(INTERVAL):
+            if self._busy_since is not None and time.monotonic() - self._busy_since > INTERVAL:
+                try:
                     self.look()
+                except psycopg.Error as error:
+                    self._look_again(error)
+
+    def _open(self) -> "psycopg.Connection[Any]":
+        parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
+        session: psycopg.Connection[Any] = self.watched.get_new_connection(parameters)
+        session.autocommit = True
+        return session
+
+    def _look_again(self, error: psycopg.Error) -> None:
+        """Open another session in place of one that was lost; if there is none to be had, let nothing run unwatched."""
+        try:
+            self.session.close()
+            self.session = self._open()
+        except (psycopg.Error, Error) as refusal:
+            self.verdict = Unwatched(summary(error), summary(refusal))
+            with suppress(psycopg.Error):  # if the server went away, the watched session learns it, too
+                self.watched.connection.cancel_safe(timeout=self.budget)
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""
@@ -172,7 +196,7 @@ class Watchdog(threading.Thread):
         now = time.monotonic()
         if self._canceled_at is None:
             self._canceled_at = now
-            self.verdict = self._reason(longest, sessions)
+            self.verdict = BlockedTooLong(self._reason(longest, sessions))
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
         elif now - self._canceled_at > self.budget:
             self._canceled_at = now

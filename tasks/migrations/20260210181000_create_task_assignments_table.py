@@ -3,6 +3,8 @@ import django.db.models.deletion
 from django.conf import settings
 from django.db import migrations, models
 
+from gotong_royong.zero_downtime.operations import IgnoreRules
+
 
 class Migration(migrations.Migration):
     dependencies = [
@@ -10,6 +12,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        IgnoreRules("W403", reason="Who assigned is shown, never searched for; and users are deactivated, not deleted."),
         migrations.CreateModel(
             name="TaskAssignment",
             fields=[

@@ -1,4 +1,4 @@
-"""Who is compared, and how does each run ``migrate``, in a process and on a database of its own?"""
+"""Who is compared, and how does each run ``migrate`` or its linter, in a process and on a database of its own?"""
 
 import json
 import os
@@ -39,7 +39,8 @@ PEER = Contender(  # django-pg-zero-downtime-migrations
         "ZERO_DOWNTIME_MIGRATIONS_RAISE_FOR_UNSAFE": True,
     },
 )
-CONTENDERS = {contender.name: contender for contender in (STOCK, PEER, OURS)}
+LINTER = Contender("django-migration-linter", apps=("django_migration_linter",))
+CONTENDERS = {contender.name: contender for contender in (STOCK, PEER, OURS, LINTER)}
 
 
 class Server(NamedTuple):
@@ -87,10 +88,13 @@ class Ended(NamedTuple):
     error: str
 
 
-def migrate(who: Contender, database: str, *arguments: str, folder: Path = PROJECT, **asked: Any) -> Ended:
+def migrate(
+    who: Contender, database: str, *arguments: str, command: str = "migrate", folder: Path = PROJECT, **asked: Any
+) -> Ended:
     """Run the command as ``manage.py migrate`` does.
 
     Args:
+        command: another one than migrate.
         folder: where the apps are imported from.
         asked: what tests.bench.settings reads: ``apps``, and ``trial`` for tests.bench.shop.
     """
@@ -103,7 +107,7 @@ def migrate(who: Contender, database: str, *arguments: str, folder: Path = PROJE
     }
     cpu, started = _cpu_of_children(), time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "django", "migrate", *arguments],
+        [sys.executable, "-m", "django", command, *arguments],
         cwd=PROJECT,
         env=environment,
         capture_output=True,

@@ -74,8 +74,6 @@ def watch(contender: Contender, trial: str, template: str, hold: float) -> Seen:
         server().execute(name, "CHECKPOINT")
         there = {**server().conninfo(name), "options": "-c synchronous_commit=off"}
         with load(there, READ, WRITE) as victims, holding(there, READ, hold):
-            for victim in victims:
-                victim.longest = 0.0  # that of its first statement
             ended = migrate(contender, name, "shop", apps=APPS, trial=trial)
         reader, writer = (victim.longest for victim in victims)
         return Seen(reader, writer, ended)

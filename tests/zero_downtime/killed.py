@@ -1,7 +1,7 @@
 """A process that forks runs of migrate and kills them where it is told: ``python -m tests.zero_downtime.killed``.
 
-Each line of its standard input is one run, as JSON: ``database``, the ``arguments`` of migrate, before which round
-trip to the server to kill it (``kill``, null for not at all), and whether these are counted from its start
+Each line of its standard input is one run, as JSON: ``database``, the ``command`` with its arguments, before which
+round trip to the server to kill it (``kill``, null for not at all), and whether these are counted from its start
 (``from_start``) or from its first step. It answers with a line of JSON: ``signal`` and ``code`` the run ended with,
 how many round trips it ``made``, and its ``output``.
 """
@@ -13,11 +13,13 @@ import sys
 import tempfile
 import threading
 import traceback
+from importlib import import_module
 
 import django
 import psycopg
 from django.core.management import call_command
 from django.db import connections
+from django.db.migrations.loader import MigrationLoader
 
 
 def run(order, answer):
@@ -44,7 +46,7 @@ def run(order, answer):
     connections["default"].settings_dict["NAME"] = order["database"]
     code = 0
     try:
-        call_command("migrate", *order["arguments"])
+        call_command(*order["command"])
         connections.close_all()
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
@@ -56,6 +58,8 @@ def run(order, answer):
 
 def main():
     django.setup()
+    import_module("gotong_royong.zero_downtime.management.commands.rollback")
+    MigrationLoader(None)  # so that no child has to import the files again
     answers = os.dup(1)
     for line in sys.stdin:
         order = json.loads(line)

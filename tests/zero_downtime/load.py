@@ -14,9 +14,9 @@ WARM_UP = 0.2  # seconds
 class Victim(threading.Thread):
     """Runs one statement after the other, each a transaction of its own, and keeps the longest time of one."""
 
-    def __init__(self, conninfo: dict[str, Any], statement: str) -> None:
+    def __init__(self, conninfo: dict[str, Any], statement: str, pause: float) -> None:
         super().__init__(daemon=True)
-        self.conninfo, self.statement = conninfo, statement
+        self.conninfo, self.statement, self.pause = conninfo, statement, pause
         self.longest, self.count = 0.0, 0
         self.error: Exception | None = None
         self.stop = threading.Event()
@@ -27,21 +27,26 @@ class Victim(threading.Thread):
                 started = time.monotonic()
                 try:
                     connection.execute(self.statement)
+                except psycopg.errors.UndefinedTable:  # it was dropped
+                    return
                 except psycopg.Error as error:
                     self.error = error
                     return
-                self.longest = max(self.longest, time.monotonic() - started)
+                finally:
+                    self.longest = max(self.longest, time.monotonic() - started)
                 self.count += 1
-                time.sleep(0.002)
+                time.sleep(self.pause)
 
 
 @contextmanager
-def load(conninfo: dict[str, Any], *statements: str) -> Iterator[list[Victim]]:
-    """Run a victim for each statement during the block."""
-    victims = [Victim(conninfo, statement) for statement in statements]
+def load(conninfo: dict[str, Any], *statements: str, pause: float = 0.002) -> Iterator[list[Victim]]:
+    """Run a victim for each statement during the block, with so many seconds between two of its statements."""
+    victims = [Victim(conninfo, statement, pause) for statement in statements]
     for victim in victims:
         victim.start()
     time.sleep(WARM_UP)
+    for victim in victims:
+        victim.longest = 0.0  # that of its first statement
     try:
         yield victims
     finally:
@@ -55,14 +60,14 @@ def load(conninfo: dict[str, Any], *statements: str) -> Iterator[list[Victim]]:
 
 @contextmanager
 def holding(conninfo: dict[str, Any], statement: str, seconds: float) -> Iterator[None]:
-    """Keep the locks of ``statement`` in an idle transaction until ``seconds`` have passed."""
-    held = threading.Event()
+    """Keep the locks of ``statement`` in an idle transaction until ``seconds`` have passed or the block ends."""
+    held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         with psycopg.connect(**conninfo, application_name="holder") as connection:
             connection.execute(statement)
             held.set()
-            time.sleep(seconds)
+            over.wait(seconds)
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
@@ -70,4 +75,5 @@ def holding(conninfo: dict[str, Any], statement: str, seconds: float) -> Iterato
     try:
         yield
     finally:
+        over.set()
         thread.join()

@@ -14,6 +14,7 @@ import psutil
 import psycopg
 import pytest
 from django.core.management import call_command
+from django.db.migrations.loader import MigrationLoader
 from psycopg.conninfo import make_conninfo
 
 from gotong_royong import embedded
@@ -120,6 +121,21 @@ def test_what_is_restored_is_what_was_there(full, tmp_path):
     assert names(tmp_path) == [path.name]
     assert path.stat().st_mode & 0o777 == 0o600
     assert re.fullmatch(rf"Backed up {name} into {path}: \d{{3}} entries, 0\.\d MB in \d s\.", said[-1])
+
+
+def test_what_is_restored_may_be_migrated_again_from_the_start(full, tmp_path):
+    """Though PostgreSQL writes its CHECKs with other words, and nobody remembers what was applied."""
+    path = backups.take(full, tmp_path, quiet)
+    with _database("template0") as other:
+        restore(path, other)
+        with other.cursor() as cursor:
+            cursor.execute("TRUNCATE django_migrations, zero_downtime_run, zero_downtime_step")
+        before = look(other)
+        assert before != look(full)
+        call_command("migrate", database=other.alias, verbosity=0)
+        assert look(other) == before
+        loader = MigrationLoader(other)
+        assert set(loader.applied_migrations) == set(loader.graph.nodes)
 
 
 def test_an_empty_database_has_a_backup_too(scratch, tmp_path):

@@ -121,10 +121,11 @@ class TestLockBudget:
         assert ask(migrated, LOCK_TIMEOUT) == before
 
     def test_concurrent_builds_are_exempt(self, migrated):
-        """An old snapshot holds a concurrent build up for longer than the lock timeout; it goes on waiting."""
-        with holding(conninfo(migrated), READ, 0.6):
+        """A writer holds a concurrent build up for longer than the lock timeout; it goes on waiting."""
+        with holding(conninfo(migrated), WRITE, 0.6):
             step = run(migrated, migrations.RunSQL("CREATE INDEX CONCURRENTLY trial ON users (is_staff)"), atomic=False)
         assert step.tries == 1
+        assert step.lock_wait > 0.2
         assert ask(migrated, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'trial'::regclass") == (True,)
 
 

@@ -9,6 +9,7 @@ from django.contrib.postgres.operations import AddIndexConcurrently
 from django.core.management import CommandError, call_command
 from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ModelState
 
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.executor import Executor
@@ -43,6 +44,18 @@ def migration(*operations, name="20270101000000_trial", **attributes):
 
 def ahead(database, *planned, **options):
     return look_ahead(Executor(database), [(one, False) for one in planned], **options)
+
+
+def extend(executor, added, backwards):
+    """Return a plan of these migrations, which come after all others and, to go back, are as good as applied."""
+    graph, last = executor.loader.graph, executor.loader.graph.leaf_nodes("accounts")[0]
+    for one in added if backwards else ():
+        key = "accounts", one.name
+        graph.add_node(key, one)
+        graph.add_dependency(one, key, last)
+        executor.loader.applied_migrations[key] = one
+        last = key
+    return [(one, True) for one in reversed(added)] if backwards else [(one, False) for one in added]
 
 
 def plan(database, capsys, *arguments, **options):
@@ -156,6 +169,34 @@ class TestSteps:
         assert second.statements == ['ALTER TABLE "users" RENAME COLUMN "points" TO "score";']
         assert [table.name for table in first.tables + second.tables] == ["users", "users"]
 
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_the_work_does_not_grow_with_what_else_points_to_a_model(self, migrated, monkeypatch, backwards):
+        """Django renders every model that points to users after each of these operations."""
+
+        def grow(number):
+            owner = models.ForeignKey("accounts.User", models.CASCADE, related_name="+")
+            fields = [("id", models.AutoField(primary_key=True)), ("owner", owner)]
+            create = migrations.CreateModel(f"Thing{number}", fields)
+            add = migrations.AddField(f"Thing{number}", "size", models.IntegerField(null=True))
+            return migration(create, add, name=f"20270101{number:06}_thing")
+
+        def render(state, apps):
+            rendered.append(state.name)
+            return really(state, apps)
+
+        def work(count):
+            rendered.clear()
+            executor = Executor(migrated)
+            steps = look_ahead(executor, extend(executor, [grow(number) for number in range(count)], backwards))
+            assert len(steps) == count
+            assert all(step.statements for step in steps)
+            return len(rendered)
+
+        really, rendered = ModelState.render, []
+        monkeypatch.setattr(ModelState, "render", render)
+        first, second, third = work(2), work(4), work(8)
+        assert third - second == 2 * (second - first) > 0
+
     def test_what_django_must_look_up_after_earlier_steps_is_said_in_words(self, migrated):
         create = migrations.CreateModel("Tag", [("id", models.AutoField(primary_key=True)), ("a", models.TextField())])
         unique = migrations.AlterField("tag", "a", models.TextField(unique=True))
@@ -236,7 +277,7 @@ class TestLooking:
 class TestCommand:
     def test_text(self, migrated, capsys):
         lines = plan(migrated, capsys, "accounts", "20260210230000").splitlines()
-        assert lines[:2] == ["Planned operations:", f"{'.'.join(LAST)} (down, pre-deploy)"]
+        assert lines[:2] == ["Planned operations:", f"{'.'.join(LAST)} (down, post-deploy)"]
         assert '    ALTER TABLE "users" ADD COLUMN "bio" text NULL;' in lines
         assert re.fullmatch(r"  touches users: about 2,000 rows, \d,?\d+ kB", lines[-1])
 

@@ -8,11 +8,11 @@ import gotong_royong.zero_downtime
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "stages"},
-    {"locks", "catalog", "schema", "watchdog", "guard"},
+    {"locks", "catalog", "definitions", "schema", "watchdog", "guard"},
     {"models", "ledger", "history"},
     {"backfills"},
     {"operations"},
-    {"autodetector", "mistakes"},
+    {"autodetector", "mistakes", "linter", "states"},
     {"rollback", "executor", "plan", "backups"},
     {"apps", "management", "reports", "tasks", "admin"},
 ]

@@ -17,6 +17,7 @@ from django.db.models.functions import Lower, Now
 
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 from gotong_royong.zero_downtime.schema import schema_editor_class
+from gotong_royong.zero_downtime.states import Rolling
 from tests.conftest import _database
 from tests.test_constraints import ROWS
 from tests.test_migrations import GRAPH, look, steps_up
@@ -638,6 +639,59 @@ def test_a_check_that_is_not_valid_is_validated(library):
     assert sql(library.database, "SELECT convalidated FROM pg_constraint WHERE conname = 'c'") == [(True,)]
 
 
+class TestReadAgain:
+    """PostgreSQL writes some expressions differently once it has read its own words, as when a backup is restored."""
+
+    HERE = models.Q(name__in=["Solo", "Jogja"])
+    STEPS = [
+        operations.AddConstraint("Author", models.CheckConstraint(condition=HERE, name="c")),
+        operations.AddIndex("Author", models.Index(fields=["born"], condition=HERE, name="idx")),
+        operations.AddField(
+            "Author",
+            "here",
+            models.GeneratedField(
+                expression=models.Case(models.When(HERE, then=1), default=0),
+                output_field=models.IntegerField(),
+                db_persist=True,
+            ),
+        ),
+    ]
+    WORDS = """
+        SELECT pg_get_constraintdef(c.oid), pg_get_indexdef('idx'::regclass), pg_get_expr(adbin, adrelid)
+        FROM pg_constraint c JOIN pg_attribute ON attrelid = conrelid
+        JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE conname = 'c' AND attgenerated <> ''
+    """
+
+    @pytest.fixture
+    def words(self, library):
+        """What was made, which is there no more, in PostgreSQL's words."""
+        sql(library.database, "TRUNCATE author CASCADE")
+        up(library.database, library.state, self.STEPS)
+        ((check, index, expression),) = sql(library.database, self.WORDS)
+        down(library.database, library.state, self.STEPS)
+        return SimpleNamespace(check=check, index=index, expression=expression)
+
+    def make(self, database, words):
+        sql(
+            database,
+            f"ALTER TABLE author ADD CONSTRAINT c {words.check}; {words.index};"
+            f"ALTER TABLE author ADD here integer GENERATED ALWAYS AS ({words.expression}) STORED",
+        )
+
+    def test_it_is_the_same(self, library, words):
+        self.make(library.database, words)
+        assert sql(library.database, self.WORDS) != [tuple(vars(words).values())]
+        assert changes(library.database, lambda: up(library.database, library.state, self.STEPS)) == []
+
+    @pytest.mark.parametrize("part", ["check", "index", "expression"])
+    def test_other_values_differ(self, library, words, part):
+        setattr(words, part, getattr(words, part).replace("Solo", "Semarang"))
+        self.make(library.database, words)
+        with pytest.raises(DefinitionDiffers):
+            up(library.database, library.state, self.STEPS)
+
+
 def test_what_is_skipped_is_said(library, caplog):
     caplog.set_level(logging.INFO, "gotong_royong.zero_downtime.schema")
     up(library.database, library.state, [operations.AddIndex("Author", TestIndex.INDEX)])
@@ -681,6 +735,31 @@ def test_sqlmigrate_prints_what_django_prints_and_asks_no_more(library):
     ours = library.database.SchemaEditorClass
     for steps, _ in CASES.values():
         assert collect(ours, steps) == collect(ours.__bases__[1], steps)
+
+
+@pytest.mark.parametrize("steps", [case[0] for case in CASES.values()], ids=CASES)
+def test_excerpts_of_the_states_are_all_that_operations_need(library, steps):
+    """What they say with those few models is what they say with all of them, up and down."""
+
+    def collect(say):
+        with library.database.schema_editor(collect_sql=True, atomic=False) as editor:
+            say(editor)
+        return [statement for statement in editor.collected_sql if not statement.startswith("--")]
+
+    def excerpts(editor):
+        for operation, before, after in moves:
+            operation.database_forwards("library", editor, before, after)
+
+    def excerpts_back(editor):
+        for operation, before, after in reversed(moves):
+            operation.database_backwards("library", editor, after, before)
+
+    moves = Rolling(ProjectState(library.state.clone().models)).moves(steps, "library")
+    assert collect(excerpts) == collect(lambda editor: migration(steps).apply(library.state.clone(), editor, True))
+    up(library.database, library.state, steps)
+    assert collect(excerpts_back) == collect(
+        lambda editor: migration(steps).unapply(library.state.clone(), editor, True)
+    )
 
 
 def test_an_editor_derived_from_postgresqls_stays_what_it_is(library):

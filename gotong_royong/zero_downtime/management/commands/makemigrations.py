@@ -1,5 +1,6 @@
 """Django's ``makemigrations``, with names that say when and what; the autodetector finds them."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,22 @@ from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
+from gotong_royong.zero_downtime import mistakes
 from gotong_royong.zero_downtime.autodetector import MigrationAutodetector, describe_merge, rename, timestamps
-from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
 
 
-class Command(makemigrations.Command):
+class Command(mistakes.Plain, makemigrations.Command):
     autodetector = MigrationAutodetector
 
     def handle(self, *app_labels: str, **options: Any) -> None:
-        refuse_unknown_apps(app_labels)
-        super().handle(*app_labels, **options)
+        mistakes.refuse_unknown_apps(app_labels)
+        with warnings.catch_warnings():
+            warnings.showwarning = self.warn
+            super().handle(*app_labels, **options)
+
+    def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        """Say in one line what Django warns of, such as a database whose history it cannot look at."""
+        self.stderr.write(f"Warning: {' '.join(str(message).split())}", self.style.WARNING)
 
     def write_migration_files(
         self, changes: dict[str, Any], update_previous_migration_paths: dict[str, str] | None = None

@@ -12,7 +12,7 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import reports
+from gotong_royong.zero_downtime import mistakes, reports
 from gotong_royong.zero_downtime.autodetector import MigrationAutodetector
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
@@ -23,7 +23,7 @@ from gotong_royong.zero_downtime.plan import Planner, look_ahead
 from gotong_royong.zero_downtime.stages import Stage
 
 
-class Command(migrate.Command):
+class Command(mistakes.Plain, migrate.Command):
     autodetector = MigrationAutodetector
     report: reports.Reporter
 
@@ -58,6 +58,7 @@ class Command(migrate.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity = options["verbosity"]
+        mistakes.refuse_unknown_apps(filter(None, [options["app_label"]]))
         if options["plan"]:
             self.show_plan(*args, **options)
             return

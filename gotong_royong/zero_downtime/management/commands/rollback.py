@@ -3,17 +3,16 @@
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import reports, rollback
+from gotong_royong.zero_downtime import mistakes, reports, rollback
 from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
 
 
-class Command(BaseCommand):
+class Command(mistakes.Plain):
     help = "Takes back the migrations of the last run, or as many as you say, newest first."
     requires_system_checks: list[str] = []
     migration_progress_callback: Any = migrate.Command.migration_progress_callback
@@ -62,7 +61,9 @@ class Command(BaseCommand):
             if losses and not options["yes"]:
                 self.ask(len(losses))
             executor.migrate([], plan=plan)
-            self.stdout.write(self.style.SUCCESS(f"Took back {len(plan)} migrations in {executor.run}."))
+            self.stdout.write(
+                self.style.SUCCESS(f"Took back {len(plan)} migration{'s' * (len(plan) != 1)} in {executor.run}.")
+            )
 
     def ask(self, count: int) -> None:
         if not sys.stdin.isatty():

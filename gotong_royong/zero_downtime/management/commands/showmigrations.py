@@ -14,7 +14,7 @@ COLUMNS = "run", "faked", "checksum", "longest_blocked", "started_at", "finished
 APPLIED = re.compile(r" ?\[[X-]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
 
 
-class Command(showmigrations.Command):
+class Command(mistakes.Plain, showmigrations.Command):
     def show_list(self, connection: Any, app_names: Any = None) -> None:
         self._show(super().show_list, connection, app_names)
 

@@ -1,0 +1,72 @@
+"""What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
+
+- ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
+- ``observer``: sees every statement. ``rows``: something to change. ``trace``: runs migrations up and down.
+- ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
+"""
+
+from collections.abc import Iterator
+
+from django.conf import settings
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.loader import MigrationLoader
+
+from gotong_royong.zero_downtime.linter import rules
+from gotong_royong.zero_downtime.linter.facts import Direction, Trace
+from gotong_royong.zero_downtime.linter.registry import RULES, Spot, Violation, violation, violations
+from gotong_royong.zero_downtime.linter.scratch import scratch
+from gotong_royong.zero_downtime.linter.selection import Selection
+from gotong_royong.zero_downtime.linter.trace import LIMIT, fill, traces
+from gotong_royong.zero_downtime.operations import IgnoreRules
+
+__all__ = ["RULES", "Trace", "Violation", "lint", "rules"]
+
+
+def lint(
+    connection: BaseDatabaseWrapper, loader: MigrationLoader, selection: Selection, *, limit: float = LIMIT
+) -> Iterator[tuple[Trace, list[Violation]]]:
+    """Run migrations in a scratch database and yield each one under judgement with the rules that it breaks.
+
+    Args:
+        connection: the configured database, which is only read. While this runs, its alias means the scratch database.
+        limit: seconds after which an operation is stopped.
+
+    Raises:
+        ZeroDowntimeError: if there can be no scratch database.
+    """
+    template = selection.template(loader, connection) if selection.one_deploy and selection.ground else ""
+
+    def lay_ground(database: BaseDatabaseWrapper) -> None:
+        fill(database, loader, selection.ground)
+
+    with scratch(connection, template=template, fill=lay_ground) as database:
+        for trace in traces(
+            database,
+            loader,
+            selection.ground,
+            selection.plan,
+            selection.judged,
+            one_deploy=selection.one_deploy,
+            limit=limit,
+        ):
+            yield trace, judge(trace, whole_history=not selection.one_deploy)
+
+
+def judge(trace: Trace, *, whole_history: bool = True) -> list[Violation]:
+    """Return what a migration breaks, without what it waives or the settings silence.
+
+    Args:
+        whole_history: whether a waiver that is not used here is used nowhere. Deployed together with the migration
+            that makes its table, another one breaks fewer rules.
+    """
+    found = violations(trace)
+    broken = {one.rule.id for one in found}
+    waivers = [operation for operation in trace.migration.operations if isinstance(operation, IgnoreRules)]
+    waived = {id for waiver in waivers for id in waiver.rules}
+    silenced = settings.SILENCED_SYSTEM_CHECKS
+    found = [one for one in found if one.rule.id not in waived]
+    if trace.up.failure is None and whole_history:
+        unused = (Spot(trace.up, values={"waived": id}) for id in sorted(waived - broken))
+        found += [violation(RULES["W402"], trace, spot) for spot in unused]
+    found = [one for one in found if one.rule.check_id not in silenced]
+    return sorted(found, key=lambda one: (one.direction == Direction.DOWN, one.operation or 0, one.rule.id))

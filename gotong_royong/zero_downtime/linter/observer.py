@@ -1,0 +1,389 @@
+"""What does each statement do to the tables of before? The observer sees every statement that a connection sends.
+
+Inside the statement's own transaction, ``pg_locks`` shows what it holds, a changed file node that it rewrote a table,
+and the statistics of the transaction which tables it scanned
+(https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-FUNCTIONS). A statement that may run in
+no transaction is held up by a second session, which has ROW EXCLUSIVE on its tables, until that has seen its locks.
+"""
+
+import functools
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import psycopg
+import sqlparse
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.pq import TransactionStatus
+
+from gotong_royong.zero_downtime.linter.facts import (
+    MODES,
+    Catalog,
+    Column,
+    Constraint,
+    Index,
+    Lock,
+    Statement,
+    Table,
+    changes,
+    strongest,
+)
+from gotong_royong.zero_downtime.locks import sqlstate
+
+NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
+POLL = 0.002  # seconds between two looks at a statement that is held up
+
+TABLES = """
+    SELECT c.oid::bigint, CASE nspname WHEN current_schema() THEN '' ELSE nspname || '.' END || relname,
+        pg_relation_filenode(c.oid)::bigint,
+        (SELECT json_agg(json_build_array(attname, format_type(atttypid, atttypmod), attnotnull,
+                pg_get_expr(adbin, adrelid), attidentity <> '', attgenerated <> '') ORDER BY attnum)
+         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+         WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+        (SELECT json_agg(json_build_array(conname, contype, convalidated, pg_get_constraintdef(k.oid),
+                (SELECT json_agg(attname ORDER BY place) FROM unnest(conkey) WITH ORDINALITY AS u (attnum, place)
+                 JOIN pg_attribute a USING (attnum) WHERE a.attrelid = conrelid), target.relname))
+         FROM pg_constraint k LEFT JOIN pg_class target ON target.oid = confrelid
+         WHERE conrelid = c.oid AND contype IN ('c', 'f', 'p', 'u', 'x')),
+        (SELECT json_agg(json_build_array(i.relname, indisvalid, indisunique, indpred IS NOT NULL,
+                (SELECT json_agg(coalesce(attname, '') ORDER BY place)
+                 FROM unnest(indkey::int2[]) WITH ORDINALITY AS u (attnum, place)
+                 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.attnum WHERE place <= indnkeyatts),
+                pg_get_indexdef(indexrelid),
+                EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid AND conrelid = c.oid)))
+         FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = c.oid)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 't' AND c.oid >= 16384
+      AND nspname NOT IN ('pg_toast', 'information_schema')
+"""
+THESE_TABLES = f"{TABLES} AND c.oid = ANY(%s::oid[])"
+
+# Only what initdb did not make: its tables have OIDs below.
+OBSERVE = """
+    SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint,
+        pg_stat_get_xact_numscans(relation), pg_stat_get_xact_tuples_inserted(relation)
+        + pg_stat_get_xact_tuples_updated(relation) + pg_stat_get_xact_tuples_deleted(relation)
+    FROM pg_locks LEFT JOIN pg_class ON oid = relation
+    WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
+      AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
+"""
+COUNTED = """
+    SELECT oid, pg_stat_get_xact_numscans(oid::oid), pg_stat_get_xact_tuples_inserted(oid::oid)
+        + pg_stat_get_xact_tuples_updated(oid::oid) + pg_stat_get_xact_tuples_deleted(oid::oid)
+    FROM unnest(%s::bigint[]) AS oid
+"""
+
+HELD_UP = """
+    SELECT relation::bigint, mode, EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s AND NOT granted)
+    FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND relation >= 16384
+"""
+TABLES_OF_WORDS = """
+    SELECT DISTINCT coalesce(indrelid, oid)::bigint FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
+    WHERE relname = ANY(%s) AND relkind IN ('r', 'p', 'm', 'i', 'I')
+"""
+ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.oid = enumtypid"
+
+# Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small.
+CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
+OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
+SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
+CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END)\b[^$]*", re.IGNORECASE)
+WRITE, *STRONGER = MODES[2:]
+PARENT = "ShareRowExclusiveLock"
+STRONGER_THAN_A_WRITE = set(STRONGER)
+
+
+class Counts(NamedTuple):
+    scans: int = 0
+    rows: int = 0
+
+
+class Observer:
+    """Watches one connection while ``watching``; ``statements`` is what it has seen.
+
+    Args:
+        connection: that to the scratch database.
+
+    Attributes:
+        catalog: all tables as they are now, those of before and those since.
+        of_before: the OIDs of the tables of before.
+        operation: which operation sends the statements that come now.
+        put_off: which operation put off a statement to the end of the migration.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self._heard: Any = None
+        self.catalog: dict[int, Table] = self.tables()
+        self.of_before = set(self.catalog)
+        self.statements: list[Statement] = []
+        self.operation = 0
+        self.put_off: dict[str, int] = {}
+        self._transaction = 0
+        self._touched: set[int] = set()
+        self._unsure = True  # whether something may have counted that was not seen
+        self._reported = False  # whether all counters are 0
+        self._can_report = self._session().info.server_version >= 150000
+        self._held: set[tuple[int, str]] = set()
+        self._counts: dict[int, Counts] = {}
+        self._notices: list[str] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with self.connection.execute_wrapper(self._observe):
+            yield
+
+    def tables(self, oids: list[int] | None = None) -> dict[int, Table]:
+        """Return the tables as they are now, for this session. Takes no lock on them."""
+        session = self._session()
+        found = session.execute(TABLES) if oids is None else session.execute(THESE_TABLES, [oids], prepare=True)
+        return {oid: _table(*row) for oid, *row in found.fetchall()}
+
+    def refresh(self, oids: set[int]) -> None:
+        """Look at these tables again."""
+        if oids:
+            found = self.tables(sorted(oids))
+            for oid in oids:
+                self.catalog.pop(oid, None)
+            self.catalog.update(found)
+
+    def enums(self) -> frozenset[tuple[str, str]]:
+        return frozenset(tuple(row) for row in self._session().execute(ENUMS).fetchall())
+
+    def settle(self) -> dict[int, Table]:
+        """Look at the tables that are new, and at those that were made in this migration; return all tables."""
+        self.refresh(self._touched)
+        self._touched = set()
+        return dict(self.catalog)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block."""
+        catalog, held, touched, done = dict(self.catalog), self._held, self._touched, len(self.statements)
+        try:
+            yield
+        finally:
+            self.catalog, self._held, self._touched, self._unsure = catalog, held, touched, True
+            self.statements[done:] = [replace(one, rehearsed=True) for one in self.statements[done:]]
+
+    def look_away(self, work: Callable[[], object]) -> None:
+        """Let the session do something that no statement of the migration is to be blamed for."""
+        wrappers, self.connection.execute_wrappers = self.connection.execute_wrappers, []
+        try:
+            work()
+        finally:
+            self.connection.execute_wrappers = wrappers
+        self._held = {(oid, mode) for oid, mode, *_ in self._session().execute(OBSERVE, prepare=True)}
+        self._unsure = True
+
+    def rolled_back(self, catalog: Catalog) -> None:
+        """Be told that the transaction is undone and the catalog as it was."""
+        self.catalog, self._touched = dict(catalog), set()
+
+    def _session(self) -> "psycopg.Connection[Any]":
+        self.connection.ensure_connection()
+        session: psycopg.Connection[Any] = self.connection.connection
+        if session is not self._heard:
+            session.add_notice_handler(self._hear)
+            self._heard = session
+        return session
+
+    def _hear(self, notice: Any) -> None:
+        self._notices.append(f"{notice.sqlstate} {notice.message_primary}")
+
+    def _observe(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        session, text = self._session(), str(sql)
+        if SAVEPOINT.match(text):
+            return execute(sql, params, many, context)
+        if not (session.autocommit and self._status() == TransactionStatus.IDLE):
+            return self._one(lambda: execute(sql, params, many, context), text)
+        if not params and OWN_TRANSACTION.fullmatch(text):
+            for part in sqlparse.split(text):
+                if CONTROL.fullmatch(part):
+                    session.execute(part)
+                    self._begin()
+                else:
+                    self._one(functools.partial(execute, part, None, many, context), part)
+            return None
+        self.report_counts()
+        session.execute("BEGIN")
+        self._begin()
+        try:
+            result = self._one(lambda: execute(sql, params, many, context), text)
+        except Error as error:
+            session.execute("ROLLBACK")
+            if sqlstate(error) in NO_TRANSACTION_PLEASE:
+                return self._watched(lambda: execute(sql, params, many, context), text)
+            raise
+        if self._status() == TransactionStatus.INTRANS:
+            session.execute("COMMIT")
+        return result
+
+    def _status(self) -> TransactionStatus:
+        return self._session().info.transaction_status
+
+    def _begin(self) -> None:
+        """Know that a transaction begins, which has no lock yet."""
+        self._transaction, self._held = self._transaction + 1, set()
+        self._unsure, self._reported = not self._reported, False
+        self._counts = {}
+
+    def report_counts(self) -> None:
+        """Outside of a transaction, let PostgreSQL report its counters, so that the next transaction begins with 0."""
+        if self._can_report:
+            self._session().execute("SELECT pg_stat_force_next_flush()")
+            self._reported = True
+
+    def _count(self, oids: Collection[int]) -> None:
+        """Look at the counters, which may have moved when nobody looked."""
+        rows = self._session().execute(COUNTED, [list(oids)]).fetchall()
+        self._counts |= {oid: Counts(*counts) for oid, *counts in rows if any(counts)}
+
+    def _one(self, execute: Callable[[], Any], text: str) -> Any:
+        """Send a statement in a transaction and note what it did there."""
+        session = self._session()
+        if self._status() == TransactionStatus.INERROR:
+            return execute()
+        if self._status() == TransactionStatus.IDLE:
+            self._begin()
+        changes_rows = CHANGES_ROWS.match(text) is not None
+        if self._unsure:
+            self._count(self.catalog)
+        elif changes_rows:  # what a cursor has scanned since its statement is not this one's scan
+            self._count({oid for oid, _ in self._held})
+        if changes_rows:
+            session.execute("SET LOCAL enable_seqscan = off")
+        self._notices.clear()
+        self._unsure = True
+        result = execute()
+        notices = tuple(self._notices)
+        operation = self.put_off.get(text, self.operation)
+        if session.info.transaction_status != TransactionStatus.INTRANS:
+            self.refresh(set(self.tables()) ^ set(self.catalog) | self.of_before)
+            ended = self.connection.in_atomic_block
+            self.statements.append(
+                Statement(operation, text, self._transaction, notices=notices, ends_transaction=ended)
+            )
+            return result
+        if changes_rows:
+            session.execute("SET LOCAL enable_seqscan = on")
+        self._note(session.execute(OBSERVE, prepare=True).fetchall(), text, operation, notices)
+        return result
+
+    def _note(self, rows: list[Any], text: str, operation: int, notices: tuple[str, ...]) -> None:
+        """Make a statement of the locks and counts that its transaction has now."""
+        names = {oid: self.catalog[oid].name for oid, *_ in rows if oid in self.of_before and oid in self.catalog}
+        held = {(oid, mode) for oid, mode, *_ in rows}
+        taken = {(oid, mode) for oid, mode in held - self._held if oid in names}
+        nodes = {oid: node for oid, _, node, *_ in rows}
+        counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed in rows}
+        more = {
+            oid: Counts(*(now - then for now, then in zip(counts[oid], self._counts.get(oid, Counts()), strict=True)))
+            for oid in names
+        }
+        strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
+        old = {oid: self.catalog[oid] for oid in strong & set(names)}
+        self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
+        self.refresh(set(old))
+        fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
+        writing = CHANGES_ROWS.match(text) is not None
+
+        def is_parent(oid: int) -> bool:
+            """Whether a new foreign key points here: its rows are looked up, by index once there are many."""
+            return (oid, PARENT) in taken and old[oid] == fresh.get(oid)
+
+        self.statements.append(
+            Statement(
+                operation,
+                text,
+                self._transaction,
+                takes=strongest(Lock(names[oid], mode) for oid, mode in taken),
+                holds=strongest(Lock(names[oid], mode) for oid, mode in held if oid in names),
+                scans=tuple(names[oid] for oid in more if more[oid].scans and not is_parent(oid)),
+                rewrites=tuple(old[oid].name for oid in old if nodes[oid] and nodes[oid] != old[oid].node),
+                writes=tuple(
+                    name
+                    for oid, name in names.items()
+                    if (oid, WRITE) in taken or more[oid].rows or (writing and f'"{name}"' in text)
+                ),
+                changes=tuple(changes(old, fresh)),
+                rows=sum(count.rows for count in more.values()),
+                notices=notices,
+            )
+        )
+        self._held, self._unsure = held, False
+        self._counts = {oid: count for oid, count in {**self._counts, **counts}.items() if any(count)}
+
+    def _watched(self, execute: Any, text: str) -> Any:
+        """Send a statement that may run in no transaction, while a second session holds it up and looks."""
+        self._unsure = True
+        words = list(set(re.findall(r"\w+", text)))
+        oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [words]).fetchall()}
+        old = {oid: self.catalog[oid] for oid in oids & self.of_before if oid in self.catalog}
+        self._notices.clear()
+        with _holding_up(self.connection, [table.name for table in old.values()]) as seen:
+            result = execute()
+        self._transaction += 1
+        self.refresh(set(self.tables()) ^ set(self.catalog) | oids)
+        names = {oid: self.catalog[oid].name for oid in self.of_before if oid in self.catalog}
+        locks = strongest(Lock(names[oid], mode) for oid, mode in seen if oid in names)
+        fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
+        self.statements.append(
+            Statement(
+                self.operation,
+                text,
+                self._transaction,
+                takes=locks,
+                holds=locks,
+                rewrites=tuple(
+                    table.name for oid, table in old.items() if oid in fresh and fresh[oid].node != table.node
+                ),
+                changes=tuple(changes(old, fresh)),
+                notices=tuple(self._notices),
+            )
+        )
+        return result
+
+
+@contextmanager
+def _holding_up(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[tuple[int, str]]]:
+    """Hold ROW EXCLUSIVE on the tables until the connection's session waits for us; collect the locks that it has."""
+    seen: set[tuple[int, str]] = set()
+    pid = connection.connection.info.backend_pid
+    second: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
+    second.autocommit = True
+    second.execute("BEGIN")
+    for name in tables:
+        quoted = ".".join(connection.ops.quote_name(part) for part in name.split("."))
+        second.execute(f"LOCK TABLE {quoted} IN ROW EXCLUSIVE MODE")
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(POLL):
+            rows = second.execute(HELD_UP, {"pid": pid}).fetchall()
+            seen.update((oid, mode) for oid, mode, _ in rows)
+            if any(waits for *_, waits in rows) and second.info.transaction_status == TransactionStatus.INTRANS:
+                second.execute("COMMIT")
+
+    thread = threading.Thread(target=look, name="holding-up", daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+        second.close()
+
+
+def _table(name: str, node: int | None, columns: Any, constraints: Any, indexes: Any) -> Table:
+    return Table(
+        name,
+        node,
+        {column[0]: Column(*column) for column in columns or ()},
+        {row[0]: Constraint._make([*row[:4], tuple(row[4] or ()), row[5]]) for row in constraints or ()},
+        {row[0]: Index._make([*row[:4], tuple(row[4] or ()), *row[5:]]) for row in indexes or ()},
+    )

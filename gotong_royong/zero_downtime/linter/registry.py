@@ -1,0 +1,147 @@
+"""Which rules are there, and what does a migration that breaks one look like? Each rule is data and one function.
+
+The id serves the rule, its documentation, its two examples and the test that runs them, and is never used for another
+rule. ``E1xx`` blocks, ``E2xx`` breaks the running code, ``E3xx`` cannot be undone or run again, ``W4xx`` advises.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from django.core.checks import ERROR, WARNING, CheckMessage
+
+from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
+
+
+class Spot(NamedTuple):
+    """Where a migration breaks a rule: ``values`` fill the gaps of the rule's sentences."""
+
+    passed: Pass | None
+    operation: int | None = None
+    statement: Statement | None = None
+    table: str = ""
+    lock: Lock | None = None
+    values: dict[str, Any] = {}
+
+
+Judge = Callable[[Trace], Iterator[Spot]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is wrong, in the words of its documentation.
+
+    Attributes:
+        id: such as E101.
+        title: what happens, in a few words.
+        condition: when it applies.
+        effect: what users notice; has gaps such as {table}.
+        instead: what to write, with the user's own names in the gaps.
+        bad: the body of a migration that breaks it, and ``good`` one that does the same without.
+        judge: finds where a migration breaks it.
+    """
+
+    id: str
+    title: str
+    condition: str
+    effect: str
+    instead: str
+    bad: str
+    good: str
+    judge: Judge
+
+    @property
+    def level(self) -> int:
+        return ERROR if self.id.startswith("E") else WARNING
+
+    @property
+    def check_id(self) -> str:
+        """The id for Django's ``SILENCED_SYSTEM_CHECKS``."""
+        return f"zero_downtime.{self.id}"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One rule broken in one place."""
+
+    rule: Rule
+    app: str
+    migration: str
+    direction: Direction | None
+    operation: int | None
+    statement: str
+    table: str
+    lock: str
+    blocks: str
+    scans: bool
+    rewrites: bool
+    message: str
+    hint: str
+    path: str
+
+    def as_check(self) -> CheckMessage:
+        """As Django's system checks say it."""
+        return CheckMessage(
+            self.rule.level, self.message, hint=self.hint, obj=f"{self.app}.{self.migration}", id=self.rule.check_id
+        )
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(
+    id: str, title: str, *, condition: str, effect: str, instead: str, bad: str = "", good: str = ""
+) -> Callable[[Judge], Judge]:
+    """Register the decorated function as the judge of a rule."""
+
+    def register(judge: Judge) -> Judge:
+        RULES[id] = Rule(id, title, condition, effect, instead, bad.strip("\n"), good.strip("\n"), judge)
+        return judge
+
+    return register
+
+
+class _Gaps(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return f"<{name}>"
+
+
+def violations(trace: Trace) -> list[Violation]:
+    """Return what the rules find in a trace, without regard to waivers."""
+    return [violation(rule, trace, spot) for rule in RULES.values() for spot in rule.judge(trace)]
+
+
+def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
+    statement, lock = spot.statement, spot.lock
+    operation = statement.operation if statement and spot.operation is None else spot.operation
+    text = " ".join(statement.sql.split()) if statement else ""
+    model = trace.running.get(spot.table) or trace.written.get(spot.table)
+    values = _Gaps(
+        table=spot.table,
+        model=model._meta.object_name if model else spot.table,
+        statement=text[:300],
+        lock=lock.sql if lock else "",
+        blocks=lock.blocks if lock else "",
+        app=trace.migration.app_label,
+        migration=trace.migration.name,
+        column="column",
+        columns="columns",
+        name="name",
+    )
+    values.update(spot.values)
+    return Violation(
+        rule,
+        trace.migration.app_label,
+        trace.migration.name,
+        spot.passed.direction if spot.passed else None,
+        operation,
+        text,
+        spot.table,
+        values["lock"],
+        values["blocks"],
+        bool(statement and spot.table in statement.scans),
+        bool(statement and spot.table in statement.rewrites),
+        rule.effect.format_map(values),
+        rule.instead.format_map(values).strip("\n"),
+        trace.path,
+    )

@@ -1,0 +1,62 @@
+"""What would a row of this table look like? Rows for code that does something only where there are some.
+
+Keys are counted from 1, also those that are UUIDs or texts, so that a row refers to the row of the same number. Columns
+that may be empty or have a default are left out. A table whose rows obey stricter rules gets none.
+"""
+
+import re
+from contextlib import suppress
+
+from django.db import Error, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gotong_royong.zero_downtime.linter.facts import Column, Table
+
+ROWS = 5
+
+# By the type, as format_type() writes it; i is the number of the row.
+VALUES = {
+    r"smallint|integer|bigint|numeric.*|real|double precision": "i",
+    r"text|character.*": "i::text",
+    r"boolean": "i % 2 = 0",
+    r"uuid": "md5(i::text)::uuid",
+    r"date|timestamp.*": "date '2026-01-01' + i::integer",
+    r"time .*": "'00:00'",
+    r"interval": "'1 day'",
+    r"json|jsonb": "'{}'",
+    r"bytea": "'x'",
+    r"inet|cidr": "'192.0.2.1'",
+    r".*\[\]": "'{}'",
+}
+INSERT = """
+    INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM generate_series(1, {rows}) AS i
+    ON CONFLICT DO NOTHING
+"""
+
+
+def insert_rows(connection: BaseDatabaseWrapper, tables: list[Table]) -> None:
+    """Insert rows into each table; takes ROW EXCLUSIVE. Must run in a transaction, which is to be rolled back."""
+    for table in tables:
+        statement = _insert(connection, table)
+        with suppress(Error), transaction.atomic(connection.alias), connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+def _insert(connection: BaseDatabaseWrapper, table: Table) -> str:
+    quote = connection.ops.quote_name
+    key = {name for one in table.constraints.values() if one.kind == "p" for name in one.columns}
+    wanted = [
+        column
+        for column in table.columns.values()
+        if column.name in key or (column.not_null and not column.fills_itself)
+    ]
+    return INSERT.format(
+        table=".".join(quote(part) for part in table.name.split(".")),
+        columns=", ".join(quote(column.name) for column in wanted),
+        values=", ".join(f"CAST({_value(column)} AS {column.type})" for column in wanted),
+        rows=ROWS,
+    )
+
+
+def _value(column: Column) -> str:
+    return next((value for type_, value in VALUES.items() if re.fullmatch(type_, column.type)), "NULL")

@@ -1,0 +1,180 @@
+"""W4xx: what does no harm today? First what concerns the migration as a file, and what it takes for granted."""
+
+import re
+import time
+from collections.abc import Iterator
+
+from gotong_royong.zero_downtime.linter.facts import Index, Trace
+from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
+from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
+
+NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
+
+
+@rule(
+    "W401",
+    "The migration could not be judged",
+    condition="It needs what the scratch database has not, was stopped, or fails because another one before it does.",
+    effect="Nothing is known about this migration: {why}",
+    instead="""
+Give the scratch server what is missing (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its
+work without that.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL("CREATE EXTENSION IF NOT EXISTS plpgsql", migrations.RunSQL.noop),
+]
+""",
+)
+def not_judged(trace: Trace) -> Iterator[Spot]:
+    failure = trace.up.failure
+    if failure and trace.because_of:
+        why = f"{trace.because_of}, which it depends on, did not run. {failure.message}"
+        yield Spot(trace.up, failure.operation, values={"why": why})
+    elif failure and failure.environment:
+        yield Spot(trace.up, failure.operation, values={"why": failure.message})
+    elif trace.down and trace.down.failure and trace.down.failure.environment:
+        yield Spot(trace.down, trace.down.failure.operation, values={"why": trace.down.failure.message})
+
+
+@rule(
+    "W402",
+    "A waiver is not used",
+    condition="IgnoreRules names a rule that this migration does not break.",
+    effect="IgnoreRules waives {waived}, which this migration does not break.",
+    instead="""
+Remove the waiver, lest it hide something later.
+""",
+    bad="""
+operations = [
+    IgnoreRules("E101", reason="It is a small table."),
+    migrations.AddField("order", "paid", models.BooleanField(null=True)),
+]
+""",
+    good="""
+operations = [
+    IgnoreRules("E202", reason="Nobody has ever read the note, and the old code is gone."),
+    migrations.RemoveField("order", "note"),
+]
+""",
+)
+def unused_waiver(trace: Trace) -> Iterator[Spot]:
+    """Yield nothing: only who applies the waivers knows."""
+    yield from ()
+
+
+@rule(
+    "W409",
+    "The file's name does not say when",
+    condition="A migration of the project itself is not called YYYYMMDDHHmmss_description.",
+    effect="{migration} sorts anywhere, and two branches may both have made it.",
+    instead="""
+git mv the file to the time of now (UTC) and a description, and change who depends on it; makemigrations names the next
+one so.
+""",
+)
+def name_without_time(trace: Trace) -> Iterator[Spot]:
+    if trace.own and not _has_time(trace.migration.name):
+        yield Spot(None)
+
+
+def _has_time(name: str) -> bool:
+    try:
+        time.strptime(name[:14], "%Y%m%d%H%M%S")
+    except ValueError:
+        return False
+    return NAME.fullmatch(name) is not None
+
+
+@rule(
+    "W410",
+    "The file's name is not later than that of what it depends on",
+    condition="A migration of the project depends on one whose time is later.",
+    effect="{migration} runs after {other}, whose name says that it is later: a rollback to a time takes back the "
+    "wrong ones.",
+    instead="""
+Rename it to a later time, and change who depends on it.
+""",
+)
+def name_too_early(trace: Trace) -> Iterator[Spot]:
+    name = trace.migration.name
+    if trace.own and _has_time(name):
+        for _, other in trace.migration.dependencies:
+            if _has_time(other) and other >= name:
+                yield Spot(None, values={"other": other})
+
+
+@rule(
+    "W411",
+    "An index is dropped under a strong lock",
+    condition="DROP INDEX without CONCURRENTLY on a table of before.",
+    effect="ACCESS EXCLUSIVE on {table} blocks reads and writes for a moment, and behind it whoever comes while it is "
+    "waited for: {statement}",
+    instead="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="DROP INDEX CONCURRENTLY IF EXISTS {name}",
+        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} …",
+        state_operations=[...],  # what drops it now
+    ),
+]
+""",
+    bad="""
+operations = [
+    migrations.RemoveIndex("order", "shop_order_created"),
+]
+""",
+    good="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="DROP INDEX CONCURRENTLY IF EXISTS shop_order_created",
+        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS shop_order_created ON shop_order (created)",
+        state_operations=[migrations.RemoveIndex("order", "shop_order_created")],
+    ),
+]
+""",
+)
+def index_dropped(trace: Trace) -> Iterator[Spot]:
+    new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104"}}
+    for passed, statement in statements(trace):
+        for change in statement.changes:
+            before, lock = change.before, statement.held.get(change.table)
+            others = any(c.kind == "column" and c.table == change.table for c in statement.changes)
+            is_gone = isinstance(before, Index) and not before.constraint and change.after is None
+            if is_gone and not others and change.name not in new and lock and lock.mode == STRONGEST:
+                yield Spot(passed, None, statement, change.table, lock, {"name": change.name})
+
+
+@rule(
+    "W414",
+    "A column may become NULL that running code takes for filled",
+    condition="A column loses its NOT NULL, and its field has null=False in the running code.",
+    effect="Once new code writes NULL into {column} of {table}, the running code reads None where it expects a value.",
+    instead="""
+Ship the code that can read None first; the code that writes it comes with the next deploy.
+""",
+    bad="""
+operations = [
+    migrations.AlterField("order", "number", models.IntegerField(null=True)),
+]
+""",
+    good="""
+operations = [
+    migrations.AlterField("order", "number", models.IntegerField(db_default=0)),
+]
+""",
+)
+def null_allowed(trace: Trace) -> Iterator[Spot]:
+    for change, field, old, new in altered(trace):
+        if old.not_null and not new.not_null and not field.null:
+            yield spot(trace, change, column=change.name)

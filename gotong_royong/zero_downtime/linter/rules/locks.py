@@ -1,0 +1,380 @@
+"""E1xx: whom does a statement keep waiting, and does that last longer the more rows there are?
+
+A lock that is held for a moment is no violation: ``migrate`` takes it under its budget. What makes an outage is a lock
+that holds somebody up while the server reads or writes a whole table
+(https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Lock, Pass, Statement, Trace
+from gotong_royong.zero_downtime.linter.registry import Spot, rule
+
+HOUSEKEEPING = re.compile(r"\s*(VACUUM|CLUSTER|TRUNCATE|REINDEX|REFRESH)\b", re.IGNORECASE)
+STRONGEST = "AccessExclusiveLock"
+
+
+def statements(trace: Trace) -> Iterator[tuple[Pass, Statement]]:
+    for passed in trace.passes:
+        for statement in passed.statements:
+            yield passed, statement
+
+
+def blocking(statement: Statement, table: str) -> Lock | None:
+    """Return the lock on the table that keeps somebody waiting while the statement runs."""
+    lock = statement.held.get(table)
+    return lock if lock and lock.blocks else None
+
+
+def new_index(statement: Statement, table: str) -> Index | None:
+    found = (c.after for c in statement.changes if c.kind == "index" and c.table == table and not c.before)
+    return next((index for index in found if isinstance(index, Index)), None)
+
+
+def validated(statement: Statement, table: str) -> Change | None:
+    """Return the check or foreign key that this statement made valid."""
+    for change in statement.changes:
+        new = change.after
+        if change.table == table and isinstance(new, Constraint) and new.kind in "cf" and new.valid:
+            return None if isinstance(change.before, Constraint) and change.before.valid else change
+    return None
+
+
+def made_not_null(statement: Statement, table: str) -> str:
+    for change in statement.changes:
+        old, new = change.before, change.after
+        both = change.table == table and isinstance(old, Column) and isinstance(new, Column)
+        if both and getattr(new, "not_null", False) and not getattr(old, "not_null", False):
+            return change.name
+    return ""
+
+
+def adds_required_column(change: Change) -> bool:
+    """Whether a new column refuses all rows that are there: then it is no lock that is the trouble."""
+    new = change.after
+    return change.before is None and isinstance(new, Column) and new.not_null and not new.fills_itself
+
+
+def cause(statement: Statement, table: str) -> str:
+    """Say which rule a long lock on the table breaks: the most specific one."""
+    lock, index, change = blocking(statement, table), new_index(statement, table), validated(statement, table)
+    if any(adds_required_column(change) for change in statement.changes):
+        return "E203"
+    if not lock or table not in {*statement.scans, *statement.rewrites}:
+        return ""
+    if HOUSEKEEPING.match(statement.sql):
+        return "E110"
+    if table in statement.rewrites:
+        return "E102"
+    if index:
+        return "E104" if index.unique or index.constraint else "E103"
+    if change:
+        return "E106" if change.before else "E105"
+    if made_not_null(statement, table):
+        return "E107"
+    return "E101" if table in statement.taken and statement.taken[table].blocks else "E108"
+
+
+def long_locks(trace: Trace, id: str) -> Iterator[Spot]:
+    for passed, statement in statements(trace):
+        for table in dict.fromkeys([*statement.scans, *statement.rewrites]):
+            if cause(statement, table) == id:
+                values: dict[str, Any] = {}
+                if index := new_index(statement, table):
+                    columns = ", ".join(column or "…" for column in index.columns)
+                    values = {"name": index.name, "columns": columns, "definition": index.definition}
+                if (change := validated(statement, table)) and isinstance(change.after, Constraint):
+                    values = {"name": change.name, "definition": change.after.definition}
+                if column := made_not_null(statement, table):
+                    values = {"column": column, "name": f"{table}_{column}_not_null"}
+                yield Spot(passed, None, statement, table, blocking(statement, table), values)
+
+
+@rule(
+    "E101",
+    "A table is read from end to end while others wait",
+    condition="A statement scans a table of before under a lock that blocks reads or writes.",
+    effect="{lock} on {table} blocks {blocks} while the whole table is read, longer the more rows it has: {statement}",
+    instead="""
+Read {table} without {lock}: in a statement of its own that takes a weaker lock, in a migration with atomic = False.
+Where the rows must not change meanwhile, keep a copy up to date by a trigger and fill it in batches.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL(
+        "LOCK TABLE shop_order IN SHARE MODE; CREATE TABLE order_numbers AS SELECT number FROM shop_order",
+        "DROP TABLE order_numbers",
+    ),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL(
+        "CREATE TABLE order_numbers AS SELECT number FROM shop_order",
+        "DROP TABLE order_numbers",
+    ),
+]
+""",
+)
+def scanned(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E101")
+
+
+@rule(
+    "E102",
+    "A table is written anew while others wait",
+    condition="A statement rewrites a table of before: its file node changes.",
+    effect="{lock} on {table} blocks {blocks} while every row and every index is written anew: {statement}",
+    instead="""
+Add a new column of the wanted type, keep it up to date by a trigger, fill it in batches that commit on their own,
+let the code use it, and drop the old one in a later migration with stage = Stage.POST_DEPLOY. For a new column, use a
+constant or a stable default (db_default=Now() is one), or add it without a default and fill it in batches.
+""",
+    bad="""
+operations = [
+    migrations.AlterField("order", "number", models.BigIntegerField()),
+]
+""",
+    good="""
+operations = [
+    migrations.AddField("order", "big_number", models.BigIntegerField(null=True)),
+]
+""",
+)
+def rewritten(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E102")
+
+
+@rule(
+    "E103",
+    "An index is built while writes wait",
+    condition="CREATE INDEX without CONCURRENTLY on a table of before.",
+    effect="{lock} on {table} blocks {blocks} while index {name} is built from all rows: {statement}",
+    instead="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} ({columns})",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS {name}",
+        state_operations=[...],  # what makes it now; a foreign key: AddField with db_index=False before that
+    ),
+]
+""",
+    bad="""
+operations = [
+    migrations.AddIndex("order", models.Index(fields=["number"], name="order_number")),
+]
+""",
+    good="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
+        state_operations=[
+            migrations.AddIndex("order", models.Index(fields=["number"], name="order_number")),
+        ],
+    ),
+]
+""",
+)
+def index_built(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E103")
+
+
+@rule(
+    "E104",
+    "A unique, primary key or exclusion constraint is built while others wait",
+    condition="A statement builds the unique index of a constraint on a table of before, not CONCURRENTLY.",
+    effect="{lock} on {table} blocks {blocks} while the unique index {name} is built from all rows: {statement}",
+    instead="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql=[
+            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} ({columns})",
+            # a moment's lock; leave it out if an index will do, and drop the constraint in reverse_sql if not
+            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}_key, "
+            "ADD CONSTRAINT {name}_key UNIQUE USING INDEX {name}",
+        ],
+        reverse_sql="ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}_key",
+        state_operations=[...],  # what makes it now
+    ),
+]
+An exclusion constraint cannot be built CONCURRENTLY: make a new table with it and move the rows there.
+""",
+    bad="""
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
+]
+""",
+    good="""
+atomic = False
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
+        state_operations=[
+            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
+        ],
+    ),
+]
+""",
+)
+def unique_built(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E104")
+
+
+@rule(
+    "E105",
+    "A constraint is validated while others wait",
+    condition="A check or foreign key is added to a table of before without NOT VALID.",
+    effect="{lock} on {table} blocks {blocks} while all rows are compared with {name} {definition}: {statement}",
+    instead="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql=[
+            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, "
+            "ADD CONSTRAINT {name} {definition} NOT VALID",
+            "ALTER TABLE {table} VALIDATE CONSTRAINT {name}",
+        ],
+        reverse_sql="ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}",
+        state_operations=[...],  # what makes it now; a foreign key: AddField with db_constraint=False before that
+    ),
+]
+""",
+    bad="""
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.AddConstraint(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+]
+""",
+    good="""
+atomic = False
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.RunSQL(
+        sql=[
+            "ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS number_is_positive, "
+            "ADD CONSTRAINT number_is_positive CHECK (number > 0) NOT VALID",
+            "ALTER TABLE shop_order VALIDATE CONSTRAINT number_is_positive",
+        ],
+        reverse_sql="ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS number_is_positive",
+        state_operations=[
+            migrations.AddConstraint(
+                "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+            ),
+        ],
+    ),
+]
+""",
+)
+def constraint_validated(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E105")
+
+
+@rule(
+    "E106",
+    "A constraint is validated in the transaction that added it",
+    condition="ADD CONSTRAINT … NOT VALID and VALIDATE CONSTRAINT in one transaction: the first one's lock stays.",
+    effect="VALIDATE needs no strong lock, but this transaction still has {lock} on {table}, from adding {name}, and "
+    "that blocks {blocks} while all rows are read.",
+    instead="""
+Write atomic = False in the migration, so that each statement commits on its own:
+
+class Migration(migrations.Migration):
+    atomic = False
+""",
+    bad="""
+stage = Stage.POST_DEPLOY
+
+operations = [
+    AddConstraintNotValid(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+    ValidateConstraint("order", "number_is_positive"),
+]
+""",
+    good="""
+atomic = False
+stage = Stage.POST_DEPLOY
+
+operations = [
+    AddConstraintNotValid(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+    ValidateConstraint("order", "number_is_positive"),
+]
+""",
+)
+def validated_at_once(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E106")
+
+
+@rule(
+    "E107",
+    "SET NOT NULL reads the whole table while others wait",
+    condition="A column of a table of before becomes NOT NULL, and no valid CHECK (… IS NOT NULL) spares the scan.",
+    effect="{lock} on {table} blocks {blocks} while all rows are searched for a NULL in {column}: {statement}",
+    instead="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql=[
+            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, "
+            "ADD CONSTRAINT {name} CHECK ({column} IS NOT NULL) NOT VALID",
+            "ALTER TABLE {table} VALIDATE CONSTRAINT {name}",
+            "ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL",  # reads nothing: the CHECK is proof
+            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}",
+        ],
+        reverse_sql="ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL",
+        state_operations=[...],  # what makes it now
+    ),
+]
+""",
+    bad="""
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.AlterField("order", "note", models.TextField()),
+]
+""",
+    good="""
+atomic = False
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.RunSQL(
+        sql=[
+            "ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS shop_order_note_not_null, "
+            "ADD CONSTRAINT shop_order_note_not_null CHECK (note IS NOT NULL) NOT VALID",
+            "ALTER TABLE shop_order VALIDATE CONSTRAINT shop_order_note_not_null",
+            "ALTER TABLE shop_order ALTER COLUMN note SET NOT NULL",
+            "ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS shop_order_note_not_null",
+        ],
+        reverse_sql="ALTER TABLE shop_order ALTER COLUMN note DROP NOT NULL",
+        state_operations=[
+            migrations.AlterField("order", "note", models.TextField()),
+        ],
+    ),
+]
+""",
+)
+def not_null_set(trace: Trace) -> Iterator[Spot]:
+    return long_locks(trace, "E107")

@@ -1,0 +1,381 @@
+"""E2xx: what breaks the code that runs when the migration is applied?
+
+Before a deploy, that is the code of before: what its models name must stay. A migration of ``Stage.POST_DEPLOY`` is
+applied when the code of the newest state runs everywhere.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import models
+
+from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
+from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
+
+AFTER_THE_DEPLOY = """
+Take it out of the models first and ship that; then drop it in a migration that runs once no old code is left:
+
+class Migration(migrations.Migration):
+    stage = Stage.POST_DEPLOY  # from gotong_royong.zero_downtime.stages import Stage
+"""
+
+# https://www.postgresql.org/docs/current/datatype.html: whatever fits into the first fits into the second.
+WIDER = {
+    "smallint": {"integer", "bigint", "numeric", "text", "character varying"},
+    "integer": {"bigint", "numeric", "text", "character varying"},
+    "bigint": {"numeric", "text", "character varying"},
+    "date": {"timestamp with time zone", "timestamp without time zone", "text", "character varying"},
+    "real": {"double precision"},
+    "character varying": {"text"},
+    "character": {"text", "character varying"},
+    "text": {"character varying"},
+    "json": {"jsonb", "text"},
+    "jsonb": {"json", "text"},
+    "uuid": {"text"},
+    "timestamp with time zone": {"timestamp without time zone", "text"},
+    "timestamp without time zone": {"timestamp with time zone", "text"},
+}
+TYPE = re.compile(r"(?P<name>[^(]+?)(?:\((?P<sizes>[\d,]+)\))?(?P<rest>[^(]*)")
+
+
+def fields(model: type[models.Model]) -> dict[str, Any]:
+    """Return the fields that have a column, by its name."""
+    return {str(field.column): field for field in model._meta.local_concrete_fields}
+
+
+def known_changes(trace: Trace) -> Iterator[tuple[Change, dict[str, Any]]]:
+    """Yield the changes of tables that the running code names, with the fields it has there."""
+    for change in trace.up.changes:
+        name = change.before.name if isinstance(change.before, Table) else change.table
+        if model := trace.running.get(name):
+            yield change, fields(model)
+
+
+def altered(trace: Trace) -> Iterator[tuple[Change, Any, Column, Column]]:
+    """Yield each column that changed and that the running code has a field for, as it was before and after."""
+    for change, known in known_changes(trace):
+        old, new = change.before, change.after
+        if isinstance(old, Column) and isinstance(new, Column) and change.name in known:
+            yield change, known[change.name], old, new
+
+
+def statement_of(trace: Trace, change: Change) -> Statement | None:
+    """Return the statement that made the change, or the last that touched its table."""
+    touching = [
+        statement
+        for statement in trace.up.statements
+        if any((c.kind, c.name) == (change.kind, change.name) for c in statement.changes)
+    ]
+    return touching[-1] if touching else None
+
+
+def spot(trace: Trace, change: Change, **values: Any) -> Spot:
+    statement = statement_of(trace, change)
+    lock = statement.held.get(change.table) if statement else None
+    return Spot(trace.up, None, statement, change.table, lock, {"name": change.name, **values})
+
+
+@rule(
+    "E201",
+    "A table goes that running code uses",
+    condition="A table that a model of the running code names is dropped or renamed.",
+    effect="Every query of the running code on {table} fails: it is {what}.",
+    instead=AFTER_THE_DEPLOY
+    + """
+A table keeps its name when its model is renamed: class Meta: db_table = "{table}".
+""",
+    bad="""
+operations = [
+    migrations.RenameModel("Order", "Purchase"),
+]
+""",
+    good="""
+operations = [
+    migrations.SeparateDatabaseAndState(
+        state_operations=[
+            migrations.RenameModel("Order", "Purchase"),
+            migrations.AlterModelTable("purchase", "shop_order"),
+        ],
+    ),
+]
+""",
+)
+def table_gone(trace: Trace) -> Iterator[Spot]:
+    for change, _ in known_changes(trace):
+        if isinstance(change.before, Table):
+            renamed = isinstance(change.after, Table)
+            if renamed and change.after and change.after.name == change.before.name:
+                continue
+            what = f"renamed to {change.after.name}" if renamed and change.after else "dropped"
+            yield spot(trace, change._replace(table=change.before.name), what=what)
+
+
+@rule(
+    "E202",
+    "A column goes that running code uses",
+    condition="A column that a model of the running code names is dropped or renamed.",
+    effect="Django names every column in its SELECT and INSERT, so every query of the running code on {table} fails "
+    "once {column} is gone.",
+    instead=AFTER_THE_DEPLOY
+    + """
+A column keeps its name when its field is renamed: the new field gets db_column="{column}".
+""",
+    bad="""
+operations = [
+    migrations.RemoveField("order", "note"),
+]
+""",
+    good="""
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.RemoveField("order", "note"),
+]
+""",
+)
+def column_gone(trace: Trace) -> Iterator[Spot]:
+    for change, known in known_changes(trace):
+        if change.kind == "column" and change.after is None and change.name in known:
+            yield spot(trace, change, column=change.name)
+
+
+@rule(
+    "E203",
+    "A new column that running code leaves empty may not be empty",
+    condition="A column is added NOT NULL, and the database has no default for it when the migration has ended.",
+    effect="The running code does not know {column}, so every INSERT into {table} fails. (Django drops the default of "
+    "a field once the column is there.)",
+    instead="""
+operations = [
+    migrations.AddField(
+        model_name="{model}",
+        name="{column}",
+        field=...,  # with db_default=<the default>, which stays in the database, or with null=True
+    ),
+]
+""",
+    bad="""
+operations = [
+    migrations.AddField("order", "paid", models.BooleanField(default=False)),
+]
+""",
+    good="""
+operations = [
+    migrations.AddField("order", "paid", models.BooleanField(db_default=False)),
+]
+""",
+)
+def required_column(trace: Trace) -> Iterator[Spot]:
+    for change, known in known_changes(trace):
+        if adds_required_column(change) and change.name not in known:
+            yield spot(trace, change, column=change.name)
+
+
+def takes_all(old: str, new: str) -> bool:
+    """Whether the type ``new`` takes all values of ``old``."""
+    if old == new:
+        return True
+    before, after = TYPE.fullmatch(old), TYPE.fullmatch(new)
+    if not before or not after:
+        return old == new
+    kinds = [match["name"].strip() + match["rest"] for match in (before, after)]
+    sizes = [[int(size) for size in (match["sizes"] or "").split(",") if size] for match in (before, after)]
+    if kinds[0] != kinds[1] and kinds[1] not in WIDER.get(kinds[0], ()):
+        return False
+    if not sizes[1]:
+        return True
+    if kinds[0] == kinds[1] == "numeric" and sizes[0]:
+        whole = [size[0] - (size[1] if len(size) > 1 else 0) for size in sizes]
+        return whole[0] <= whole[1] and sizes[0][1:] <= sizes[1][1:]
+    return kinds[0].startswith("character") and bool(sizes[0]) and sizes[0][0] <= sizes[1][0]
+
+
+@rule(
+    "E204",
+    "The new type refuses what running code writes",
+    condition="A column of a model that runs gets a type that does not take all values of the old one.",
+    effect="{column} of {table} becomes {after} and was {before}: writes of the running code may fail, and so does "
+    "the migration if one row does not fit.",
+    instead="""
+Add a new column of the wanted type, let the code write both, fill the new one in batches, read from it, and drop
+{column} in a migration with stage = Stage.POST_DEPLOY. To limit a text, prefer a check that is added NOT VALID:
+
+ALTER TABLE {table} ADD CONSTRAINT {column}_length CHECK (length({column}) <= …) NOT VALID
+""",
+    bad="""
+operations = [
+    migrations.AlterField("customer", "name", models.CharField(max_length=50)),
+]
+""",
+    good="""
+operations = [
+    migrations.AddField("customer", "short_name", models.CharField(max_length=50, null=True)),
+]
+""",
+)
+def narrower_type(trace: Trace) -> Iterator[Spot]:
+    for change, _, old, new in altered(trace):
+        if not takes_all(old.type, new.type):
+            yield spot(trace, change, column=change.name, before=old.type, after=new.type)
+
+
+@rule(
+    "E205",
+    "A column that running code may leave empty becomes NOT NULL",
+    condition="A column becomes NOT NULL, and its field has null=True in the running code.",
+    effect="The running code may write NULL into {column} of {table}, which then fails; and while one row has NULL, "
+    "the migration itself fails.",
+    instead="""
+Ship code that always writes {column} (null=False in the model, the column as it is), fill the old rows in batches, and
+then: class Migration(migrations.Migration): stage = Stage.POST_DEPLOY
+""",
+    bad="""
+operations = [
+    migrations.AlterField("order", "note", models.TextField(db_default="")),
+]
+""",
+    good="""
+operations = [
+    migrations.AlterField("order", "note", models.TextField(null=True, db_default="")),
+]
+""",
+)
+def null_refused(trace: Trace) -> Iterator[Spot]:
+    for change, field, old, new in altered(trace):
+        if new.not_null and not old.not_null and field.null:
+            yield spot(trace, change, column=change.name)
+
+
+def unique_in(model: type[models.Model]) -> set[frozenset[str]]:
+    """Return the sets of columns that the model knows to be unique."""
+    meta = model._meta
+    column = {field.name: str(field.column) for field in meta.local_concrete_fields}
+    known = [[field.name] for field in meta.local_concrete_fields if field.unique]
+    known += [list(names) for names in meta.unique_together]
+    known += [list(c.fields) for c in meta.constraints if isinstance(c, models.UniqueConstraint)]
+    return {frozenset(column.get(name, name) for name in names) for names in known}
+
+
+@rule(
+    "E206",
+    "Running code does not know that values must be unique",
+    condition="A unique index appears on columns that the running code knows, but not as unique.",
+    effect="The running code may write the same {columns} into {table} twice, which then fails; and while two rows "
+    "have the same, the migration itself fails.",
+    instead="""
+Ship the code that keeps {columns} unique, remove the duplicates in batches, and then build the index CONCURRENTLY in
+a migration with stage = Stage.POST_DEPLOY.
+""",
+    bad="""
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
+        state_operations=[
+            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
+        ],
+    ),
+]
+""",
+    good="""
+atomic = False
+stage = Stage.POST_DEPLOY
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
+        state_operations=[
+            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
+        ],
+    ),
+]
+""",
+)
+def unknown_unique(trace: Trace) -> Iterator[Spot]:
+    for change, known in known_changes(trace):
+        index = change.after
+        if change.before or not isinstance(index, Index) or not index.unique or not set(index.columns) <= set(known):
+            continue
+        if frozenset(index.columns) not in unique_in(trace.running[change.table]):
+            yield spot(trace, change, columns=", ".join(index.columns))
+
+
+@rule(
+    "E207",
+    "A label of an enum goes that running code writes",
+    condition="A label of an enum type that was there before is renamed, or its type dropped.",
+    effect="The running code writes and compares with '{label}' of {type}, and each such query fails.",
+    instead="""
+Add the new label (ALTER TYPE {type} ADD VALUE IF NOT EXISTS '…'), let the code write it, change the rows in batches,
+and leave '{label}' where it is: an unused label costs nothing.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL(
+        "ALTER TYPE shop_state RENAME VALUE 'open' TO 'new'",
+        "ALTER TYPE shop_state RENAME VALUE 'new' TO 'open'",
+    ),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL("ALTER TYPE shop_state ADD VALUE IF NOT EXISTS 'new'", migrations.RunSQL.noop),
+]
+""",
+)
+def label_gone(trace: Trace) -> Iterator[Spot]:
+    for type_, label in trace.up.enums:
+        statement = next((s for s in trace.up.statements if type_ in s.sql), None)
+        yield Spot(trace.up, None, statement, "", None, {"type": type_, "label": label})
+
+
+@rule(
+    "W415",
+    "Running code does not know a constraint",
+    condition="A check, foreign key or exclusion constraint appears on columns that the running code knows, without "
+    "choices or a ForeignKey that keep to it.",
+    effect="What the running code writes into {columns} of {table} may violate {name} {definition}, and then fails; "
+    "and so may old rows.",
+    instead="""
+Ship the code that keeps to {name} first, and add the constraint (NOT VALID, then VALIDATE) in a migration with
+stage = Stage.POST_DEPLOY. If the code has always kept to it, say so:
+
+IgnoreRules("W415", reason="The form refuses anything else since 2025.")
+""",
+    bad="""
+atomic = False
+
+operations = [
+    AddConstraintNotValid(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+]
+""",
+    good="""
+atomic = False
+stage = Stage.POST_DEPLOY
+
+operations = [
+    AddConstraintNotValid(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+]
+""",
+)
+def unknown_constraint(trace: Trace) -> Iterator[Spot]:
+    for change, known in known_changes(trace):
+        new = change.after
+        if change.before is None and isinstance(new, Constraint) and new.kind in "cfx" and new.columns:
+            meta = trace.running[change.table]._meta
+            has = {constraint.name for constraint in meta.constraints}
+            keys = {column for column, field in known.items() if field.remote_field}
+            chosen = {column for column, field in known.items() if field.choices}
+            keeps_to_it = {"f": keys, "c": chosen, "x": set()}[new.kind]
+            if not set(new.columns) <= set(known) or new.name in has or set(new.columns) <= keeps_to_it:
+                continue
+            yield spot(trace, change, columns=", ".join(new.columns), definition=new.definition)

@@ -1,0 +1,380 @@
+"""E3xx: does a migration run at all, can it be undone, and may it run again after it was killed halfway?"""
+
+import dis
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from django.apps import apps
+from django.db import connections, models
+from django.db.migrations import RunPython, SeparateDatabaseAndState
+from django.db.migrations.operations.special import RunSQL
+
+from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Constraint, Index, Table, Trace, changes
+from gotong_royong.zero_downtime.linter.registry import Spot, rule
+
+INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
+
+
+@rule(
+    "E301",
+    "The migration fails",
+    condition="It raises an error in the scratch database, where all migrations before it have run.",
+    effect="It does not run: {error}",
+    instead="""
+Correct it. It runs on tables without rows here, so it fails everywhere: python manage.py sqlmigrate {app} {migration}
+shows what it sends.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL("ALTER TABLE shop_oder ADD COLUMN paid boolean", "ALTER TABLE shop_oder DROP COLUMN paid"),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL(
+        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
+        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
+    ),
+]
+""",
+)
+def fails(trace: Trace) -> Iterator[Spot]:
+    failure = trace.up.failure
+    if failure and not failure.environment and not trace.because_of:
+        yield Spot(trace.up, failure.operation, values={"error": failure.message})
+
+
+@rule(
+    "E302",
+    "The migration cannot be undone",
+    condition="It has RunPython without reverse_code, RunSQL without reverse_sql, or another irreversible operation.",
+    effect="{operation} has no way back, so neither this migration nor any before it can be rolled back.",
+    instead="""
+Give RunPython a reverse_code and RunSQL a reverse_sql. Where nothing needs to be undone:
+
+migrations.RunPython(forwards, migrations.RunPython.noop)
+migrations.RunSQL("…", migrations.RunSQL.noop)
+""",
+    bad="""
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers"),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+""",
+)
+def irreversible(trace: Trace) -> Iterator[Spot]:
+    for number, operation in enumerate(trace.migration.operations):
+        if not operation.reversible:
+            yield Spot(trace.up, number, values={"operation": type(operation).__name__})
+
+
+@rule(
+    "E303",
+    "The way back fails",
+    condition="It goes up, but raises an error when it is undone right afterwards.",
+    effect="A rollback stops here: {error}",
+    instead="""
+Correct the reverse of the operation, and try it: python manage.py migrate {app} <the one before>
+""",
+    bad="""
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE order_number"),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+""",
+)
+def way_back_fails(trace: Trace) -> Iterator[Spot]:
+    if trace.down and (failure := trace.down.failure) and not failure.environment:
+        yield Spot(trace.down, failure.operation, values={"error": failure.message})
+
+
+@rule(
+    "E304",
+    "The way back leads elsewhere",
+    condition="Up and down again, and the catalog of a table is not what it was.",
+    effect="After a rollback {what}, and the migration may not be able to go up again.",
+    instead="""
+Let the reverse take back all that the operation makes, under the same names.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean", migrations.RunSQL.noop),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL(
+        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
+        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
+    ),
+]
+""",
+)
+def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
+    if not trace.down or trace.down.failure:
+        return
+    left = {oid: table for oid, table in trace.up.after.items() if oid not in trace.down.before}
+    left |= trace.down.after
+    for change in changes(_nameless(trace.up.before), _nameless(left)):
+        where = change.table if change.kind == "table" else f"{change.name} of {change.table}"
+        what = f"{change.kind} {where} is {_became(change)}"
+        yield Spot(trace.down, None, table=change.table, values={"what": what})
+
+
+def _nameless(catalog: Catalog) -> dict[str, Table]:
+    """Call each constraint and index by what it does, for PostgreSQL or Django may choose another name for it."""
+    return {
+        table.name: table._replace(
+            constraints={
+                key: constraint._replace(name=key)
+                for constraint in table.constraints.values()
+                for key in [constraint.definition]
+            },
+            indexes={
+                key: index._replace(name=key, definition=key)
+                for index in table.indexes.values()
+                for key in [INDEX_NAME.sub(" INDEX ON ", index.definition, count=1)]
+            },
+        )
+        for table in catalog.values()
+    }
+
+
+def _by_name(catalog: Catalog) -> dict[str, Table]:
+    return {table.name: table for table in catalog.values()}
+
+
+def _became(change: Change) -> str:
+    if change.after is None:
+        return "missing"
+    return "still there" if change.before is None else "another one"
+
+
+@rule(
+    "E305",
+    "A migration that is not atomic cannot be run twice",
+    condition="In a migration with atomic = False, raw SQL fails when it is run a second time.",
+    effect="If it is killed halfway, what it has done stays, and it cannot be run again: {error}",
+    instead="""
+Let each statement do nothing where its work is done: CREATE … IF NOT EXISTS, DROP … IF EXISTS,
+ADD COLUMN IF NOT EXISTS, CREATE OR REPLACE; for a constraint, in one statement:
+
+ALTER TABLE … DROP CONSTRAINT IF EXISTS name, ADD CONSTRAINT name … NOT VALID
+""",
+    bad="""
+atomic = False
+
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+""",
+    good="""
+atomic = False
+
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+""",
+)
+def cannot_run_twice(trace: Trace) -> Iterator[Spot]:
+    for number, error in trace.reruns.items():
+        yield Spot(trace.up, number, values={"error": error})
+
+
+@rule(
+    "E306",
+    "The models say something else than the database",
+    condition="After raw SQL or SeparateDatabaseAndState, a table is not as the migration's state says.",
+    effect="The migration tells Django one thing and PostgreSQL another: {what}.",
+    instead="""
+Let state_operations say exactly what the SQL does: the same table, column, type, NULL, index and constraint names.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL(
+        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid integer",
+        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
+        state_operations=[migrations.AddField("order", "paid", models.BooleanField(null=True))],
+    ),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL(
+        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
+        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
+        state_operations=[migrations.AddField("order", "paid", models.BooleanField(null=True))],
+    ),
+]
+""",
+)
+def halves_disagree(trace: Trace) -> Iterator[Spot]:
+    if trace.up.failure or not any(
+        isinstance(operation, RunSQL | SeparateDatabaseAndState) for operation in trace.migration.operations
+    ):
+        return
+    tables, tables_before = _by_name(trace.catalog), _by_name(trace.up.before)
+    changed = {change.table for change in trace.up.changes}
+    for name, model in trace.written.items():
+        if not model._meta.managed or (trace.code_before.get(name) is model and name not in changed):
+            continue
+        old = tables_before.get(name, tables.get(name))
+        earlier = trace.code_before.get(name)
+        known = set(differences(trace, earlier, old)) if earlier else set()
+        for what in differences(trace, model, tables.get(name)):
+            if what not in known:
+                yield Spot(trace.up, table=name, values={"what": what})
+
+
+def differences(trace: Trace, model: type[models.Model], table: Table | None) -> Iterator[str]:
+    """Say what a model names that its table has not, or has otherwise."""
+    meta, name = model._meta, model._meta.db_table
+    if table is None:
+        yield f"model {meta.object_name} has table {name}, which does not exist"
+        return
+    for field in meta.local_concrete_fields:
+        type_ = field.db_type(connections[trace.alias])
+        if type_ is None:
+            continue
+        column = table.columns.get(field.column or "")
+        if column is None:
+            yield f"field {meta.object_name}.{field.name} has column {field.column}, which {name} has not"
+        else:
+            if plain(type_) != plain(column.type):
+                yield f"column {field.column} of {name} is {column.type}, and field {field.name} is {type_}"
+            if column.not_null == field.null and not field.primary_key:
+                is_, says = ("NOT NULL", "null=True") if column.not_null else ("not NOT NULL", "null=False")
+                yield f"column {field.column} of {name} is {is_}, and field {field.name} has {says}"
+    columns = {field.column for field in meta.local_concrete_fields}
+    for column in table.columns.values():
+        if column.name not in columns and column.not_null and not column.fills_itself:
+            yield f"column {column.name} of {name} is NOT NULL without a default, and no field has it"
+    there: dict[str, Index | Constraint] = {**table.indexes, **table.constraints}
+    for part in [*meta.indexes, *meta.constraints]:
+        found = there.get(part.name.encode()[:63].decode(errors="ignore"))
+        if found is None or not found.valid:
+            yield f"{part.name} of model {meta.object_name} is {'invalid' if found else 'not there'} in {name}"
+
+
+def plain(type_: str) -> str:
+    """Write a type as PostgreSQL does."""
+    type_ = re.sub(r"\s*COLLATE.*|\s+(?=[(,)])|(?<=[(,])\s+", "", type_.strip('"'))
+    type_ = re.sub(
+        r"\b(big|small)?serial\b", lambda m: {"big": "bigint", "small": "smallint"}.get(m[1], "integer"), type_
+    )
+    type_ = re.sub(r"^varchar\b", "character varying", type_)
+    type_ = re.sub(r"^char\b", "character", type_)
+    return re.sub(r"^time$", "time without time zone", type_)
+
+
+@rule(
+    "E307",
+    "RunPython uses a model as it is today",
+    condition="The function of a RunPython imports a model instead of asking apps.get_model for it.",
+    effect="{function} uses {models} from the code as it is today, not as it was when the migration was written: once "
+    "a field is added or removed there, this migration fails on every new database.",
+    instead="""
+def {function}(apps, schema_editor):
+    model = apps.get_model("{label}")  # as it was at this point of the history
+""",
+    bad="""
+from django.contrib.contenttypes.models import ContentType
+
+def clean(apps, schema_editor):
+    ContentType.objects.filter(app_label="gone").delete()
+
+operations = [
+    migrations.RunPython(clean, migrations.RunPython.noop),
+]
+""",
+    good="""
+def clean(apps, schema_editor):
+    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias)
+    orders.filter(pk=0).delete()
+
+operations = [
+    migrations.RunPython(clean, migrations.RunPython.noop),
+]
+""",
+)
+def real_model(trace: Trace) -> Iterator[Spot]:
+    for number, operation in enumerate(trace.migration.operations):
+        if isinstance(operation, RunPython):
+            for function in (operation.code, operation.reverse_code):
+                if found := sorted(_models_of(function, set()), key=lambda model: model._meta.label):
+                    names = ", ".join(model.__name__ for model in found)
+                    values = {"function": getattr(function, "__name__", "it"), "models": names}
+                    yield Spot(trace.up, number, values={**values, "label": found[0]._meta.label})
+
+
+def _models_of(function: Any, seen: set[Any]) -> set[type[models.Model]]:
+    """Return the models of the project that a function names, itself or through functions of its own module."""
+    if not isinstance(function, types.FunctionType) or function in seen:
+        return set()
+    seen.add(function)
+    found: set[type[models.Model]] = set()
+    module = ""
+    for instruction in dis.get_instructions(function):
+        name = str(instruction.argval)
+        if instruction.opname == "IMPORT_NAME":
+            module = name
+        elif instruction.opname == "IMPORT_FROM":
+            found |= {model for model in apps.get_models() if (model.__module__, model.__name__) == (module, name)}
+        elif instruction.opname == "LOAD_GLOBAL":
+            value = function.__globals__.get(name)
+            if isinstance(value, type) and issubclass(value, models.Model) and value._meta.apps is apps:
+                found.add(value)
+            elif getattr(value, "__module__", None) == function.__module__:
+                found |= _models_of(value, seen)
+    return found
+
+
+@rule(
+    "E308",
+    "The migration ends its own transaction",
+    condition="In an atomic migration, a statement contains COMMIT or ROLLBACK.",
+    effect="Django believes to be in a transaction that has ended: if the migration fails later on, what it did before "
+    "stays: {statement}",
+    instead="""
+Leave BEGIN and COMMIT out. If the statements shall not be one transaction, write atomic = False.
+""",
+    bad="""
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers; COMMIT", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+""",
+    good="""
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+""",
+)
+def ends_transaction(trace: Trace) -> Iterator[Spot]:
+    for passed in trace.passes:
+        for statement in passed.statements:
+            if statement.ends_transaction:
+                yield Spot(passed, None, statement)
+
+
+@rule(
+    "E309",
+    "Two migrations are both the last of their app",
+    condition="An app has several leaves: two branches were merged.",
+    effect="migrate refuses to run, because it cannot know which of {leaves} comes first.",
+    instead="""
+Let one depend on the other, or: python manage.py makemigrations --merge {app}
+""",
+)
+def two_leaves(trace: Trace) -> Iterator[Spot]:
+    if trace.leaves:
+        yield Spot(None, values={"leaves": " and ".join(trace.leaves)})

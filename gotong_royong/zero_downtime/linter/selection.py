@@ -1,0 +1,135 @@
+"""Which migrations are judged, and which must be there before them?"""
+
+import hashlib
+import inspect
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import django
+from django.conf import settings
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.exceptions import AmbiguityError
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
+
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.linter.trace import Key, is_own
+
+
+class Selection(NamedTuple):
+    """``ground`` is run first, then ``plan``, of which ``judged`` is a part; each in the order of the graph.
+
+    ``one_deploy`` says whether all of the plan is deployed at once: then what it makes itself has no users yet.
+    """
+
+    judged: frozenset[Key]
+    ground: tuple[Key, ...]
+    plan: tuple[Key, ...]
+    one_deploy: bool
+
+    def template(self, loader: MigrationLoader, connection: BaseDatabaseWrapper) -> str:
+        """Return a name for the database that the ground leads to: of this project, and of what its files say."""
+        project = _digest([settings.SETTINGS_MODULE or "", str(Path.cwd()), connection.alias])[:8]
+        files = [Path(inspect.getfile(type(loader.graph.nodes[key]))) for key in self.ground]
+        helpers = {path for folder in {file.parent for file in files} for path in folder.glob("_*.py")}
+        texts = [f"{path}\n{path.read_text()}" for path in [*files, *sorted(helpers)]]
+        return f"{project}_{_digest([django.__version__, *texts])[:16]}"
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = False) -> Selection:
+    """Put in order what is judged and what that depends on."""
+    judged, graph = frozenset(keys), loader.graph
+    everything = dict.fromkeys(key for leaf in sorted(graph.leaf_nodes()) for key in graph.forwards_plan(leaf))
+    parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in everything}
+    later: set[Key] = set()
+    for key in everything:
+        if key in judged or any(parent in later for parent in parents[key]):
+            later.add(key)
+    needed: set[Key] = set()
+    waiting = list(judged)
+    while waiting:
+        key = waiting.pop()
+        if key not in needed:
+            needed.add(key)
+            waiting += parents[key]
+    order = [key for key in everything if key in needed]
+    ground, plan = (tuple(key for key in order if (key in later) is is_later) for is_later in (False, True))
+    return Selection(judged, ground, plan, one_deploy)
+
+
+def own(loader: MigrationLoader) -> list[Key]:
+    """Return the migrations of the project's own apps, without the engine's, after the baseline of each app."""
+    return [key for key in after_baseline(loader, loader.graph.nodes) if is_own(key[0]) and key[0] != "zero_downtime"]
+
+
+def after_baseline(loader: MigrationLoader, keys: Iterable[Key]) -> list[Key]:
+    """Leave out what ``ZERO_DOWNTIME_LINT_AFTER`` calls legacy: the named migrations and those of their app before."""
+    legacy = set()
+    for app, name in conf.LINT_AFTER.items():
+        last = named(loader, app, name)[0]
+        legacy |= {key for key in loader.graph.forwards_plan(last) if key[0] == app}
+    return [key for key in keys if key not in legacy]
+
+
+def named(loader: MigrationLoader, app: str, name: str = "") -> list[Key]:
+    """Return the migrations of an app, or the one whose name begins so.
+
+    Raises:
+        ZeroDowntimeError: if there is none, or more than one.
+    """
+    keys: list[Key] = [key for key in loader.graph.nodes if key[0] == app]
+    if not keys:
+        apps = ", ".join(sorted(loader.migrated_apps))
+        raise ZeroDowntimeError(f"App {app!r} has no migrations. These have: {apps}.")
+    if not name:
+        return keys
+    try:
+        return [(app, loader.get_migration_by_prefix(app, name).name)]
+    except AmbiguityError:
+        raise ZeroDowntimeError(f"More than one migration of {app} begins with {name!r}. Write more of it.") from None
+    except KeyError:
+        raise ZeroDowntimeError(
+            f"No migration of {app} begins with {name!r}. They are listed by: python manage.py showmigrations {app}"
+        ) from None
+
+
+def changed_since(loader: MigrationLoader, revision: str) -> list[Key]:
+    """Return the migrations whose files are not as where this branch left the git revision.
+
+    Raises:
+        ZeroDowntimeError: if git does not know the revision or is not there.
+    """
+    root = Path(_git("rev-parse", "--show-toplevel").strip())
+    base = _git("merge-base", revision, "HEAD").strip()
+    names = _git("diff", "--name-only", "-z", "--diff-filter=d", base)
+    names += _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
+    changed = {(root / name).resolve() for name in names.split("\0") if name}
+    return [key for key in loader.graph.nodes if _file(loader, key) in changed]
+
+
+def _file(loader: MigrationLoader, key: Key) -> Path:
+    return Path(inspect.getfile(type(loader.graph.nodes[key]))).resolve()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    except OSError:
+        raise ZeroDowntimeError("--since needs git, which is not installed. Name the migrations instead.") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise ZeroDowntimeError(f"git {' '.join(arguments)} failed: {said}. Is the revision there (git fetch)?")
+    return done.stdout
+
+
+def unapplied(loader: MigrationLoader, connection: BaseDatabaseWrapper) -> list[Key]:
+    """Return the migrations that the database has not. Only reads."""
+    applied = MigrationRecorder(connection).applied_migrations()
+    return [key for key in loader.graph.nodes if key not in applied]

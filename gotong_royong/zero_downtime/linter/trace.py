@@ -1,0 +1,348 @@
+"""What does each migration do? They are run one after another in the scratch database, with one growing state.
+
+A migration under judgement is run up and down, and stays up: the way down of an atomic one is rolled back, another one
+goes up again. Whatever it does, it is stopped after a while, reaches no network and no other database, and the next one
+is run all the same.
+"""
+
+import inspect
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from django.apps import apps
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import Migration, RunPython, RunSQL
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ProjectState
+from psycopg.pq import TransactionStatus
+
+from gotong_royong.zero_downtime.exceptions import summary
+from gotong_royong.zero_downtime.linter.facts import Code, Direction, Failure, Pass, Trace
+from gotong_royong.zero_downtime.linter.observer import Observer
+from gotong_royong.zero_downtime.linter.rows import insert_rows
+from gotong_royong.zero_downtime.locks import sqlstate
+from gotong_royong.zero_downtime.stages import Stage, stage_of
+
+Key = tuple[str, str]
+
+LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
+
+# What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
+MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
+
+
+class TooLong(KeyboardInterrupt):
+    """A migration did not end in time; like Ctrl-C, no ``except Exception`` of its own catches that."""
+
+
+class NetworkRefused(ConnectionRefusedError):
+    """A migration wanted to reach the network."""
+
+
+class _Undo(Exception):
+    """Ends a transaction that has shown what it does."""
+
+
+def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
+    """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
+    state = ProjectState(real_apps=loader.unmigrated_apps)
+    state.apps  # noqa: B018  rendered once, and then kept up to date by each operation
+    for key in keys:
+        migration = loader.graph.nodes[key]
+        before = state.clone()
+        try:
+            with (
+                _confined(LIMIT * len(migration.operations)),
+                connection.schema_editor(atomic=migration.atomic) as editor,
+            ):
+                state = migration.apply(state, editor)
+        except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
+            _recover(connection)
+            state = migration.mutate_state(before, preserve=False)
+
+
+def traces(
+    connection: BaseDatabaseWrapper,
+    loader: MigrationLoader,
+    ground: Collection[Key],
+    plan: Collection[Key],
+    judged: Collection[Key],
+    *,
+    one_deploy: bool = False,
+    limit: float = LIMIT,
+) -> Iterator[Trace]:
+    """Run the migrations of ``plan``, and yield a trace of each that is in ``judged``.
+
+    Args:
+        ground: what has been run in the database already.
+        one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
+        limit: seconds for each operation.
+    """
+    state = ProjectState(real_apps=loader.unmigrated_apps)
+    for key in ground:
+        loader.graph.nodes[key].mutate_state(state, preserve=False)
+    state.apps  # noqa: B018
+    observer = Observer(connection)
+    run = _Runner(connection, observer, limit)
+    final = code_of(loader.project_state()) if any(_is_contract(loader.graph.nodes[key]) for key in plan) else {}
+    conflicts = loader.detect_conflicts()
+    running = written = code_of(state)
+    failed: set[Key] = set()
+    for key in plan:
+        migration = loader.graph.nodes[key]
+        if not one_deploy:
+            observer.of_before, running = set(observer.catalog), written
+        code_before = written
+        states, up = run.up(migration, state, rehearse=key in judged)
+        written = code_of(state)
+        ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
+        if key in judged:
+            down, reruns = None, {}
+            if not up.failure and all(operation.reversible for operation in migration.operations):
+                reruns = run.again(migration, states) if not migration.atomic else {}
+                down = run.down(migration, states)
+            leaves = conflicts.get(key[0], ())
+            yield Trace(
+                migration,
+                up,
+                down,
+                running=final if _is_contract(migration) else running,
+                code_before=code_before,
+                written=written,
+                catalog=observer.catalog,
+                reruns=reruns,
+                because_of=".".join(min(ancestors)) if ancestors else "",
+                alias=connection.alias,
+                path=path_of(migration),
+                own=is_own(key[0]),
+                leaves=tuple(sorted(leaves)) if key[1] in leaves else (),
+            )
+        if up.failure:
+            failed.add(key)
+
+
+class _Runner:
+    """Runs single migrations in the scratch database while an observer looks."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
+        self.connection, self.observer, self.limit = connection, observer, limit
+
+    def up(
+        self, migration: Migration, state: ProjectState, *, rehearse: bool = False
+    ) -> tuple[list[ProjectState], Pass]:
+        """Run it forwards and change ``state``; return the states between its operations, and what it did."""
+        states: list[ProjectState] = []
+        rest = list(migration.operations)
+
+        def run(editor: Any) -> None:
+            for number, operation in enumerate(migration.operations):
+                states.append(state.clone())
+                operation.state_forwards(migration.app_label, state)
+                rest.pop(0)
+                self._operation(migration, number, editor, operation.database_forwards, states[-1], state)
+                if rehearse and isinstance(operation, RunPython) and self.connection.in_atomic_block:
+                    self._rehearse(number, partial(operation.code, states[number].apps, editor))
+            states.append(state)
+
+        passed = self._pass(migration, Direction.UP, run)
+        for operation in rest:
+            states.append(state.clone())
+            operation.state_forwards(migration.app_label, state)
+        if len(states) == len(migration.operations):
+            states.append(state)
+        return states, passed
+
+    def down(self, migration: Migration, states: list[ProjectState]) -> Pass:
+        """Run it backwards, and see to it that it is up again."""
+        up = dict(self.observer.catalog)
+
+        def run(editor: Any) -> None:
+            for number in reversed(range(len(migration.operations))):
+                backwards = migration.operations[number].database_backwards
+                self._operation(migration, number, editor, backwards, states[number + 1], states[number])
+
+        passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
+        if migration.atomic:
+            self.observer.rolled_back(up)
+        else:
+
+            def forwards(editor: Any) -> None:
+                for number, operation in enumerate(migration.operations):
+                    self._operation(
+                        migration, number, editor, operation.database_forwards, states[number], states[number + 1]
+                    )
+
+            self._pass(migration, Direction.UP, forwards)
+        return passed
+
+    def again(self, migration: Migration, states: list[ProjectState]) -> dict[int, str]:
+        """Run each raw statement a second time; return for each operation why that fails."""
+        failures = {}
+        for number, operation in enumerate(migration.operations):
+            if isinstance(operation, RunSQL):
+
+                def run(editor: Any, number: int = number, operation: Any = operation) -> None:
+                    self._operation(
+                        migration, number, editor, operation.database_forwards, states[number], states[number + 1]
+                    )
+
+                if failure := self._pass(migration, Direction.UP, run).failure:
+                    failures[number] = failure.message
+        return failures
+
+    def _rehearse(self, number: int, code: Callable[[], object]) -> None:
+        """Run code that changes data once more where the tables that it used have rows, and undo that."""
+        sent = [one for one in self.observer.statements if one.operation == number]
+        used = {lock.table for one in sent for lock in one.holds}
+        tables = [table for table in self.observer.catalog.values() if table.name in used]
+        with self.observer.rehearsal(), suppress(_Undo, Exception), transaction.atomic(self.connection.alias):
+            self.observer.look_away(lambda: insert_rows(self.connection, tables))
+            code()
+            raise _Undo
+
+    def _operation(
+        self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
+    ) -> None:
+        operation = migration.operations[number]
+        _allow(self.limit)
+        self.observer.operation = number
+        put_off = len(editor.deferred_sql)
+        atomic = operation.atomic or (migration.atomic and operation.atomic is not False)
+        alone = not editor.atomic_migration and atomic
+        with transaction.atomic(self.connection.alias) if alone else nullcontext():
+            run(migration.app_label, editor, old, new)
+        self.observer.put_off.update((str(sql), number) for sql in editor.deferred_sql[put_off:])
+
+    def _pass(self, migration: Migration, direction: Direction, run: Any, *, undo: bool = False) -> Pass:
+        observer = self.observer
+        observer.statements, observer.put_off, observer.operation = [], {}, 0
+        observer.report_counts()
+        before, failure = dict(observer.catalog), None
+        enums = observer.enums() if any(map(_is_raw, migration.operations)) else frozenset()
+        try:
+            with (
+                _confined(self.limit),
+                observer.watching(),
+                self.connection.schema_editor(atomic=migration.atomic) as editor,
+            ):
+                run(editor)
+                while editor.deferred_sql:
+                    editor.execute(editor.deferred_sql.pop(0), None)
+                if undo:
+                    self.connection.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                    observer.settle()
+                    raise _Undo  # noqa: TRY301
+        except _Undo:
+            pass
+        except (Exception, TooLong) as error:  # noqa: BLE001  that it fails is what is to be told
+            failure = self._failure(error, observer.operation)
+            _recover(self.connection)
+            if migration.atomic:
+                observer.rolled_back(before)
+            else:
+                observer.refresh(set(observer.tables()) | set(observer.catalog))
+        after = observer.settle()
+        gone = enums - observer.enums() if enums and not undo else frozenset()
+        changed = {oid for oid in {**before, **after} if before.get(oid) is not after.get(oid)}
+        return Pass(
+            direction,
+            tuple(observer.statements),
+            failure,
+            {oid: table for oid, table in before.items() if oid in changed},
+            {oid: table for oid, table in after.items() if oid in changed},
+            tuple(sorted(gone)),
+        )
+
+    def _failure(self, error: BaseException, operation: int) -> Failure:
+        code = sqlstate(error)
+        if isinstance(error, TooLong) or code == "57014":
+            return Failure(operation, f"It was stopped after {self.limit:g} s.", environment=True)
+        missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
+        environment = missing or code in ENVIRONMENT or isinstance(error, NetworkRefused)
+        return Failure(operation, summary(error), environment)
+
+
+def code_of(state: ProjectState) -> Code:
+    """Return the models of the state by the tables that they name."""
+    return {
+        model._meta.db_table.replace('"', ""): model
+        for model in state.apps.get_models(include_auto_created=True)
+        if not model._meta.proxy and not model._meta.swapped
+    }
+
+
+@contextmanager
+def _confined(limit: float) -> Iterator[None]:
+    """Let nothing last longer than ``limit`` seconds or reach the network; psycopg's own connections are not Python's.
+
+    Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
+    """
+
+    def stop(*_: Any) -> None:
+        raise TooLong
+
+    def refuse(*_: Any) -> None:
+        raise NetworkRefused("The linter lets no migration reach the network.")
+
+    with ExitStack() as stack:
+        if _can_be_interrupted():
+            stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
+            stack.callback(_allow, 0)
+        _allow(limit)
+        for name in ("connect", "connect_ex"):  # inherited from C, so that they are there again once ours are gone
+            setattr(socket.socket, name, refuse)
+            stack.callback(delattr, socket.socket, name)
+        yield
+
+
+def _can_be_interrupted() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _allow(seconds: float) -> None:
+    """Begin to count anew; 0 ends the counting."""
+    if _can_be_interrupted():
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _recover(connection: BaseDatabaseWrapper) -> None:
+    """Begin a new session unless the old one is at rest, as it is after a proper rollback."""
+    session = connection.connection
+    if session is None or session.closed or session.info.transaction_status != TransactionStatus.IDLE:
+        connection.close()
+        connection.connect()
+
+
+def _is_raw(operation: Any) -> bool:
+    inner = getattr(operation, "database_operations", ())
+    return isinstance(operation, RunSQL | RunPython) or any(map(_is_raw, inner))
+
+
+def _is_contract(migration: Migration) -> bool:
+    return stage_of(migration) == Stage.POST_DEPLOY
+
+
+def path_of(migration: Migration) -> str:
+    """Return the file of the migration, as seen from here; nothing if it has none."""
+    with suppress(TypeError, OSError):
+        return os.path.relpath(inspect.getfile(type(migration)))
+    return ""
+
+
+def is_own(app_label: str) -> bool:
+    """Whether the app belongs to the project, and was not installed as a package."""
+    if app_label not in apps.app_configs:
+        return True
+    folders = Path(apps.get_app_config(app_label).path).parts
+    return not {"site-packages", "dist-packages"} & set(folders)

@@ -1,0 +1,85 @@
+"""Say what migrations lock, scan, rewrite and break, by running them in a scratch database."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.checks import ERROR, WARNING
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.migrations.loader import MigrationLoader
+
+from gotong_royong.zero_downtime import mistakes
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.linter import lint, reports, selection
+from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
+
+FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.sarif}
+
+
+class Command(mistakes.Plain):
+    help = (
+        "Runs migrations in a scratch database, up and down, and says whom they would keep waiting and what they break."
+    )
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("app_label", nargs="?", help="Only this app's migrations.")
+        parser.add_argument("migration_name", nargs="?", help="Only the one whose name begins so.")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument(
+            "--all", action="store_true", help="Those of installed packages, too, and of before LINT_AFTER."
+        )
+        which.add_argument(
+            "--since", metavar="REV", help="Those whose files changed since the branch left this revision."
+        )
+        which.add_argument("--unapplied", action="store_true", help="Those that the database has not.")
+        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
+        parser.add_argument("--format", default="text", choices=["text", *FORMATS])
+        parser.add_argument("--fail-level", default="ERROR", choices=["ERROR", "WARNING"], help="Default: ERROR.")
+        parser.add_argument(
+            "--explain", action="store_true", help="Show every statement, what it locks, scans and changes."
+        )
+        parser.add_argument("--rules", action="store_true", help="Only print what the rules are.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["rules"]:
+            self.stdout.write(reports.document(), ending="")
+            return
+        connection = connections[options["database"]]
+        if connection.vendor != "postgresql":
+            raise ZeroDowntimeError(f"Database {connection.alias!r} is not PostgreSQL, whose locks are what is judged.")
+        loader = MigrationLoader(None)
+        chosen = self.chosen(loader, connection, options)
+        found, seen = [], 0
+        with sigterm_like_ctrl_c():
+            for trace, broken in lint(connection, loader, chosen):
+                seen += 1
+                found += broken
+                if options["explain"]:
+                    self.stdout.writelines(f"{line}\n" for line in reports.explanation(trace))
+                elif options["format"] == "text":
+                    self.stdout.writelines(f"{line}\n" for line in reports.text(broken, self.style))
+        if options["format"] != "text":
+            self.stdout.writelines(f"{line}\n" for line in FORMATS[options["format"]](found))
+        errors = sum(one.rule.level >= ERROR for one in found)
+        counted = {"migration": seen, "error": errors, "warning": len(found) - errors}
+        said = ", ".join(f"{count} {word}{'s' * (count != 1)}" for word, count in counted.items()) + "."
+        if any(one.rule.level >= (ERROR if options["fail_level"] == "ERROR" else WARNING) for one in found):
+            raise ZeroDowntimeError(said)
+        if options["format"] == "text" and options["verbosity"]:
+            self.stdout.write(self.style.SUCCESS(said))
+
+    def chosen(self, loader: MigrationLoader, connection: Any, options: dict[str, Any]) -> selection.Selection:
+        if options["since"]:
+            keys = selection.changed_since(loader, options["since"])
+        elif options["unapplied"]:
+            keys = selection.unapplied(loader, connection)
+        elif options["all"] or options["migration_name"]:
+            keys = list(loader.graph.nodes)
+        elif options["app_label"]:
+            keys = selection.after_baseline(loader, loader.graph.nodes)
+        else:
+            keys = selection.own(loader)
+        if options["app_label"]:
+            named = selection.named(loader, options["app_label"], options["migration_name"] or "")
+            keys = [key for key in keys if key in named]
+        return selection.select(loader, keys, one_deploy=bool(options["since"] or options["unapplied"]))

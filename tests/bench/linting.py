@@ -1,0 +1,73 @@
+"""How long does a linter take to judge all migrations, and what is changed, beside ``migrate`` from zero and a peer?"""
+
+import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import psycopg
+
+from gotong_royong.zero_downtime.linter.scratch import TEMPLATE_PREFIX
+from tests.bench.contenders import LINTER, OURS, STOCK, Contender, Ended, database, migrate, server, succeed
+from tests.bench.synthetic import write_project
+
+JUDGED = re.compile(r" migrations?, |exit code 1$")  # with violations, both end with an error status
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the median times of each size; for the one new migration, what all others lead to is known already."""
+    print(
+        f"\nTime to judge migrations: medians of {options.rounds} rounds, in which all take turns. Ours runs each\n"
+        "up and down in a scratch database; django-migration-linter, the other, reads the SQL.\n"
+    )
+    print(f"{'migrations':>10}{'migrate':>12}{'ours':>12}{'ours, one new':>15}{'the other':>12}{'ours/migrate':>14}")
+    for size in options.sizes:
+        rounds = [measure(size) for _ in range(options.rounds)]
+        stock, ours, one, other = (median(times) for times in zip(*rounds, strict=True))
+        print(
+            f"{size:>10,}{stock:>10.2f} s{ours:>10.2f} s{one:>13.2f} s{other:>10.2f} s{ours / stock:>14.2f}", flush=True
+        )
+
+
+def measure(size: int) -> tuple[float, float, float, float]:
+    """Return the seconds of stock's migrate, of our linter on all and on one new migration, and of the peer."""
+    with TemporaryDirectory() as name, database() as migrated, database() as empty:
+        folder = Path(name)
+        apps = write_project(folder, size)
+        last = sorted(path.stem for path in (folder / apps[-1] / "migrations").glob("0*.py"))[-2:]
+
+        def lint(who: Contender, where: str, *arguments: str) -> Ended:
+            return judged(migrate(who, where, *arguments, command="lintmigrations", folder=folder, apps=apps))
+
+        stock = succeed(migrate(STOCK, migrated, folder=folder, apps=apps))
+        ours, other = lint(OURS, empty, "--all"), lint(LINTER, empty, "--no-cache")
+        succeed(migrate(STOCK, migrated, apps[-1], last[0] if len(last) > 1 else "zero", folder=folder, apps=apps))
+        with without_templates():
+            lint(OURS, migrated, "--unapplied")
+            one = lint(OURS, migrated, "--unapplied")
+        return stock.seconds, ours.seconds, one.seconds, other.seconds
+
+
+def judged(ended: Ended) -> Ended:
+    """Return how it ended, if that was with a judgement: both linters then end with an error, too."""
+    return succeed(ended._replace(error="") if JUDGED.search(ended.error) else ended)
+
+
+@contextmanager
+def without_templates() -> Iterator[None]:
+    """Drop the template databases that our linter keeps meanwhile."""
+    home = server().settings["NAME"]
+
+    def names() -> set[str]:
+        with psycopg.connect(**server().conninfo(home)) as connection:
+            return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+
+    before = names()
+    try:
+        yield
+    finally:
+        made = {name for name in names() - before if name.startswith(TEMPLATE_PREFIX)}
+        server().execute(home, *(f'DROP DATABASE "{name}"' for name in made))

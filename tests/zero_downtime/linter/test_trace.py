@@ -1,0 +1,217 @@
+"""What is seen of a migration, and what becomes of one that fails, hangs or reaches out?"""
+
+import pytest
+from django.db import connection
+
+from gotong_royong.zero_downtime.linter import judge
+from tests.zero_downtime.linter.history import lint, trace
+
+NOT_ATOMIC = "atomic = False\noperations = [migrations.RunSQL({sql!r}, {back!r})]"
+SLEEPS = """
+import {module}
+def wait(apps, schema_editor):
+    {code}
+operations = [migrations.RunPython(wait, migrations.RunPython.noop)]
+"""
+ADD_PAID = """operations = [migrations.AddField("order", "paid", models.BooleanField(null=True))]"""
+
+
+def locks(tried, sql, back=""):
+    seen = trace(tried, NOT_ATOMIC.format(sql=sql, back=back))[0]
+    assert not seen.up.failure, seen.up.failure
+    return {(lock.table, lock.sql) for statement in seen.up.statements for lock in statement.takes}
+
+
+class TestStatements:
+    def test_a_rewrite_and_the_scan_of_another_table_are_told_apart(self, tried):
+        seen = trace(
+            tried,
+            "operations = [migrations.RunSQL('ALTER TABLE shop_order ALTER number TYPE bigint', ''),"
+            "migrations.RunSQL('SELECT count(*) FROM shop_customer', '')]",
+        )[0]
+        first, second = seen.up.statements
+        assert (first.rewrites, second.rewrites) == (("shop_order",), ())
+        assert (second.scans, second.transaction) == (("shop_customer",), first.transaction)
+        assert first.taken["shop_order"].blocks == "reads and writes"
+        assert second.taken["shop_customer"].blocks == ""
+        assert second.held["shop_order"].sql == "ACCESS EXCLUSIVE"
+
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON shop_order (number)",
+            "DROP INDEX CONCURRENTLY IF EXISTS shop_order_created",
+            "REINDEX TABLE CONCURRENTLY shop_order",
+        ],
+    )
+    def test_what_may_run_in_no_transaction_is_seen_by_the_second_session(self, tried, sql):
+        assert locks(tried, sql) == {("shop_order", "SHARE UPDATE EXCLUSIVE")}
+
+    def test_vacuum_full_is_seen_to_lock_and_rewrite(self, tried):
+        statement = trace(tried, NOT_ATOMIC.format(sql="VACUUM FULL shop_order", back=""))[0].up.statements[0]
+        assert statement.taken["shop_order"].sql == "ACCESS EXCLUSIVE"
+        assert statement.rewrites == ("shop_order",)
+
+    def test_raw_sql_with_a_transaction_of_its_own(self, tried):
+        sql = "BEGIN; ALTER TABLE shop_order ALTER note SET DEFAULT ''; LOCK TABLE shop_customer IN SHARE MODE; COMMIT"
+        assert locks(tried, sql) == {("shop_order", "ACCESS EXCLUSIVE"), ("shop_customer", "SHARE")}
+
+    def test_plpgsql_is_seen_through(self, tried):
+        sql = "DO $$ BEGIN EXECUTE 'CREATE ' || 'INDEX i ON shop_order (number)'; END $$"
+        assert lint(tried, NOT_ATOMIC.format(sql=sql, back="DROP INDEX CONCURRENTLY i"))[0] >= {"E103"}
+
+    def test_an_earlier_scan_is_not_a_later_one(self, tried):
+        reading = "operations = [migrations.RunSQL('SELECT count(*) FROM shop_order', '')]"
+        for found in lint(tried, reading, ADD_PAID, reading):
+            assert found == set()
+
+    def test_the_statement_of_an_index_is_its_operation_s_though_it_is_put_off(self, tried):
+        seen = trace(
+            tried,
+            """operations = [
+                migrations.AddField("order", "code", models.CharField(max_length=9, db_default="", db_index=True)),
+                migrations.AddField("order", "paid", models.BooleanField(null=True)),
+            ]""",
+        )[0]
+        assert [s.operation for s in seen.up.statements if "CREATE INDEX" in s.sql] == [0, 0]
+
+
+class TestRows:
+    """Code that does something only where there are rows is run once more where there are some."""
+
+    LOOP = """
+def work(apps, schema_editor):
+    {code}
+operations = [migrations.RunPython(work, migrations.RunPython.noop)]
+"""
+
+    def test_one_update_for_each_row_is_seen(self, tried):
+        code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        assert lint(tried, self.LOOP.format(code=code)) == [{"E111"}]
+
+    def test_a_few_rows_that_are_always_made_are_not(self, tried):
+        code = "[apps.get_model('shop', 'Customer').objects.create(name=name) for name in 'abcdefg']"
+        assert lint(tried, self.LOOP.format(code=code)) == [set()]
+
+    def test_the_rows_are_gone_afterwards(self, tried):
+        code = "[customer.save() for customer in apps.get_model('shop', 'Customer').objects.all()]"
+        trace(tried, self.LOOP.format(code=code))
+        with tried.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM shop_customer")
+            assert cursor.fetchone() == (0,)
+
+    def test_code_that_fails_on_such_rows_is_not_blamed(self, tried):
+        code = "[1 / 0 for order in apps.get_model('shop', 'Order').objects.all()]"
+        assert lint(tried, self.LOOP.format(code=code), ADD_PAID) == [set(), set()]
+
+
+class TestPlans:
+    MAKE = """operations = [migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True)),
+        ("name", models.CharField(max_length=9))])]"""
+    INDEX = """operations = [migrations.AddIndex("item", models.Index(fields=["name"], name="item_name"))]"""
+
+    def test_a_table_of_an_earlier_migration_has_users(self, tried):
+        assert lint(tried, self.MAKE, self.INDEX) == [set(), {"E103"}]
+
+    def test_a_table_of_the_same_deploy_has_none(self, tried):
+        assert lint(tried, self.MAKE, self.INDEX, one_deploy=True) == [set(), set()]
+
+    def test_the_running_code_is_that_of_before_the_deploy(self, tried):
+        forget = """operations = [migrations.SeparateDatabaseAndState(
+            state_operations=[migrations.RemoveField("order", "note")])]"""
+        drop = """operations = [migrations.RunSQL(
+            "ALTER TABLE shop_order DROP COLUMN IF EXISTS note", "ALTER TABLE shop_order ADD COLUMN note text")]"""
+        assert lint(tried, forget, drop) == [set(), set()]
+        assert lint(tried, forget, drop, one_deploy=True) == [set(), {"E202"}]
+
+    def test_a_migration_of_after_the_deploy_meets_the_newest_code(self, tried):
+        drop = "stage = Stage.POST_DEPLOY\noperations = [migrations.RunSQL({!r}, {!r})]".format(
+            "ALTER TABLE shop_order DROP COLUMN IF EXISTS note", "ALTER TABLE shop_order ADD COLUMN note text"
+        )
+        assert "E202" in lint(tried, drop)[0]
+
+    def test_two_leaves(self, tried):
+        seen = trace(tried, ADD_PAID)[0]
+        assert seen.leaves == ()
+
+
+class TestWaivers:
+    def test_a_waived_rule_is_not_told(self, tried):
+        index = """operations = [IgnoreRules("E103", reason="It has twelve rows."),
+            migrations.AddIndex("order", models.Index(fields=["number"], name="order_number"))]"""
+        assert lint(tried, index) == [set()]
+
+    def test_a_silenced_rule_is_not_told(self, tried, settings):
+        settings.SILENCED_SYSTEM_CHECKS = ["zero_downtime.W412"]
+        wide = "CREATE INDEX CONCURRENTLY IF NOT EXISTS wide ON shop_order (customer_id, number, created, note)"
+        assert lint(tried, NOT_ATOMIC.format(sql=wide, back="DROP INDEX CONCURRENTLY IF EXISTS wide")) == [set()]
+
+    def test_a_waiver_may_be_needed_only_when_its_table_is_older(self, tried):
+        makes = TestPlans.MAKE.replace("operations = [", 'operations = [IgnoreRules("E103", reason="For later."),')
+        assert lint(tried, makes) == [{"W402"}]
+        (seen,) = trace(tried, makes, one_deploy=True)
+        assert judge(seen, whole_history=False) == []
+
+    def test_a_waiver_wants_a_reason(self, tried):
+        with pytest.raises(ValueError, match="reason"):
+            lint(tried, """operations = [IgnoreRules("E103", reason=" ")]""")
+
+
+class TestBadInput:
+    def test_one_that_raises_is_told_and_the_next_is_still_judged(self, tried):
+        raising = "operations = [migrations.RunSQL('ALTER TABLE shop_order DROP COLUMN no_such', '')]"
+        index = """operations = [migrations.AddIndex("order", models.Index(fields=["number"], name="order_number"))]"""
+        assert lint(tried, raising, index) == [{"E301"}, {"E103"}]
+
+    def test_one_that_fails_because_of_another_is_not_blamed(self, tried):
+        raising = """operations = [migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True))]),
+            migrations.RunSQL("SELECT 1/0", "")]"""
+        needing = """operations = [migrations.AddField("item", "paid", models.BooleanField(null=True))]"""
+        seen = trace(tried, raising, needing)
+        assert seen[1].because_of == "shop.20260101010000_step"
+        assert lint(tried, raising, needing) == [{"E301"}, {"W401"}]
+
+    @pytest.mark.parametrize(
+        ("module", "code"),
+        [
+            ("time", "time.sleep(100)"),
+            ("time", "[None for _ in iter(int, 1)]"),
+            ("django.db as d", "d.connection.cursor().execute('SELECT pg_sleep(100)')"),
+        ],
+        ids=["sleeps", "loops", "waits"],
+    )
+    def test_one_that_does_not_end_is_stopped(self, tried, module, code):
+        source = SLEEPS.format(module=module, code=code)
+        seen = trace(tried, source, ADD_PAID, limit=0.3)
+        assert seen[0].up.failure.message == "It was stopped after 0.3 s."
+        assert lint(tried, source, ADD_PAID, limit=0.3) == [{"W401"}, set()]
+
+    def test_one_that_reaches_for_the_network_is_refused(self, tried):
+        code = "socket.create_connection(('127.0.0.1', 9), timeout=1)"
+        seen = trace(tried, SLEEPS.format(module="socket", code=code))[0]
+        assert "lets no migration reach the network" in seen.up.failure.message
+        assert seen.up.failure.environment
+
+    def test_one_that_needs_a_role_cannot_be_judged(self, tried):
+        assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]
+
+    def test_one_that_forgets_using_writes_to_the_scratch_database(self, tried):
+        source = """
+def write(apps, schema_editor):
+    apps.get_model("shop", "Customer").objects.create(name="Sari")
+operations = [migrations.RunPython(write, migrations.RunPython.noop)]
+"""
+        trace(tried, source)
+        assert connection.settings_dict["NAME"] == tried.settings_dict["NAME"]
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT name FROM shop_customer")
+            assert cursor.fetchall() == [("Sari",)]
+
+    def test_one_that_fails_in_the_middle_without_a_transaction_leaves_what_it_did(self, tried):
+        half = """
+atomic = False
+operations = [migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS half int", ""),
+    migrations.RunSQL("SELECT 1/0", "")]
+"""
+        rest = """operations = [migrations.RunSQL("UPDATE shop_order SET half = 1 WHERE id = 1", "")]"""
+        assert lint(tried, half, rest) == [{"E301"}, set()]

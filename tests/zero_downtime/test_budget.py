@@ -1,0 +1,132 @@
+"""Which statements are tried again, which may wait for long, and is the session afterwards as it was before?"""
+
+import threading
+import time
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import migrations
+
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
+from gotong_royong.zero_downtime.models import Step
+from tests.test_migrations import conninfo
+from tests.zero_downtime.load import holding, load
+from tests.zero_downtime.test_executor import ask, run
+
+READ = "SELECT id FROM users"
+WRITE = "LOCK TABLE users IN ROW EXCLUSIVE MODE"
+INDEX = "CREATE INDEX CONCURRENTLY trial ON users (is_staff)"
+IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'trial'::regclass"
+WAITS = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass"
+SETTINGS = "SELECT array_agg(name || ' = ' || setting ORDER BY name) FROM pg_settings"
+
+
+@pytest.fixture(scope="module")
+def template(django_db_setup, django_db_blocker):
+    from tests.conftest import _database
+
+    with django_db_blocker.unblock(), _database() as database:
+        call_command("migrate", "tasks", database=database.alias, verbosity=0)
+        database.close()
+        yield database.alias
+
+
+@pytest.fixture
+def migrated(template, django_db_blocker):
+    from tests.conftest import _database
+
+    with django_db_blocker.unblock(), _database(template) as database:
+        yield database
+
+
+def test_a_deadlock_is_tried_again(migrated, settings):
+    settings.ZERO_DOWNTIME_LOCK_TIMEOUT = 5.0
+    ask(migrated, "SELECT 1")
+    tries, holds = [], threading.Event()
+
+    def hold_skills_and_want_users():
+        with psycopg.connect(**conninfo(migrated)) as other:
+            other.execute("SET deadlock_timeout = '20s'; LOCK TABLE skills")
+            holds.set()
+            other.execute("LOCK TABLE users")
+
+    def hold_users_and_want_skills(apps, editor):
+        tries.append(1)
+        editor.execute("LOCK TABLE users")
+        if len(tries) == 1:
+            editor.execute("SET LOCAL deadlock_timeout = '20ms'")
+            other.start()
+            holds.wait()
+            with psycopg.connect(**conninfo(migrated), autocommit=True) as watcher:
+                while not watcher.execute(WAITS).rowcount:
+                    time.sleep(0.01)
+        editor.execute("LOCK TABLE skills")
+
+    other = threading.Thread(target=hold_skills_and_want_users)
+    events = []
+    step = run(
+        migrated,
+        migrations.RunPython(hold_users_and_want_skills),
+        report=lambda event, **facts: events.append((event, facts)),
+    )
+    other.join()
+    assert (step.status, step.tries) == ("succeeded", 2)
+    assert [event for event, _ in events].count("retry") == 1
+
+
+def test_python_waits_for_locks_no_longer_than_statements(migrated):
+    with load(conninfo(migrated), READ) as victims, holding(conninfo(migrated), READ, 1.0):
+        step = run(migrated, migrations.RunPython(lambda apps, editor: editor.execute("LOCK TABLE users")))
+    assert (step.status, step.tries > 1) == ("succeeded", True)
+    assert victims[0].longest < 0.8  # against 1.0 s
+
+
+def test_a_statement_timeout_does_not_end_a_concurrent_build(migrated):
+    with migrated.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE {migrated.alias} SET statement_timeout = '250ms'")
+    migrated.close()
+    with holding(conninfo(migrated), WRITE, 0.8):
+        step = run(migrated, migrations.RunSQL(INDEX), atomic=False)
+    assert step.lock_wait > 0.3
+    assert ask(migrated, IS_VALID) == (True,)
+    assert ask(migrated, "SHOW statement_timeout") == ("250ms",)
+
+
+def test_it_is_said_for_whom_a_concurrent_build_waits(migrated):
+    events = []
+    with holding(conninfo(migrated), WRITE, 1.5):
+        run(
+            migrated,
+            migrations.RunSQL(INDEX),
+            atomic=False,
+            report=lambda event, **facts: events.append((event, facts)),
+        )
+    waits = [facts for event, facts in events if event == "progress"]
+    assert any("(holder, user " in facts["whom"] and facts["sql"] == INDEX for facts in waits), events
+
+
+def hold_up(database):
+    """Nobody gets users for longer than the patience lasts."""
+    return holding(conninfo(database), READ, 1.0)
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_the_session_is_as_before_after_errors(migrated, settings, atomic):
+    settings.ZERO_DOWNTIME_PATIENCE, settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.2, 0.2
+    before = ask(migrated, SETTINGS)
+    with hold_up(migrated), pytest.raises(LockNotObtained):
+        run(migrated, migrations.RunSQL("LOCK TABLE users" if atomic else "ALTER TABLE users ADD a int"), atomic=atomic)
+    assert ask(migrated, SETTINGS) == before
+    with pytest.raises(StepFailed):
+        run(migrated, migrations.RunSQL("SET LOCAL lock_timeout = '7s'; SELECT 1 / 0"), atomic=atomic)
+    assert ask(migrated, SETTINGS) == before
+    slow = "ALTER TABLE users ADD COLUMN points int; SELECT pg_sleep(20)"
+    with load(conninfo(migrated), READ), pytest.raises(BlockedTooLong):
+        run(migrated, migrations.RunSQL(slow), atomic=atomic)
+    assert ask(migrated, SETTINGS) == before
+    if not atomic:
+        with pytest.raises(StepFailed, match="nowhere"):
+            run(migrated, migrations.RunSQL("CREATE INDEX CONCURRENTLY x ON nowhere (id)"), atomic=False)
+        assert ask(migrated, SETTINGS) == before
+    assert Step.objects.using(migrated.alias).filter(status="failed").count() == (3 if atomic else 4)

@@ -1,0 +1,98 @@
+"""Does a role that lacks a right learn which, and of whom it needs to ask it?"""
+
+import psycopg
+import pytest
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.models import Run
+from tests.test_migrations import conninfo, look, url
+from tests.zero_downtime.shop import finish
+
+PASSWORD = "for-tests-only"
+
+
+@pytest.fixture
+def guest(scratch):
+    """A role that may connect and no more; its address."""
+    name = scratch.alias.replace("scratch", "guest")
+    with scratch.cursor() as cursor:
+        cursor.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    yield url(scratch, user=name, password=PASSWORD)
+    with scratch.cursor() as cursor:
+        cursor.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER; DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def grant(database, *rights):
+    name = database.alias.replace("scratch", "guest")
+    with database.cursor() as cursor:
+        for right in rights:
+            cursor.execute(f"GRANT {right} TO {name}")
+
+
+def test_a_role_that_may_make_no_tables(shop, scratch, guest):
+    before = look(scratch)
+    said = shop.fail("migrate", DATABASE_URL=guest)
+    assert said.startswith("NoLedger: The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: ")
+    assert "permission denied for schema public" in said
+    assert "Nothing was changed. GRANT CREATE ON SCHEMA public TO guest_" in said
+    assert look(scratch) == before
+
+
+def test_a_role_that_may_not_write_the_ledger(shop, scratch, guest):
+    shop.succeed("migrate")
+    shop.write("0002_size", 'column("items", "size")')
+    grant(scratch, "CREATE ON SCHEMA public", "SELECT ON ALL TABLES IN SCHEMA public")
+    said = shop.fail("migrate", DATABASE_URL=guest)
+    assert said == (
+        "CommandError: permission denied for table zero_downtime_run. "
+        "Use the role that owns the tables, or GRANT this one what it lacks.\n"
+    )
+    assert shop.fail("rollback", DATABASE_URL=guest).startswith("CommandError: permission denied for table ")
+
+
+def test_a_role_that_may_read_nothing(shop, scratch, guest):
+    shop.succeed("migrate")
+    for command in ("migrate", "showmigrations", "rollback"):
+        said = shop.fail(command, DATABASE_URL=guest)
+        assert said.startswith("CommandError: permission denied for table django_migrations. Use the role that owns")
+
+
+def test_a_role_that_does_not_own_the_table(shop, scratch, guest):
+    shop.succeed("migrate")
+    grant(
+        scratch,
+        "CREATE ON SCHEMA public",
+        "ALL ON ALL TABLES IN SCHEMA public",
+        "ALL ON ALL SEQUENCES IN SCHEMA public",
+    )
+    shop.write("0002_size", 'column("items", "size")')
+    said = shop.fail("migrate", DATABASE_URL=guest)
+    assert said == (
+        "StepFailed: shop.0002_size failed in operation 1 of 1: ProgrammingError: must be owner of table items\n"
+        "Nothing of it is left. Migrate as the role that owns it, or GRANT this one what it lacks.\n"
+    )
+    run = Run.objects.using(scratch.alias).latest("pk")
+    assert (run.status, run.steps.get().status) == ("failed", "failed")
+
+
+def test_a_role_that_may_not_see_what_others_do(shop, scratch, guest):
+    """Nor what they are called, if they say no name: it is told all the same which process it waits for."""
+    grant(scratch, "CREATE ON SCHEMA public")
+    shop.succeed("migrate", DATABASE_URL=guest)
+    shop.write("0002_size", 'column("items", "size")')
+    with psycopg.connect(**conninfo(scratch)) as holder:
+        holder.execute("SELECT id FROM items")
+        shop.settings("ZERO_DOWNTIME_PATIENCE = 2\n")
+        done = shop.run("migrate", DATABASE_URL=guest)
+        process = holder.info.backend_pid
+    assert done.code == 1
+    user = conninfo(scratch)["user"]
+    assert f"got no lock: process {process} (user {user}). Next in " in done.out
+    assert done.err.startswith("LockNotObtained: shop.0002_size was stopped in operation 1 of 1. Gave up after ")
+    with psycopg.connect(**conninfo(scratch), autocommit=True) as holder:
+        shop.write("0002_size", "migrations.RunSQL('SELECT 1')")
+        holder.execute("SELECT pg_advisory_lock(%s)", [locks.RUNNER])
+        run = shop.start("migrate", DATABASE_URL=guest)
+        said, process = run.stdout.readline(), holder.info.backend_pid
+    assert finish(run).code == 0
+    assert said == f"Waiting for another migrate, process {process} (user {user}).\n"
