@@ -5,7 +5,6 @@ from typing import Any
 from django.db import router
 from django.db.migrations.operations.base import Operation, OperationCategory
 
-from gotong_royong.zero_downtime.backfills import inline
 from gotong_royong.zero_downtime.backfills.declarations import declared
 
 
@@ -37,11 +36,11 @@ class RunBackfill(Operation):
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         if router.allow_migrate(schema_editor.connection.alias, app_label):
-            inline.start(self.name, schema_editor.connection, self._model(from_state))
+            _inline().start(self.name, schema_editor.connection, self._model(from_state))
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         if router.allow_migrate(schema_editor.connection.alias, app_label):
-            inline.take_back(self.name, schema_editor.connection, self._model(from_state))
+            _inline().take_back(self.name, schema_editor.connection, self._model(from_state))
 
     def _model(self, state: Any) -> Any:
         return state.apps.get_model(declared(self.name).model)
@@ -61,10 +60,17 @@ class RequireBackfill(RunBackfill):
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         if router.allow_migrate(schema_editor.connection.alias, app_label):
-            inline.require(self.name, schema_editor.connection, self._model(from_state))
+            _inline().require(self.name, schema_editor.connection, self._model(from_state))
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         """Leave the rows as they are."""
 
     def describe(self) -> str:
         return f"Require the backfill {self.name}"
+
+
+def _inline() -> Any:
+    """Import what needs the models only when a migration runs: its file may be imported before there are any."""
+    from gotong_royong.zero_downtime.backfills import inline
+
+    return inline
