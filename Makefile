@@ -37,7 +37,7 @@ run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
 	@$(BIN)/python -u manage.py runserver $(PORT)
 
-bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost,linting ROWS=100000 SIZES=100,300 ROUNDS=3
+bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost,linting,backfill ROWS=100000 SIZES=100,300 ROUNDS=3
 	@$(BIN)/python -m tests.bench $(if $(PARTS),--parts $(PARTS)) \
 		$(if $(ROWS),--rows $(ROWS)) $(if $(HOLD),--hold $(HOLD)) $(if $(TRIALS),--trials $(TRIALS)) \
 		$(if $(SIZES),--sizes $(SIZES)) $(if $(ROUNDS),--rounds $(ROUNDS))

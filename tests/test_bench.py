@@ -35,6 +35,14 @@ def test_victims():
     assert seen == index + change_of_type, done.stdout
 
 
+def test_backfill():
+    done = bench("--parts", "backfill", "--rows", "3000")
+    assert done.returncode == 0, done.stderr
+    ways = re.findall(r"  (\S.*?) +[\d.]+ s +[\d.]+ +[\d.]+x +\d+ MB +(\d+)", done.stdout)
+    assert len(ways) == 12, done.stdout
+    assert {undone for _, undone in ways} == {"0"}
+
+
 @pytest.mark.parametrize("trial", SAFE.values(), ids=SAFE)
 def test_the_safe_statements_lead_to_the_same_tables(scratch, trial):
     def tables(change):

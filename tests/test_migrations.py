@@ -259,7 +259,7 @@ class TestPopulate:
         finished = subprocess.run(
             command, env=environment, cwd=settings.BASE_DIR, capture_output=True, text=True, check=True
         )
-        assert f"{65_000 - done:,} rows, all done." in finished.stdout
+        assert "65,000 rows, all done." in finished.stdout
         assert self.ask(users, self.RIGHT) == (65_000, 65_000)
 
 

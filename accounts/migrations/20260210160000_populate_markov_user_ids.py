@@ -1,28 +1,18 @@
-"""Give every user of before the trigger a ``markov_user_id``; see ``_batches`` for how it is stopped and resumed."""
+"""Give every user of before the trigger a ``markov_user_id``, now or in the background; see ``accounts.backfills``."""
 
 from django.db import migrations
-from django.db.models import TextField, Value
-from django.db.models.functions import Cast, Concat
 
-from accounts.migrations._batches import in_batches
+from gotong_royong.zero_downtime.backfills import inline
 
-MARKOV_USER_ID = Concat(Value("gotong_royong:"), Cast("id", TextField()))
+NAME = "accounts.populate_markov_user_ids"
 
 
 def populate(apps, schema_editor):
-    users = apps.get_model("accounts", "User").objects.using(schema_editor.connection.alias)
-    in_batches(
-        users.filter(markov_user_id__isnull=True),
-        lambda batch: batch.update(markov_user_id=MARKOV_USER_ID),
-    )
+    inline.start(NAME, schema_editor.connection, apps.get_model("accounts", "User"))
 
 
 def clear(apps, schema_editor):
-    users = apps.get_model("accounts", "User").objects.using(schema_editor.connection.alias)
-    in_batches(
-        users.filter(markov_user_id=MARKOV_USER_ID),
-        lambda batch: batch.update(markov_user_id=None),
-    )
+    inline.take_back(NAME, schema_editor.connection, apps.get_model("accounts", "User"))
 
 
 class Migration(migrations.Migration):

@@ -7,16 +7,18 @@ The rooms, in the order in which they may import one another:
 - ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
   ``schema``: DDL that may run twice.
 - ``watchdog``: the second session that sees whom a statement blocks. ``guard``: the lock budget around a run.
-- ``models``: the ledger, Run and Step. ``ledger``: writes it. ``history``: what it remembers of the applied
-  migrations, and whether their files have been edited.
+- ``models``: the ledger, Run and Step, and the backfills. ``ledger``: writes it. ``history``: what it remembers of the
+  applied migrations, and whether their files have been edited.
+- ``backfills``: changes of data over large tables, in the background; declared in an app's ``backfills.py``.
+- ``operations``: what may stand in a migration beside Django's own, such as ``RunBackfill``.
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.
-- ``operations``: what may stand in a migration beside Django's own.
 - ``states``: which models an operation finds, without rendering all others.
 - ``linter``: what a migration locks, scans, rewrites and breaks, by running it.
 - ``mistakes``: what is wrong with a migration file, an argument or the database, in one sentence, which commands say.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.
-- ``management/commands``: ``makemigrations``, ``lintmigrations``, ``migrate``, ``showmigrations``, ``rollback``; they
-  parse and print.
+- ``tasks``: backfills on the workers of a queue. ``admin``: backfills in Django's admin.
+- ``management/commands``: ``makemigrations``, ``lintmigrations``, ``migrate``, ``showmigrations``, ``rollback``,
+  ``backfill``; they parse and print.
 """

@@ -1,5 +1,6 @@
 """Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read when it is asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ class Settings:
 
     KEEP_RUNS: int | None = None
     """Days that the ledger keeps its runs; None keeps them all."""
+
+    BACKFILL_INLINE: int = 100_000
+    """Rows, as the planner guesses, up to which a migration does a backfill itself, not leaving it to a worker."""
+
+    BACKFILL_PACE: bool = True
+    """Whether a backfill goes at half speed while others are at work in the database."""
+
+    BACKFILL_REPLICA_LAG: float | None = 64.0
+    """Megabytes that a replica may be behind before backfills wait for it; None for any."""
+
+    BACKFILL_WAL_RATE: float | None = None
+    """Megabytes of WAL a second above which backfills wait; None for any."""
+
+    BACKFILL_LOAD: str | Callable[[], Any] | None = None
+    """A function of the project's own, or where it stands, that returns a reason for backfills to wait, or nothing."""
 
     THIRD_PARTY_STAGE: str = "pre_deploy"
     """The stage of the migrations that say none."""

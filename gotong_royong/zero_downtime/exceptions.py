@@ -77,6 +77,18 @@ class BackupFailed(ZeroDowntimeError):
         super().__init__(f"No backup: {reason}. Nothing was migrated. {advice}")
 
 
+class UnknownBackfill(ZeroDowntimeError):
+    """A backfill that this release of the code does not declare."""
+
+
+class BackfillRefused(ZeroDowntimeError):
+    """A backfill that cannot be started, steered or needed as somebody asked for."""
+
+
+class BackfillFailed(ZeroDowntimeError):
+    """A backfill that cannot go on until somebody mends it."""
+
+
 class UnknownApp(ZeroDowntimeError):
     """An app that is not installed, so it has no migrations to speak of."""
 

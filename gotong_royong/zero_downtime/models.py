@@ -143,3 +143,103 @@ def latest_steps(alias: str, *columns: str) -> dict[tuple[str, str], Any]:
     succeeded = Step.objects.using(alias).filter(status=Status.SUCCEEDED).order_by("app", "name", "-pk")
     rows = succeeded.distinct("app", "name").values_list("app", "name", "direction", *columns, named=True)
     return {(step.app, step.name): step for step in rows}
+
+
+class Backfill(models.Model):
+    """A change of data that goes through a table in the background; what it does is declared in the code."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        RUNNING = "running"
+        PAUSED = "paused"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELED = "canceled"
+
+    TRANSITIONS = {
+        Status.PENDING: {
+            Status.RUNNING,  # a worker has taken it up
+            Status.PAUSED,  # before anybody has
+            Status.CANCELED,
+        },
+        Status.RUNNING: {
+            Status.PAUSED,  # effective within one batch of each worker
+            Status.SUCCEEDED,  # no row is left to do, and somebody has looked
+            Status.FAILED,  # it cannot go on, or rows were set aside
+            Status.CANCELED,  # what it has done stays
+        },
+        Status.PAUSED: {
+            Status.PENDING,  # resume: it goes on where it was
+            Status.CANCELED,
+        },
+        Status.FAILED: {Status.PENDING},  # retry: from the start, but only over the rows still to do
+        Status.CANCELED: {Status.PENDING},  # retry
+        Status.SUCCEEDED: {Status.PENDING},  # retry: rows to do have appeared since
+    }
+
+    name = models.CharField(max_length=255, unique=True, help_text="The app and the declaration.")
+    status = models.CharField(max_length=20, choices=Status, db_default=Status.PENDING)
+    order = models.CharField(max_length=20, blank=True, db_default="", help_text="How it goes through the table.")
+    sweep = models.IntegerField(db_default=0, help_text="How often it has begun to go through the table.")
+    error = models.TextField(blank=True, db_default="")
+    throttle = models.TextField(blank=True, db_default="", help_text="Why it is held back now, if it is.")
+    created_at = models.DateTimeField(db_default=models.Func(function="now"))
+    started_at = models.DateTimeField(null=True)
+    verified_at = models.DateTimeField(null=True, help_text="When somebody looked and found no row left to do.")
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "zero_downtime_backfill"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class BackfillRange(models.Model):
+    """A part of a table that one worker at a time goes through. Number 0 of a sweep looks for what is left to do.
+
+    ``lower``, ``upper`` and ``cursor`` are blocks of the table or keys, as JSON; ``token`` rises with every claim.
+    """
+
+    backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="ranges")
+    sweep = models.IntegerField()
+    number = models.IntegerField()
+    partition = models.TextField(blank=True, db_default="", help_text="Of which table, where that is a partition.")
+    lower: "models.JSONField[Any, Any]" = models.JSONField(null=True)
+    upper: "models.JSONField[Any, Any]" = models.JSONField(null=True)
+    cursor: "models.JSONField[Any, Any]" = models.JSONField(null=True, help_text="What comes before it is done.")
+    share = models.FloatField(db_default=0.0, help_text="How much of the range is done, from 0 to 1.")
+    rows_done = models.BigIntegerField(db_default=0)
+    batches = models.IntegerField(db_default=0)
+    longest_batch = models.FloatField(db_default=0.0, help_text="Seconds.")
+    worker = models.CharField(max_length=255, blank=True, db_default="")
+    backend = models.IntegerField(null=True, help_text="The server's process of the worker's session.")
+    token = models.BigIntegerField(db_default=0)
+    leased_until = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "zero_downtime_backfill_range"
+        constraints = [
+            models.UniqueConstraint(fields=["backfill", "sweep", "number"], name="zero_downtime_backfill_range_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.backfill}, sweep {self.sweep}, range {self.number}"
+
+
+class SetAside(models.Model):
+    """A row that a backfill could not change."""
+
+    backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="set_aside")
+    key: "models.JSONField[Any, Any]" = models.JSONField(help_text="The values of its primary key, as text.")
+    error = models.TextField()
+    created_at = models.DateTimeField(db_default=models.Func(function="now"))
+
+    class Meta:
+        db_table = "zero_downtime_set_aside"
+        constraints = [models.UniqueConstraint(fields=["backfill", "key"], name="zero_downtime_set_aside_once")]
+        verbose_name_plural = "rows set aside"
+
+    def __str__(self) -> str:
+        return f"row {', '.join(self.key)}: {self.error}"

@@ -10,14 +10,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from datetime import UTC, datetime
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from django.core.management.base import BaseCommand, OutputWrapper
+from django.db.models.functions import Now
 
+from gotong_royong.zero_downtime.backfills.steering import Progress
+from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.plan import PlannedStep
 
 if TYPE_CHECKING:
@@ -41,9 +44,14 @@ def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no
     """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON."""
     if kind == "json":
         return Json(command)
-    if verbosity and command.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}:
+    if verbosity and is_terminal(command):
         return Live(command, verbosity, no_color=no_color)
     return Plain(command, verbosity)
+
+
+def is_terminal(command: BaseCommand) -> bool:
+    """Whether the command prints to a terminal that can show what changes."""
+    return command.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}
 
 
 class Plain:
@@ -253,6 +261,75 @@ def print_step(command: BaseCommand, verbosity: int, step: PlannedStep, operatio
             out.write(indent(inspect.cleandoc(statement), "    "), style.WARNING if is_remark else None)
     for table in step.tables:
         out.write(f"  touches {table}", style.NOTICE)
+
+
+def backfill_line(row: Backfill, progress: Progress) -> str:
+    """Say in one line how a backfill is."""
+    told = [f"{row.name}: {row.status}"]
+    if row.status == Backfill.Status.RUNNING:
+        told[0] += f", {progress.workers} at it" if progress.workers else ", but nobody is at it"
+        told.append(f"{progress.share:.0%}" if row.sweep == 1 else f"sweep {row.sweep}, {progress.share:.0%}")
+    if row.started_at:
+        told.append(f"{progress.rows:,} rows in {duration(progress.seconds)} ({progress.rate:,.0f}/s)")
+    if progress.remaining:
+        told.append(f"about {duration(progress.remaining)} left")
+    if progress.set_aside:
+        told.append(f"{progress.set_aside:,} set aside")
+    if row.throttle:
+        told.append(f"held back: {row.throttle}")
+    return ", ".join(told)
+
+
+def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> None:
+    """Print all that is known of a backfill."""
+    out, style = command.stdout, command.style
+    out.write(backfill_line(row, progress), style.MIGRATE_HEADING)
+    if row.order:
+        order = f"order: {row.order}, {progress.batches:,} batches, the longest {progress.longest_batch:.2f} s"
+        out.write(f"  {order}, sweep {row.sweep}")
+    if row.verified_at:
+        out.write(f"  verified: no row was left to do at {row.verified_at:%Y-%m-%d %H:%M:%S} UTC")
+    if row.error:
+        out.write(f"  error: {row.error}", style.ERROR)
+    for part in row.ranges.filter(leased_until__gt=Now(), finished_at=None).order_by("number"):
+        out.write(f"  range {part.number} ({part.share:.0%}): {part.worker}")
+    for aside in row.set_aside.order_by("pk")[:20]:
+        out.write(f"  set aside: {aside}", style.WARNING)
+    if progress.set_aside > 20:
+        out.write(f"  … and {progress.set_aside - 20:,} more")
+
+
+@contextmanager
+def backfill_display(command: BaseCommand, *, no_color: bool = False) -> Iterator[Callable[[Backfill, Progress], None]]:
+    """Yield what shows how far a backfill is: a bar in a terminal, elsewhere a line after 2, 4, 8 … seconds."""
+    if not is_terminal(command):
+        silence, due = FIRST_PROGRESS, time.monotonic() + FIRST_PROGRESS
+
+        def say(row: Backfill, progress: Progress) -> None:
+            nonlocal silence, due
+            if time.monotonic() >= due:
+                silence = min(2 * silence, LONGEST_SILENCE)
+                due = time.monotonic() + silence
+                command.stdout.write(backfill_line(row, progress))
+                command.stdout.flush()
+
+        yield say
+        return
+    from rich.console import Console, Group
+    from rich.live import Live as Region
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = Console(file=vars(command.stdout)["_out"], no_color=no_color or None, highlight=False)
+    with Region(console=screen, refresh_per_second=4, transient=True) as region:
+
+        def show(row: Backfill, progress: Progress) -> None:
+            head = Table.grid()
+            head.add_row(ProgressBar(total=1.0, completed=progress.share, width=40))
+            region.update(Group(head, Text(backfill_line(row, progress))))
+
+        yield show
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,9 @@
 """What may stand in a migration beside Django's own operations; migration files import it from here."""
 
+from gotong_royong.zero_downtime.operations.backfills import RequireBackfill, RunBackfill
 from gotong_royong.zero_downtime.operations.waivers import IgnoreRules
 
-__all__ = ["IgnoreRules"]
+__all__ = ["IgnoreRules", "RequireBackfill", "RunBackfill"]
 
 # A migration file names an operation by its module, which is to be this one wherever the class stands.
-IgnoreRules.__module__ = __name__
+IgnoreRules.__module__ = RequireBackfill.__module__ = RunBackfill.__module__ = __name__

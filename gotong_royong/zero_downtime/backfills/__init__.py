@@ -1,0 +1,15 @@
+"""How do data change over millions of rows while people use them? An app says what in its ``backfills.py``.
+
+The rooms inside, in the order in which they may import one another:
+
+- ``declarations``: what an app writes. ``steering``: starting, pausing and canceling, and what can be seen of it.
+- ``ranges``: the parts of a table, and how one worker at a time holds one of them.
+- ``statements``: which rows a batch has, and how they are changed.
+- ``throttle``: what the database says about going slower.
+- ``worker``: goes through the ranges until nothing is left to do. ``crew``: several of them in one process.
+- ``inline``: what a migration does with a backfill.
+"""
+
+from gotong_royong.zero_downtime.backfills.declarations import Declaration
+
+__all__ = ["Declaration"]

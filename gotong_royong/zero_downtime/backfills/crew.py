@@ -1,0 +1,67 @@
+"""How do several workers of one process go through a backfill together, and how does one see how far they are?"""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from django.db import InterfaceError, OperationalError, connections
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills.steering import Progress
+from gotong_royong.zero_downtime.backfills.throttle import APPLICATION
+from gotong_royong.zero_downtime.backfills.worker import Worker
+from gotong_royong.zero_downtime.models import Backfill
+
+LOOK = 0.25  # seconds between two looks at how far it is
+
+
+def run(
+    name: str,
+    alias: str,
+    *,
+    workers: int = 1,
+    at_full_speed: bool = False,
+    show: Callable[[Backfill, Progress], object] = lambda row, progress: None,
+) -> Backfill:
+    """Let workers, each in a thread with a connection of its own, go through the backfill; return how it is then.
+
+    Ctrl-C lets each finish the batch at hand.
+
+    Raises:
+        BackfillFailed: when it cannot go on.
+    """
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            Worker(steering.find(name, alias), stop=stop.is_set, at_full_speed=at_full_speed).run()
+        except Exception as error:  # noqa: BLE001  (raised again below)
+            errors.append(error)
+            stop.set()
+        finally:
+            connections[alias].close()
+
+    threads = [threading.Thread(target=work, name=f"backfill {number}") for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    row, settings = steering.find(name, alias), ExitStack()
+    settings.enter_context(locks.session_settings(connections[alias], application_name=APPLICATION))
+    try:
+        while any(thread.is_alive() for thread in threads):
+            threads[-1].join(LOOK)
+            try:
+                row.refresh_from_db()
+                show(row, steering.progress(row))
+            except (InterfaceError, OperationalError):  # the workers know how long to go on trying
+                connections[alias].close()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        settings.close()
+    if errors:
+        raise errors[0]
+    row.refresh_from_db()
+    return row

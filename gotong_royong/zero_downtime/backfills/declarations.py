@@ -1,0 +1,96 @@
+"""Which backfills are there, and what does each of them do to which rows?"""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from django.apps import apps
+from django.db.models import Model, Q, QuerySet
+from django.utils.module_loading import autodiscover_modules
+
+from gotong_royong.zero_downtime.exceptions import BackfillRefused, UnknownBackfill
+
+DECLARED: dict[str, "type[Declaration]"] = {}
+
+
+class Declaration:
+    """A change of data, declared in an app's ``backfills.py``: what to do with the rows that are still to do.
+
+    It is called ``app_label.name_of_the_class``. What it changes in a row must make ``where`` false for that row::
+
+        class PopulateMarkovUserIds(Declaration):
+            model = "accounts.User"
+            where = Q(markov_user_id=None)
+            update = {"markov_user_id": Concat(Value("gotong_royong:"), Cast("id", TextField()))}
+
+    Instead of ``update`` it may have a method ``process``. Without a ``where``, every row that was there when it
+    began is changed once, in the order of the primary key.
+    """
+
+    model: ClassVar[str]
+    """The label of the model, such as ``accounts.User``."""
+
+    where: ClassVar[Q | None] = None
+    """The rows that are still to do."""
+
+    update: ClassVar[Mapping[str, Any]] = {}
+    """What to set, as ``QuerySet.update`` takes it: done by PostgreSQL, without fetching the rows."""
+
+    reverse: ClassVar[str] = ""
+    """The backfill that takes this one back, if there is one."""
+
+    def process(self, batch: QuerySet[Any]) -> None:
+        """Change the rows of ``batch``, which are locked (FOR NO KEY UPDATE) until the batch is committed with them.
+
+        Whatever it raises is written down for the row that it cannot do, once that is found. Its session is ended if
+        it does not use the database for 30 seconds.
+        """
+        batch.update(**self.update)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if app := apps.get_containing_app_config(cls.__module__):
+            cls.name = f"{app.label}.{re.sub(r'(?<!^)(?=[A-Z])', '_', cls.__name__).lower()}"
+            DECLARED[cls.name] = cls
+
+    name: ClassVar[str] = ""
+
+    @classmethod
+    def has_process(cls) -> bool:
+        return cls.process is not Declaration.process
+
+
+def declared(name: str) -> type[Declaration]:
+    """Return the declaration of that name.
+
+    Raises:
+        UnknownBackfill: if there is none in this release of the code.
+        BackfillRefused: if it does not say what to do, or its model is gone.
+    """
+    autodiscover_modules("backfills")
+    if name not in DECLARED:
+        near = get_close_matches(name, DECLARED, n=1)
+        meant = f"Did you mean {near[0]}?" if near else "backfill list shows those that are."
+        raise UnknownBackfill(f"No backfill {name} is declared in the code that runs here. {meant}")
+    found = DECLARED[name]
+    if bool(found.update) is found.has_process():
+        raise BackfillRefused(f"{name} must have either update or process. Write one of them in its class.")
+    return found
+
+
+def model_of(declaration: type[Declaration]) -> type[Model]:
+    """Return the model as the code has it now.
+
+    Raises:
+        BackfillRefused: if there is none.
+    """
+    try:
+        return apps.get_model(declaration.model)
+    except (LookupError, ValueError) as error:
+        raise BackfillRefused(f"{declaration.name} is for the model {declaration.model}: {error}") from None
+
+
+def all_declared() -> list[str]:
+    autodiscover_modules("backfills")
+    return sorted(DECLARED)

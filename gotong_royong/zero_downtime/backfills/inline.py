@@ -1,0 +1,147 @@
+"""What does a migration do with a backfill: all of it at once, or leave it to a worker?
+
+It is done at once if the table is small, and wherever backfills are not recorded, as in the databases of tests.
+"""
+
+from django.db import models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime.backfills import ranges, statements, steering
+from gotong_royong.zero_downtime.backfills.declarations import declared
+from gotong_royong.zero_downtime.backfills.statements import Work
+from gotong_royong.zero_downtime.backfills.worker import LEFT, Worker
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
+from gotong_royong.zero_downtime.ledger import is_guarded
+from gotong_royong.zero_downtime.models import Backfill
+
+ROWS_IN_A_BLOCK = 50  # of a table that was never analyzed
+
+Status = Backfill.Status
+
+
+def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
+    """Do the backfill now if its table is small, else leave it to a worker.
+
+    Args:
+        model: the one to change, as it was at that migration.
+
+    Raises:
+        BackfillFailed: if it was done here and failed, or rows were set aside.
+        BackfillRefused: in a transaction, which would hold its row locks to the end.
+    """
+    if not _is_recorded(connection):
+        _say(_at_once(name, connection, model))
+        return
+    row = _pending_or_ended(name, connection)
+    rows = _rows(connection, model)
+    if row.status == Status.SUCCEEDED:
+        return
+    if rows <= conf.BACKFILL_INLINE:
+        _to_its_end(row, model, at_full_speed=True)
+        return
+    print(
+        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE: left to a worker. "
+        f"backfill run {name} goes through them, too.",
+        end="",
+        flush=True,
+    )
+    steering.pending.send(Backfill, name=name, alias=connection.alias)
+
+
+def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
+    """Make sure that the backfill is done; do the rest now if that is little.
+
+    Raises:
+        BackfillRefused: if it is not done and more than a little is left.
+        BackfillFailed: if the rest was done here and failed.
+    """
+    if not _is_recorded(connection):
+        _at_once(name, connection, model)
+        return
+    row, progress = steering.look(name, connection.alias)
+    if row.status == Status.SUCCEEDED:
+        return
+    rest = _rows(connection, model) * (1 - progress.share)
+    if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
+        way = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}.get(Status(row.status), "run")
+        raise BackfillRefused(
+            f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
+            f"left. See to it with backfill {way} {name}, and migrate again."
+        )
+    _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
+
+
+def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
+    """Do the backfill that this one names as its reverse, whatever the size of the table, and forget both.
+
+    Raises:
+        BackfillRefused: if it names none.
+        BackfillFailed: if that fails.
+    """
+    reverse = declared(name).reverse
+    if not reverse:
+        raise BackfillRefused(f"{name} names no reverse, so it cannot be taken back.")
+    if not _is_recorded(connection):
+        _say(_at_once(reverse, connection, model))
+        return
+    alias = connection.alias
+    if (row := Backfill.objects.using(alias).filter(name=name).first()) and row.status == Status.RUNNING:
+        steering.become(row, Status.CANCELED)
+    small = _rows(connection, model) <= conf.BACKFILL_INLINE
+    _to_its_end(_pending_or_ended(reverse, connection), model, at_full_speed=small)
+    for each in (name, reverse):
+        steering.forget(each, alias)
+
+
+def _is_recorded(connection: BaseDatabaseWrapper) -> bool:
+    return is_guarded(connection) and steering.is_recorded(connection.alias)
+
+
+def _pending_or_ended(name: str, connection: BaseDatabaseWrapper) -> Backfill:
+    if connection.in_atomic_block:
+        raise BackfillRefused(
+            f"The backfill {name} would hold the locks of all its rows until this migration ends. "
+            "Set atomic = False in the migration, with nothing else in it."
+        )
+    row = steering.find(name, connection.alias)
+    if row.status in {Status.FAILED, Status.CANCELED}:
+        steering.retry(row)
+    return row
+
+
+def _rows(connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
+    """Return how many rows the table has about."""
+    name = connection.ops.quote_name(model._meta.db_table)
+    table = catalog.tables(connection, [name]).get(name)
+    if table is not None and table.rows is not None:
+        return table.rows
+    return sum(part.blocks for part in ranges.parts_of(connection, model)) * ROWS_IN_A_BLOCK
+
+
+def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool) -> None:
+    row = Worker(row, model=model, at_full_speed=at_full_speed).run()
+    if row.status == Status.FAILED:
+        raise BackfillFailed(f"{row} failed. {row.error}")
+    if row.status != Status.SUCCEEDED:
+        raise BackfillRefused(f"{row} is {row.status}. backfill resume or retry it, and migrate again.")
+    _say(steering.progress(row).rows)
+
+
+def _at_once(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
+    """Do the backfill without writing down how far it is; return how many rows it had."""
+    work, done = Work(declared(name), model, connection.alias), 0
+    if work.declaration.where is None:
+        with transaction.atomic(using=connection.alias):
+            return statements.change(work, models.Q())
+    while keys := list(work.to_do.values_list("pk", flat=True)[:LEFT]):
+        with transaction.atomic(using=connection.alias):
+            statements.change_keys(work, keys)
+        done += len(keys)
+    return done
+
+
+def _say(rows: int) -> None:
+    if rows:
+        print(f"\n    {rows:,} rows, all done.", end="", flush=True)

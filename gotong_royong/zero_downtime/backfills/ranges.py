@@ -1,0 +1,189 @@
+"""Into which parts is a table cut, and how does one worker at a time hold one of them?
+
+A worker claims a range under a lease and gets a token. Each of its batches begins with locking the range's row, if that
+still has the token: so nobody takes the range over in the middle of a batch, and a worker that was given up for dead
+cannot commit what another one is doing. All times are the server's, so no clock but one matters.
+"""
+
+import itertools
+import os
+import socket
+import threading
+from typing import Any, NamedTuple
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+
+LEASE = 30.0  # seconds that a worker may be silent
+BLOCKS = 2_048  # of a table's file in a range: 16 MB
+MOST_RANGES = 1_000  # that a sweep has
+SAMPLE = 20_000  # rows from which the bounds of key ranges are chosen
+
+RANGE, BACKFILL = BackfillRange._meta.db_table, Backfill._meta.db_table
+
+# A range is free if nobody has it, or if who had it is gone: its session, or its lease.
+CLAIM = f"""
+    UPDATE {RANGE} SET token = token + 1, worker = %(worker)s, backend = pg_backend_pid(),
+                       leased_until = clock_timestamp() + %(lease)s * interval '1 second'
+    WHERE id = (
+        SELECT part.id FROM {RANGE} part JOIN {BACKFILL} whole ON whole.id = part.backfill_id
+        WHERE whole.id = %(backfill)s AND whole.status = 'running' AND part.sweep = whole.sweep
+              AND part.finished_at IS NULL
+              AND (part.leased_until IS NULL OR part.leased_until < clock_timestamp()
+                   OR part.backend NOT IN (SELECT pid FROM pg_stat_activity))
+        ORDER BY part.number LIMIT 1 FOR UPDATE OF part SKIP LOCKED
+    )
+    RETURNING id, token
+"""  # noqa: S608
+
+# Takes a row lock on the range until the end of the transaction.
+FENCE = f"""
+    SELECT whole.status, set_config('lock_timeout', %(lock)s, true), set_config('statement_timeout', %(long)s, true),
+           set_config('idle_in_transaction_session_timeout', %(idle)s, true)
+    FROM {RANGE} part JOIN {BACKFILL} whole ON whole.id = part.backfill_id
+    WHERE part.id = %(range)s AND part.token = %(token)s FOR UPDATE OF part
+"""  # noqa: S608
+
+ADVANCE = f"""
+    UPDATE {RANGE}
+    SET cursor = %(cursor)s, share = %(share)s, rows_done = rows_done + %(rows)s, batches = batches + 1,
+        longest_batch = greatest(longest_batch, %(seconds)s),
+        leased_until = clock_timestamp() + %(lease)s * interval '1 second',
+        finished_at = CASE WHEN %(share)s >= 1 THEN clock_timestamp() END
+    WHERE id = %(range)s
+"""  # noqa: S608
+
+RELEASE = f"UPDATE {RANGE} SET leased_until = NULL WHERE id = %s AND token = %s AND finished_at IS NULL"  # noqa: S608
+
+# The sweep is named, so that of two workers one begins the next.
+NEXT_SWEEP = f"""
+    WITH next AS (
+        UPDATE {BACKFILL} whole SET sweep = sweep + 1
+        WHERE id = %(backfill)s AND sweep = %(sweep)s AND status = 'running' AND NOT EXISTS (
+            SELECT FROM {RANGE} part WHERE part.backfill_id = whole.id AND part.sweep = %(sweep)s
+                                           AND part.finished_at IS NULL
+        )
+        RETURNING id, sweep
+    )
+    INSERT INTO {RANGE} (backfill_id, sweep, number) SELECT id, sweep, 0 FROM next
+"""  # noqa: S608
+
+# A table itself, or the partitions in which its rows are
+# (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-INFO-PARTITION).
+LEAVES = """
+    SELECT pg_class.oid, pg_class.relkind FROM pg_class WHERE oid IN (
+        SELECT to_regclass(%(table)s) UNION SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))
+    ) AND relkind <> 'p'
+"""
+PARTS = f"""
+    SELECT oid::regclass::text, pg_relation_size(oid) / current_setting('block_size')::int,
+           oid <> to_regclass(%(table)s)
+    FROM ({LEAVES}) AS leaves ORDER BY 1
+"""  # noqa: S608
+
+
+class Part(NamedTuple):
+    """A table or one of its partitions (``name`` is empty for a table that has none), and its size in blocks."""
+
+    name: str
+    blocks: int
+
+
+def worker_name() -> str:
+    return f"{socket.gethostname()}, process {os.getpid()}, thread {threading.get_native_id()}"
+
+
+def claim(connection: BaseDatabaseWrapper, row: Backfill) -> BackfillRange | None:
+    """Take the first range that nobody holds; None if there is none now."""
+    with connection.cursor() as cursor:
+        cursor.execute(CLAIM, {"worker": worker_name(), "lease": LEASE, "backfill": row.pk})
+        found = cursor.fetchone()
+    if not found:
+        return None
+    # Another one may have taken it over already; then the first fence says so.
+    return BackfillRange.objects.using(connection.alias).filter(pk=found[0], token=found[1]).first()
+
+
+def is_still_ours(connection: BaseDatabaseWrapper, part: BackfillRange, longest: float) -> bool:
+    """Lock the range until the end of the transaction, and bound that; False if we are to let go of the range.
+
+    Args:
+        longest: seconds that a statement may take.
+    """
+    settings = {
+        "lock": locks.milliseconds(conf.LOCK_TIMEOUT),
+        "long": locks.milliseconds(longest),
+        "idle": locks.milliseconds(LEASE),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(FENCE, {"range": part.pk, "token": part.token, **settings})
+        found = cursor.fetchone()
+    return bool(found) and found[0] == Backfill.Status.RUNNING
+
+
+def advance(
+    connection: BaseDatabaseWrapper, part: BackfillRange, *, to: Any, share: float, rows: int, seconds: float
+) -> None:
+    """Write down in the batch's own transaction how far the range is done; it is finished when ``share`` is 1."""
+    json = BackfillRange._meta.get_field("cursor").get_db_prep_value(to, connection)
+    values = {"cursor": json, "share": share, "rows": rows, "seconds": seconds, "lease": LEASE, "range": part.pk}
+    with connection.cursor() as cursor:
+        cursor.execute(ADVANCE, values)
+
+
+def release(connection: BaseDatabaseWrapper, part: BackfillRange) -> None:
+    """Let others have the range."""
+    with connection.cursor() as cursor:
+        cursor.execute(RELEASE, [part.pk, part.token])
+
+
+def begin_next_sweep(connection: BaseDatabaseWrapper, row: Backfill) -> None:
+    """Begin another sweep if every range of this one is finished and nobody else has begun it."""
+    with connection.cursor() as cursor:
+        cursor.execute(NEXT_SWEEP, {"backfill": row.pk, "sweep": row.sweep})
+
+
+def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
+    """Return the table, or its partitions."""
+    name = connection.ops.quote_name(model._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(PARTS, {"table": name})
+        return [Part(table if is_partition else "", blocks) for table, blocks, is_partition in cursor.fetchall()]
+
+
+def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:
+    """Return the ranges of a sweep in physical order, one partition after the other."""
+    step = max(BLOCKS, sum(part.blocks for part in parts) // MOST_RANGES)
+    return [
+        {"partition": part.name, "lower": start, "upper": min(start + step, part.blocks)}
+        for part in parts
+        for start in range(0, part.blocks, step)
+    ]
+
+
+def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list[Part]) -> list[dict[str, Any]]:
+    """Return ranges that together hold every key, each about as many rows as the others.
+
+    The bounds come from a sample of the table, so that it need not be read as a whole.
+    """
+    blocks = sum(part.blocks for part in parts)
+    count = min(MOST_RANGES, blocks // BLOCKS + 1)
+    names = [connection.ops.quote_name(field.column) for field in key_fields(model)]
+    columns, texts = ", ".join(names), ", ".join(f"{name}::text" for name in names)
+    table = connection.ops.quote_name(model._meta.db_table)
+    percent = min(100.0, 100.0 * SAMPLE / max(1, blocks * 50))
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {texts} FROM {table} TABLESAMPLE SYSTEM ({percent}) ORDER BY {columns}")  # noqa: S608
+        sample = cursor.fetchall() if count > 1 else []
+    inner = [list(sample[len(sample) * place // count]) for place in range(1, count)] if sample else []
+    bounds = [None, *(bound for place, bound in enumerate(inner) if bound not in inner[:place]), None]
+    return [{"lower": lower, "upper": upper} for lower, upper in itertools.pairwise(bounds)]
+
+
+def key_fields(model: type[Model]) -> list[Any]:
+    """Return the fields of the primary key, several where it is composite."""
+    return list(getattr(model._meta, "pk_fields", None) or [model._meta.pk])

@@ -1,0 +1,197 @@
+"""Which rows does a batch have, and how are they changed by one statement?
+
+In physical order a batch is a range of the table's blocks, which PostgreSQL reads by a TID range scan. Where no index
+covers what is written, it goes over them in stripes: each pass takes some of the rows of every block, and the space
+that it frees lets the next one write its rows into the same block. In the order of keys a batch is a range of those.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections, models
+from django.db.models.expressions import Col
+from django.db.models.functions import Cast
+from django.db.models.sql import UpdateQuery
+
+from gotong_royong.zero_downtime.backfills.declarations import Declaration
+from gotong_royong.zero_downtime.backfills.ranges import LEAVES, key_fields
+from gotong_royong.zero_downtime.exceptions import BackfillFailed
+
+STRIPES, PHYSICAL, KEYS = "stripes", "physical", "keys"
+PASSES = 8  # over the same blocks in stripes; a power of two
+
+# An index that stands on a column, or whose expressions or condition name it, keeps updates of it from staying in
+# their block (https://www.postgresql.org/docs/current/storage-hot.html).
+INDEXED = f"""
+    SELECT EXISTS (
+        SELECT FROM ({LEAVES}) AS leaves JOIN pg_index ON indrelid = leaves.oid
+        JOIN pg_attribute ON attrelid = indrelid AND attname = ANY(%(columns)s)
+        WHERE attnum = ANY(indkey) OR EXISTS (
+            SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = indexrelid
+                                        AND refclassid = 'pg_class'::regclass AND refobjid = indrelid
+                                        AND refobjsubid = attnum
+        )
+    )
+"""  # noqa: S608
+PLAIN = f"SELECT count(*) > 0 AND bool_and(relkind = 'r') FROM ({LEAVES}) AS leaves"  # noqa: S608
+
+TID: "models.Field[Any, Any]" = models.Field()
+TID.set_attributes_from_name("ctid")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done in which database; ``set_aside`` are the keys of rows to leave alone."""
+
+    declaration: type[Declaration]
+    model: type[models.Model]
+    alias: str = DEFAULT_DB_ALIAS
+    set_aside: tuple[Any, ...] = ()
+
+    @cached_property
+    def rows(self) -> models.QuerySet[Any]:
+        """All rows of the model, as no manager of its own would hide them."""
+        return self.model._base_manager.using(self.alias)
+
+    @property
+    def to_do(self) -> models.QuerySet[Any]:
+        """The rows that are still to do, as far as SQL can say."""
+        rows = self.rows if self.declaration.where is None else self.rows.filter(self.declaration.where)
+        return rows.exclude(pk__in=self.set_aside) if self.set_aside else rows
+
+    def order(self) -> str:
+        """Choose in which order to go through the table: the cheapest in which no row can be missed."""
+        if self.declaration.where is None or len(self.to_do.query.alias_map) > 1:
+            return KEYS
+        connection = connections[self.alias]
+        table = connection.ops.quote_name(self.model._meta.db_table)
+        fields: list[Any] = [self.model._meta.get_field(name) for name in self.declaration.update]
+        columns = [field.column for field in fields]
+        with connection.cursor() as cursor:
+            cursor.execute(PLAIN, {"table": table})
+            if not cursor.fetchone()[0]:
+                return KEYS
+            if not columns:
+                return PHYSICAL
+            cursor.execute(INDEXED, {"table": table, "columns": columns})
+            return PHYSICAL if cursor.fetchone()[0] else STRIPES
+
+
+def in_blocks(model: type[models.Model], lower: int, upper: int, stripe: int | None) -> models.Func:
+    """Return the condition for the rows in blocks from ``lower`` to before ``upper``, of one stripe or of all."""
+    condition = f"%(expressions)s >= '({lower},0)'::tid AND %(expressions)s < '({upper},0)'::tid"
+    if stripe is not None:
+        condition += f" AND hashtid(%(expressions)s) & {PASSES - 1} = {stripe}"
+    ctid = Col(model._meta.db_table, TID)
+    return models.Func(ctid, template=f"({condition})", output_field=models.BooleanField())
+
+
+def in_keys(model: type[models.Model], lower: Sequence[str] | None, upper: Sequence[str] | None) -> models.Q:
+    """Return the condition for the rows with keys after ``lower`` up to ``upper``; None is the end."""
+    columns = [Col(model._meta.db_table, field) for field in key_fields(model)]
+    condition = models.Q()
+    for sign, bound in ((">", lower), ("<=", upper)):
+        if bound is not None:
+            condition &= models.Q(KeyBound(*columns, bound=bound, template=f"(%(expressions)s) {sign} "))
+    return condition
+
+
+class KeyBound(models.Func):
+    """Compares a key, of several columns perhaps, with values whose types PostgreSQL takes from the columns."""
+
+    output_field = models.BooleanField()
+
+    def __init__(self, *columns: Any, bound: Sequence[str], **extra: Any) -> None:
+        super().__init__(*columns, **extra)
+        self.bound = list(bound)
+
+    def as_sql(self, compiler: Any, connection: Any, *args: Any, **extra: Any) -> Any:
+        sql, parameters = super().as_sql(compiler, connection, *args, **extra)
+        return f"{sql}({', '.join(['%s'] * len(self.bound))})", [*parameters, *self.bound]
+
+
+def key_at(work: Work, lower: Sequence[str] | None, upper: Sequence[str] | None, size: int) -> list[str] | None:
+    """Return the key of the row that ends a batch of so many rows; None if there are fewer."""
+    fields = key_fields(work.model)
+    texts = {
+        f"_key_{place}": Cast(Col(work.model._meta.db_table, field), models.TextField())
+        for place, field in enumerate(fields)
+    }
+    rows = work.rows.filter(in_keys(work.model, lower, upper)).order_by("pk").annotate(**texts)
+    return next((list(row) for row in rows.values_list(*texts)[size - 1 : size]), None)
+
+
+def change(work: Work, condition: Any, partition: str = "") -> int:
+    """Change the rows to do that meet the condition; return how many. Locks them (FOR NO KEY UPDATE).
+
+    Raises:
+        BackfillFailed: if ``where`` is still true for a row after ``process``.
+    """
+    if work.declaration.has_process():
+        if keys := keys_of(work, condition, partition):
+            change_keys(work, keys)
+        return len(keys)
+    rows = work.to_do.filter(condition)
+    if not partition:
+        return rows.update(**work.declaration.update)
+    query = rows.query.chain(UpdateQuery)
+    query.add_update_values(dict(work.declaration.update))  # type: ignore[attr-defined]
+    table = connections[work.alias].ops.quote_name(work.model._meta.db_table)
+    with _executed(work, query, f"UPDATE {table} ", f"UPDATE {partition} AS {table} ") as cursor:
+        return int(cursor.rowcount)
+
+
+def keys_of(work: Work, condition: Any, partition: str = "") -> list[Any]:
+    """Lock the rows to do that meet the condition (FOR NO KEY UPDATE) and return their keys."""
+    rows = work.to_do.filter(condition).order_by().select_for_update(of=("self",), no_key=True)
+    if not partition:
+        return list(rows.values_list("pk", flat=True))
+    columns = [field.attname for field in key_fields(work.model)]
+    table = connections[work.alias].ops.quote_name(work.model._meta.db_table)
+    query = rows.values_list(*columns).query
+    with _executed(work, query, f" FROM {table} ", f" FROM {partition} AS {table} ") as cursor:
+        return [row if len(columns) > 1 else row[0] for row in cursor.fetchall()]
+
+
+@contextmanager
+def _executed(work: Work, query: Any, here: str, there: str) -> Iterator[Any]:
+    """Execute what Django makes of a query of one table on one of its partitions, under the table's name."""
+    sql, parameters = query.get_compiler(work.alias).as_sql()
+    with connections[work.alias].cursor() as cursor:
+        cursor.execute(sql.replace(here, there, 1), parameters)
+        yield cursor
+
+
+def unlocked_keys(work: Work, limit: int) -> list[Any]:
+    """Lock so many rows to do (FOR NO KEY UPDATE) that nobody else has locked, and return their keys."""
+    locked = work.to_do.select_for_update(of=("self",), no_key=True, skip_locked=True)
+    return list(locked.order_by().values_list("pk", flat=True)[:limit])
+
+
+def change_keys(work: Work, keys: Sequence[Any]) -> None:
+    """Change the rows with these keys, which are locked by us.
+
+    Raises:
+        BackfillFailed: if ``where`` is still true for one of them.
+    """
+    declaration = work.declaration
+    declaration().process(work.rows.filter(pk__in=keys))
+    if declaration.where is not None:
+        for key in work.to_do.filter(pk__in=keys).values_list("pk", flat=True)[:1]:
+            did = "process" if declaration.has_process() else "update"
+            raise BackfillFailed(
+                f"The where of {declaration.name} is still true for row {', '.join(as_text(key))} after its {did}, so "
+                f"it would go on for ever. Nothing of this batch is left. Mend the class, and backfill retry."
+            )
+
+
+def as_text(key: Any) -> list[str]:
+    return [str(value) for value in (key if isinstance(key, tuple) else (key,))]
+
+
+def from_text(model: type[models.Model], texts: Sequence[str]) -> Any:
+    values = tuple(field.to_python(text) for field, text in zip(key_fields(model), texts, strict=True))
+    return values if len(values) > 1 else values[0]

@@ -1,0 +1,159 @@
+"""How is a backfill started, paused and canceled, and how far is it?
+
+Everything stands in the database, so that any process may ask and steer; workers look before every batch.
+"""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connections, transaction
+from django.db.models import Avg, Count, Max, Q, Sum
+from django.db.models.functions import Now
+from django.dispatch import Signal
+from django.utils import timezone
+
+from gotong_royong.zero_downtime.backfills.declarations import declared
+from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
+from gotong_royong.zero_downtime.models import Backfill, SetAside
+
+Status = Backfill.Status
+EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+
+
+pending = Signal()
+"""Sent with ``name`` and ``alias`` of a backfill that is left to the workers."""
+
+
+class Progress(NamedTuple):
+    """How far a backfill is: ``share`` of the sweep that it is in, from 0 to 1; times in seconds."""
+
+    share: float
+    rows: int
+    batches: int
+    longest_batch: float
+    workers: int
+    set_aside: int
+    seconds: float
+    remaining: float | None
+
+    @property
+    def rate(self) -> float:
+        """Rows in a second since it began."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+
+NOT_STARTED = Progress(0.0, 0, 0, 0.0, 0, 0, 0.0, None)
+
+
+def is_recorded(alias: str) -> bool:
+    """Whether the database has the tables in which backfills are recorded."""
+    if connections[alias].vendor != "postgresql":
+        return False
+    with connections[alias].cursor() as cursor:
+        cursor.execute(EXISTS, [SetAside._meta.db_table])
+        return bool(cursor.fetchone()[0])
+
+
+def find(name: str, alias: str) -> Backfill:
+    """Return what the database knows of the backfill; make a pending one if it knows nothing.
+
+    Raises:
+        UnknownBackfill: if neither the database nor the code knows it.
+        NoLedger: if the tables are not there.
+    """
+    if not is_recorded(alias):
+        raise NoLedger(f"The tables of backfills are not in the database {alias}. Run migrate, and then this again.")
+    row = Backfill.objects.using(alias).filter(name=name).first()
+    if row is None:
+        row, _ = Backfill.objects.using(alias).get_or_create(name=declared(name).name)
+        row.refresh_from_db()
+    return row
+
+
+def names(alias: str) -> list[str]:
+    """Return the backfills that the database knows, also those that this release of the code does not."""
+    return list(Backfill.objects.using(alias).values_list("name", flat=True)) if is_recorded(alias) else []
+
+
+def look(name: str, alias: str) -> tuple[Backfill, Progress]:
+    """Return how a backfill is, without making it known to the database if it is not."""
+    row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+    if row is None:
+        return Backfill(name=name, status="not started", throttle=""), NOT_STARTED
+    return row, progress(row)
+
+
+def become(row: Backfill, status: Status, **values: Any) -> None:
+    """Change the status, if that may be.
+
+    Raises:
+        BackfillRefused: if a backfill of its present status cannot become that.
+    """
+    from_those = [before for before, after in Backfill.TRANSITIONS.items() if status in after]
+    if status in {Status.SUCCEEDED, Status.FAILED, Status.CANCELED}:
+        values["finished_at"] = Now()
+    rows = Backfill.objects.using(row._state.db).filter(pk=row.pk)
+    changed = rows.filter(status__in=from_those).update(status=status, throttle="", **values)
+    row.refresh_from_db()
+    if not changed:
+        may = ", ".join(sorted(Backfill.TRANSITIONS[Status(row.status)])) or "nothing else"
+        raise BackfillRefused(f"{row} is {row.status} and cannot become {status}; it can become {may}.")
+    if status == Status.PENDING:
+        alias = row._state.db
+        transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
+
+
+def retry(row: Backfill) -> None:
+    """Let it begin anew with the rows that are still to do, those that were set aside included.
+
+    Raises:
+        BackfillRefused: while it has not ended.
+    """
+    with transaction.atomic(using=row._state.db):
+        if row.status == Status.PAUSED:
+            raise BackfillRefused(f"{row} is paused. backfill resume {row} lets it go on.")
+        fresh = {"sweep": 0, "error": "", "verified_at": None, "finished_at": None, "started_at": None, "order": ""}
+        become(row, Status.PENDING, **fresh)
+        row.ranges.all().delete()
+        row.set_aside.all().delete()
+
+
+def resume(row: Backfill) -> None:
+    """Let a paused one go on where it was.
+
+    Raises:
+        BackfillRefused: if it is not paused.
+    """
+    if row.status != Status.PAUSED:
+        raise BackfillRefused(f"{row} is {row.status}, not paused.")
+    become(row, Status.PENDING)
+
+
+def forget(name: str, alias: str) -> None:
+    """Delete what the database knows of a backfill, so that it may be done again from the start."""
+    Backfill.objects.using(alias).filter(name=name).delete()
+
+
+def progress(row: Backfill) -> Progress:
+    """Return how far the backfill is; ``remaining`` is a guess from the sweep that it is in, or None."""
+    ranges = row.ranges.using(row._state.db)
+    all_of_them = ranges.aggregate(rows=Sum("rows_done"), batches=Sum("batches"), longest=Max("longest_batch"))
+    at_work = Q(finished_at=None, leased_until__gt=Now())
+    here = ranges.filter(sweep=row.sweep).aggregate(
+        share=Avg("share", filter=Q(number__gt=0)), workers=Count("worker", filter=at_work, distinct=True)
+    )
+    ended: datetime = row.finished_at or timezone.now()
+    seconds = (ended - row.started_at).total_seconds() if row.started_at else 0.0
+    done = row.status == Status.SUCCEEDED
+    share = 1.0 if done else here["share"] or 0.0
+    first = row.sweep == 1 and share > 0 and row.status == Status.RUNNING
+    return Progress(
+        share=share,
+        rows=all_of_them["rows"] or 0,
+        batches=all_of_them["batches"] or 0,
+        longest_batch=all_of_them["longest"] or 0.0,
+        workers=here["workers"],
+        set_aside=row.set_aside.using(row._state.db).count(),
+        seconds=seconds,
+        remaining=0.0 if done else seconds * (1 - share) / share if first else None,
+    )

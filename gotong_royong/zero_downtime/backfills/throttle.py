@@ -1,0 +1,118 @@
+"""Should a backfill go slower, and why? The database says so; a worker asks between two batches.
+
+What makes it wait: sessions that wait for a backfill, a replica that lags, too much WAL, a vacuum against wraparound on
+its table, a function of the project's own. What makes it pause for as long as a batch took: others at work in the same
+database, an autovacuum on its table.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from django.db import connections
+from django.utils.module_loading import import_string
+
+from gotong_royong.zero_downtime.backfills.ranges import LEAVES
+from gotong_royong.zero_downtime.conf import conf
+
+APPLICATION = "backfill"
+LOOK_EVERY = 1.0  # seconds
+WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
+RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
+
+# https://www.postgresql.org/docs/current/monitoring-stats.html and, for the vacuums, progress-reporting.html
+LOAD = f"""
+    SELECT (SELECT count(*) FROM pg_stat_activity waiting WHERE wait_event_type = 'Lock' AND application_name <> %(us)s
+            AND EXISTS (SELECT FROM pg_stat_activity
+                        WHERE pid = ANY(pg_blocking_pids(waiting.pid)) AND application_name = %(us)s)),
+           (SELECT count(*) FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND datname = current_database()
+                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s)
+                  AND (state = 'active' OR state_change > clock_timestamp() - %(recently)s::interval)),
+           (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
+            WHERE state IN ('streaming', 'catchup')),
+           pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1048576,
+           (SELECT max(query) FROM pg_stat_progress_vacuum JOIN pg_stat_activity USING (pid)
+            WHERE backend_type = 'autovacuum worker'
+                  AND relid IN (SELECT oid FROM ({LEAVES}) AS leaves))
+"""  # noqa: S608
+
+
+class Advice(NamedTuple):
+    """What to do before the next batch; ``reason`` is empty if there is none to hold back."""
+
+    wait: bool
+    reason: str
+
+
+class Throttle:
+    """Asks the database once a second how it is, and remembers what it said.
+
+    Args:
+        at_full_speed: whether to pass over all reasons.
+    """
+
+    def __init__(self, alias: str, table: str, *, at_full_speed: bool = False) -> None:
+        self.alias, self.table, self.at_full_speed = alias, table, at_full_speed
+        self.advice = Advice(wait=False, reason="")
+        self._looked_at = float("-inf")
+        self._wal = 0.0
+
+    def look(self) -> Advice:
+        now = time.monotonic()
+        if self.at_full_speed or now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
+            return self.advice
+        ours = [APPLICATION, "migrate", "migrate: ledger"]
+        values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
+        with connections[self.alias].cursor() as cursor:
+            cursor.execute(LOAD, values)
+            waiting, others, lag, wal, vacuum = cursor.fetchone()
+        rate = (float(wal) - self._wal) / (now - self._looked_at) if self._wal else 0.0
+        self._wal, self._looked_at = float(wal), now
+        self.advice = _advice(waiting, others, float(lag or 0), rate, vacuum or "")
+        return self.advice
+
+    def hold_back(self, seconds: float, say: Callable[[str], object], stop: Callable[[], bool]) -> None:
+        """Pause for as long as there is a reason to.
+
+        Args:
+            seconds: how long the last batch took.
+            say: is told the reason, and nothing once there is none.
+            stop: whether to pause no longer.
+        """
+        advice = self.look()
+        say(advice.reason)
+        if advice.reason and not advice.wait:
+            time.sleep(seconds)
+        while advice.wait and not stop():
+            time.sleep(WAIT)
+            advice = self.look()
+            say(advice.reason)
+
+
+def _advice(waiting: int, others: int, lag: float, rate: float, vacuum: str) -> Advice:
+    if waiting:
+        return Advice(wait=True, reason=f"{_sessions(waiting)} for it")
+    if conf.BACKFILL_REPLICA_LAG is not None and lag > conf.BACKFILL_REPLICA_LAG:
+        return Advice(wait=True, reason=f"a replica is {lag:,.0f} MB behind, more than {conf.BACKFILL_REPLICA_LAG:g}")
+    if conf.BACKFILL_WAL_RATE is not None and rate > conf.BACKFILL_WAL_RATE:
+        return Advice(wait=True, reason=f"{rate:,.0f} MB of WAL a second, more than {conf.BACKFILL_WAL_RATE:g}")
+    if "to prevent wraparound" in vacuum:
+        return Advice(wait=True, reason="a vacuum against wraparound is at work on the table")
+    if conf.BACKFILL_LOAD and (said := _said_by(conf.BACKFILL_LOAD)):
+        return Advice(wait=True, reason=said)
+    if vacuum:
+        return Advice(wait=False, reason="an autovacuum is at work on the table: half speed")
+    if conf.BACKFILL_PACE and others:
+        return Advice(wait=False, reason=f"{others} other session{'s' * (others > 1)} at work: half speed")
+    return Advice(wait=False, reason="")
+
+
+def _sessions(count: int) -> str:
+    return f"{count} sessions wait" if count > 1 else "1 session waits"
+
+
+def _said_by(load: str | Callable[[], Any]) -> str:
+    """Ask the project's own function, which returns a reason to wait, or nothing."""
+    function = import_string(load) if isinstance(load, str) else load
+    return str(function() or "")

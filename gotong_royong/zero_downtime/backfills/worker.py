@@ -1,0 +1,357 @@
+"""How does a worker go through a backfill's ranges until nothing is left to do?
+
+A batch, where its range goes on, and what it counts are one transaction. Its size follows the time that it took. What
+got no lock or took too long is tried again in half the size, and left to the next sweep in the end. Each sweep begins
+with a look for what is left, which also finds the rows that moved on in the last one. That no row is left verifies it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from django.db import DatabaseError, Error, InterfaceError, OperationalError, connections, models, transaction
+from django.db.models.functions import Now
+
+from gotong_royong.zero_downtime import catalog, locks
+from gotong_royong.zero_downtime.backfills import ranges, statements, steering
+from gotong_royong.zero_downtime.backfills.declarations import declared, model_of
+from gotong_royong.zero_downtime.backfills.statements import KEYS, PASSES, PHYSICAL, STRIPES, Work
+from gotong_royong.zero_downtime.backfills.throttle import APPLICATION, Throttle
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, summary
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside
+
+TARGET = 0.2  # seconds that a batch shall take
+LONGEST = 5.0  # seconds after which its statement is canceled
+LOOKING = 86_400.0  # seconds that a look for what is left may take
+LEFT = 1_000  # rows that a look does by itself
+FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
+LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
+POLL = 0.1  # seconds between two looks for a range
+MOST_SET_ASIDE = 1_000
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+NOT_NOW = {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK, locks.QUERY_CANCELED, "40001"}
+OF_NO_ROW = {"08", "0A", "25", "3F", "40", "42", "53", "55", "57", "58", "XX"}  # classes
+
+
+class LetGo(Exception):
+    """The range is another worker's now, or the backfill is not to go on."""
+
+
+class Worker:
+    """Goes through one backfill in this thread; others may do so at the same time.
+
+    Args:
+        stop: whether to let go after the batch at hand.
+        at_full_speed: whether to pass over all reasons to go slower.
+        model: a migration's historical model, to use in place of the code's. A migration's connection is not renewed
+            when it is lost.
+    """
+
+    def __init__(
+        self,
+        row: Backfill,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        at_full_speed: bool = False,
+        model: type[models.Model] | None = None,
+    ) -> None:
+        self.row, self.stop, self.renews = row, stop, model is None
+        self.alias = str(row._state.db)
+        self.connection = connections[self.alias]
+        declaration = declared(row.name)
+        self.work = Work(declaration, model or model_of(declaration), self.alias)
+        self.table = self.connection.ops.quote_name(self.work.model._meta.db_table)
+        self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
+        self.size = 0
+        self._said = ""
+        self._lost_at: float | None = None
+
+    def run(self) -> Backfill:
+        """Work until it has ended, is paused, or is to stop; return what the database says of it then.
+
+        Raises:
+            BackfillFailed: when it cannot go on; the backfill's status says so, too.
+        """
+        with locks.session_settings(self.connection, application_name=APPLICATION):
+            while not self.stop():
+                try:
+                    if not self._next():
+                        break
+                    self._lost_at = None
+                except Error as error:
+                    self._renew(error)
+        self.row.refresh_from_db()
+        return self.row
+
+    def _next(self) -> bool:
+        """Go through one more range, if there is one; return whether the backfill is still running."""
+        self.row.refresh_from_db()
+        if self.row.status == Backfill.Status.PENDING:
+            order = self._or_fail(self.work.order)
+            with suppress(BackfillRefused):  # another worker was quicker
+                steering.become(self.row, Backfill.Status.RUNNING, order=order, started_at=self.row.started_at or Now())
+        if self.row.status != Backfill.Status.RUNNING:
+            return False
+        self.size = self.size or FIRST[self.row.order]
+        if part := ranges.claim(self.connection, self.row):
+            self._go_through(part)
+        elif self.row.ranges.filter(sweep=self.row.sweep, finished_at=None).exists():
+            time.sleep(POLL)
+        else:
+            ranges.begin_next_sweep(self.connection, self.row)
+        return True
+
+    def _renew(self, error: Exception) -> None:
+        """Get a new connection in place of one that was lost, for as long as the patience lasts."""
+        if not self.renews or not _is_lost(error):
+            raise error
+        self._lost_at = self._lost_at or time.monotonic()
+        if time.monotonic() - self._lost_at > conf.PATIENCE:
+            raise error
+        self.connection.close()
+        time.sleep(POLL)
+        with suppress(Error), self.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('application_name', %s, false)", [APPLICATION])
+
+    def _or_fail(self, action: Callable[[], Any]) -> Any:
+        """Do something; where it fails for good, write that down, so that all workers stop."""
+        try:
+            return action()
+        except BackfillRefused:
+            raise LetGo from None  # somebody has steered it in this moment
+        except (BackfillFailed, Error, LookupError, AttributeError, TypeError, ValueError) as error:
+            if _is_lost(error):
+                raise
+            text = summary(error)
+            with suppress(BackfillRefused):
+                steering.become(self.row, Backfill.Status.FAILED, error=text)
+            raise BackfillFailed(
+                f"{self.row} failed. {text}\nWhat it has done stays. Mend it, then: backfill retry {self.row}"
+            ) from error
+
+    def _go_through(self, part: BackfillRange) -> None:
+        self._leave_alone_what_is_set_aside()
+        walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else self._walk_blocks
+        try:
+            with suppress(LetGo):
+                self._or_fail(lambda: walk(part))
+        finally:
+            with suppress(Error):
+                ranges.release(self.connection, part)
+
+    def _leave_alone_what_is_set_aside(self) -> None:
+        keys = self.row.set_aside.values_list("key", flat=True)
+        self.work = replace(self.work, set_aside=tuple(statements.from_text(self.work.model, key) for key in keys))
+
+    @contextmanager
+    def _batch(self, part: BackfillRange, longest: float = LONGEST) -> Iterator[None]:
+        with transaction.atomic(using=self.alias):
+            if not ranges.is_still_ours(self.connection, part, longest):
+                raise LetGo
+            yield
+
+    def _look(self, part: BackfillRange) -> None:
+        """Do what is left if that is little; if it is more, cut the table into the ranges of a sweep."""
+        finished, size, since = False, LEFT, time.monotonic()
+        while not finished and not self.stop():
+            started, keys = time.monotonic(), list[Any]()
+            try:
+                with self._batch(part, LOOKING):
+                    finished, keys = self._look_once(part, size)
+                    seconds = time.monotonic() - started
+                    share = 1.0 if finished else 0.0
+                    ranges.advance(self.connection, part, to=None, share=share, rows=len(keys), seconds=seconds)
+            except OperationalError as error:
+                if locks.sqlstate(error) not in NOT_NOW:
+                    raise
+                size = max(1, size // 2)
+            self._leave_alone_what_is_set_aside()
+            if keys:
+                since = time.monotonic()
+            elif not finished:
+                time.sleep(POLL)
+                if time.monotonic() - since > conf.PATIENCE:
+                    raise BackfillFailed("Somebody keeps the last rows locked. End that session.")
+
+    def _look_once(self, part: BackfillRange, size: int) -> tuple[bool, list[Any]]:
+        """Return whether the look has found out what comes next, and the keys of the rows that it has done."""
+        keys: list[Any] = []
+        if self.work.declaration.where is None:
+            is_more = part.sweep == 1
+        else:
+            keys = statements.unlocked_keys(self.work, size)
+            self._change_keys(keys)
+            is_more = len(keys) == size
+        if is_more:
+            return self._cut(part), keys
+        if keys or (self.work.declaration.where is not None and self.work.to_do.exists()):
+            return False, keys  # the others are locked by somebody, or look again
+        if count := self.row.set_aside.count():
+            rows = f"{count} row{'s' * (count > 1)}"
+            error = f"{rows} could not be changed: backfill show {self.row} says why, backfill retry tries again."
+            steering.become(self.row, Backfill.Status.FAILED, error=error)
+        else:
+            steering.become(self.row, Backfill.Status.SUCCEEDED, verified_at=Now())
+        return True, keys
+
+    def _cut(self, part: BackfillRange) -> bool:
+        parts = ranges.parts_of(self.connection, self.work.model)
+        if self.row.order == KEYS:
+            cut = ranges.cut_by_keys(self.connection, self.work.model, parts)
+        else:
+            cut = ranges.cut_by_blocks(parts)
+        BackfillRange.objects.using(self.alias).bulk_create(
+            BackfillRange(backfill=self.row, sweep=part.sweep, number=number, **bounds)
+            for number, bounds in enumerate(cut, 1)
+        )
+        return True
+
+    def _walk_blocks(self, part: BackfillRange) -> None:
+        at = part.lower if part.cursor is None else part.cursor
+        while at < part.upper and not self.stop():
+            end = min(at + self.size, part.upper)
+            passes: Sequence[int | None] = range(PASSES) if self.row.order == STRIPES else [None]
+            slowest: float | None = 0.0
+            for stripe in passes:
+                here = statements.in_blocks(self.work.model, at, end, stripe)
+                took = self._change_at(part, here, at if stripe is not None and stripe + 1 < PASSES else end)
+                slowest = None if took is None or slowest is None else max(slowest, took)
+                if slowest is None:
+                    break
+            if slowest is not None:
+                at = end
+                self._adapt(slowest)
+            elif end - at > 1:
+                self.size = (end - at) // 2
+            else:
+                self._skip(part, end)
+                at = end
+
+    def _change_at(self, part: BackfillRange, here: Any, to: int) -> float | None:
+        """Do a batch; return the seconds that it took, or None if it got no lock or took too long."""
+        started = time.monotonic()
+        try:
+            with self._batch(part):
+                rows = self._change(here, part.partition)
+                share = (to - part.lower) / (part.upper - part.lower)
+                seconds = time.monotonic() - started
+                ranges.advance(self.connection, part, to=to, share=share, rows=rows, seconds=seconds)
+        except OperationalError as error:
+            if locks.sqlstate(error) not in NOT_NOW:
+                raise
+            return None
+        took = time.monotonic() - started
+        self.throttle.hold_back(took, self._say, self.stop)
+        return took
+
+    def _skip(self, part: BackfillRange, to: Any) -> None:
+        """Leave a block or a row that somebody keeps locked to the next sweep."""
+        with self._batch(part):
+            share = (to - part.lower) / (part.upper - part.lower)
+            ranges.advance(self.connection, part, to=to, share=share, rows=0, seconds=0.0)
+
+    def _walk_keys(self, part: BackfillRange) -> None:
+        at, finished, since = part.lower if part.cursor is None else part.cursor, False, time.monotonic()
+        done = part.rows_done
+        while not finished and not self.stop():
+            started = time.monotonic()
+            try:
+                with self._batch(part):
+                    end = statements.key_at(self.work, at, part.upper, self.size)
+                    finished = end is None
+                    rows = self._change(statements.in_keys(self.work.model, at, end or part.upper))
+                    share = 1.0 if finished else min(0.99, (done + rows) / self._rows_in_a_range)
+                    seconds = time.monotonic() - started
+                    ranges.advance(self.connection, part, to=end, share=share, rows=rows, seconds=seconds)
+            except OperationalError as error:
+                finished = False
+                if locks.sqlstate(error) not in NOT_NOW:
+                    raise
+                if time.monotonic() - since > conf.PATIENCE:
+                    raise BackfillFailed("Somebody keeps the next row locked. End that session.") from error
+                self.size = max(1, self.size // 2)
+                time.sleep(POLL)
+                continue
+            at, done, since = end, done + rows, time.monotonic()
+            self._adapt(time.monotonic() - started)
+            self.throttle.hold_back(time.monotonic() - started, self._say, self.stop)
+
+    @cached_property
+    def _rows_in_a_range(self) -> float:
+        table = catalog.tables(self.connection, [self.table]).get(self.table)
+        rows = table.rows if table and table.rows else 1
+        return rows / max(1, self.row.ranges.filter(sweep=self.row.sweep, number__gt=0).count())
+
+    def _adapt(self, seconds: float) -> None:
+        factor = min(2.0, max(0.5, TARGET / max(seconds, 0.001)))
+        self.size = max(1, min(int(self.size * factor), LARGEST[self.row.order]))
+
+    def _change(self, here: Any, partition: str = "") -> int:
+        """Change the rows there; set aside those of them that cannot be."""
+        try:
+            with self._savepoint():
+                return statements.change(self.work, here, partition)
+        except Exception as error:
+            if not self._is_of_a_row(error):
+                raise
+        keys = statements.keys_of(self.work, here, partition)
+        self._change_keys(keys)
+        return len(keys)
+
+    def _change_keys(self, keys: Sequence[Any]) -> None:
+        """Change the rows with these keys, all at once or else half by half; set aside those that cannot be."""
+        if not keys:
+            return
+        try:
+            with self._savepoint():
+                statements.change_keys(self.work, keys)
+        except Exception as error:
+            if not self._is_of_a_row(error):
+                raise
+            if len(keys) == 1:
+                self._set_aside(keys[0], error)
+            else:
+                self._change_keys(keys[: len(keys) // 2])
+                self._change_keys(keys[len(keys) // 2 :])
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        """Undo what failed; what is only checked at the end of a transaction is checked at the end of this."""
+        with transaction.atomic(using=self.alias):
+            yield
+            with self.connection.cursor() as cursor:
+                cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        with self.connection.cursor() as cursor:
+            cursor.execute("SET CONSTRAINTS ALL DEFERRED")
+
+    def _is_of_a_row(self, error: Exception) -> bool:
+        """Whether a row may be what makes the error, so that others can be done without it."""
+        if isinstance(error, BackfillFailed | LetGo | InterfaceError):
+            return False
+        if isinstance(error, DatabaseError):
+            return not _is_lost(error) and (locks.sqlstate(error) or "00")[:2] not in OF_NO_ROW
+        return self.work.declaration.has_process()
+
+    def _set_aside(self, key: Any, error: Exception) -> None:
+        row = SetAside(backfill=self.row, key=statements.as_text(key), error=summary(error))
+        row.save(using=self.alias)
+        if self.row.set_aside.count() > MOST_SET_ASIDE:
+            raise BackfillFailed(f"More than {MOST_SET_ASIDE} rows cannot be changed; the last {row}")
+
+    def _say(self, reason: str) -> None:
+        if reason != self._said:
+            Backfill.objects.using(self.alias).filter(pk=self.row.pk).update(throttle=reason)
+            self._said = reason
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether the error ended the session: the server went down, somebody ended it, it idled in a transaction."""
+    state = locks.sqlstate(error)
+    if state is None:
+        return isinstance(error, OperationalError | InterfaceError)
+    return state.startswith(("08", "57P")) or state == "25P03"

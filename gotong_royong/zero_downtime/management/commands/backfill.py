@@ -1,0 +1,79 @@
+"""See and steer the backfills: what is done to the rows of large tables in the background."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from gotong_royong.zero_downtime import reports
+from gotong_royong.zero_downtime.backfills import crew, declarations, steering
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
+from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
+from gotong_royong.zero_downtime.models import Backfill
+
+Status = Backfill.Status
+ACTIONS = {
+    "list": "All backfills, and how far they are.",
+    "show": "One backfill: how far it is, its ranges, the rows that were set aside.",
+    "run": "Go through it here, together with whoever is at it already.",
+    "pause": "Let every worker stop after the batch at hand.",
+    "resume": "Let a paused one go on.",
+    "cancel": "End it; what it has done stays.",
+    "retry": "Let one that has ended begin anew, with the rows that are still to do.",
+}
+STEER: dict[str, Callable[[Backfill], None]] = {
+    "pause": lambda row: steering.become(row, Status.PAUSED),
+    "resume": steering.resume,
+    "cancel": lambda row: steering.become(row, Status.CANCELED),
+}
+
+
+class Command(BaseCommand):
+    help = "Shows and steers backfills: changes of data that go through large tables in the background."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: Any) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+        for name, text in ACTIONS.items():
+            action = actions.add_parser(name, help=text, description=text)
+            action.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
+            if name != "list":
+                action.add_argument("name", help="The app and the backfill, such as accounts.populate_markov_user_ids.")
+            if name == "run":
+                action.add_argument("--workers", type=int, default=1, metavar="N", help="How many at once (default 1).")
+                action.add_argument("--full-speed", action="store_true", help="Pass over all reasons to go slower.")
+
+    def handle(self, *args: Any, action: str, database: str, **options: Any) -> None:
+        if action == "list":
+            for name in sorted({*declarations.all_declared(), *steering.names(database)}):
+                self.stdout.write(reports.backfill_line(*steering.look(name, database)))
+            return
+        row = steering.find(options["name"], database)
+        if action == "show":
+            reports.print_backfill(self, row, steering.progress(row))
+        elif action == "run":
+            self.run(row, database, options)
+        elif action == "retry":
+            steering.retry(row)
+            self.stdout.write(f"{row} is pending again: a worker takes it up, or backfill run {row}.")
+        else:
+            STEER[action](row)
+            self.stdout.write(f"{row} is {row.status}.")
+
+    def run(self, row: Backfill, database: str, options: dict[str, Any]) -> None:
+        if options["workers"] < 1:
+            raise BackfillRefused("--workers must be 1 or more.")
+        if row.status == Status.SUCCEEDED:
+            self.stdout.write(f"{row} has succeeded already. backfill retry {row} looks whether rows to do are there.")
+            return
+        if row.status not in {Status.PENDING, Status.RUNNING}:
+            way = "resume" if row.status == Status.PAUSED else "retry"
+            raise BackfillRefused(f"{row} is {row.status}. backfill {way} {row} makes it pending.")
+        with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
+            row = crew.run(
+                row.name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show
+            )
+        if row.status == Status.FAILED:
+            raise BackfillFailed(f"{row} failed. {row.error}")
+        self.stdout.write(reports.backfill_line(row, steering.progress(row)))

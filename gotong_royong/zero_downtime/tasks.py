@@ -1,0 +1,53 @@
+"""How do backfills get to the workers of a queue? Through Procrastinate: ``manage.py procrastinate worker``.
+
+This is the only room that knows the queue, which finds it by its name. What is to be done stands in the tables of
+backfills: a task is a nudge to look there, and one that gets lost is made up for within ten minutes.
+"""
+
+import logging
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from procrastinate.contrib.django import app
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
+
+from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills.worker import Worker
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.models import Backfill
+
+logger = logging.getLogger(__name__)
+Status = Backfill.Status
+
+
+@app.task(name="zero_downtime.work_on_backfill", pass_context=False)
+def work_on_backfill(name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
+    """Go through a backfill until it has ended or is paused, together with whoever else is at it."""
+    try:
+        Worker(steering.find(name, alias)).run()
+    except ZeroDowntimeError as error:  # it is written down with the backfill, too
+        logger.warning("%s", error)
+    finally:
+        connections[alias].close()
+
+
+@app.periodic(cron="*/10 * * * *")
+@app.task(name="zero_downtime.look_for_backfills", queueing_lock="zero_downtime.look_for_backfills")
+def look_for_backfills(timestamp: int) -> None:
+    """Take up what nobody is at: a backfill whose task got lost, or whose worker died."""
+    for row in Backfill.objects.filter(status__in=[Status.PENDING, Status.RUNNING]):
+        if not steering.progress(row).workers:
+            nudge(name=row.name, alias=DEFAULT_DB_ALIAS)
+
+
+def nudge(*, name: str, alias: str, **_: Any) -> None:
+    """Ask a worker to take up a backfill. One is asked at a time; where the queue has no tables, nobody is."""
+    try:
+        work_on_backfill.configure(queueing_lock=f"{alias}:{name}").defer(name=name, alias=alias)
+    except AlreadyEnqueued:
+        pass
+    except ConnectorException as error:
+        logger.warning("%s waits for backfill run: the queue cannot be reached. %s", name, error)
+
+
+steering.pending.connect(nudge, dispatch_uid="zero_downtime.nudge")

@@ -1,0 +1,94 @@
+"""A table of skills whose descriptions are to be filled, backfills that do so, and a log of the rows they write."""
+
+import itertools
+
+import pytest
+from django.core.management import call_command
+from django.db import connections
+from django.db.models import Q
+from django.db.models.functions import Upper
+
+from gotong_royong.zero_downtime.backfills import Declaration, crew, declarations
+from tests.conftest import _database
+
+LOG = """
+    CREATE TABLE written (id uuid, was text, is_now text);
+    CREATE FUNCTION log_written() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO written VALUES (NEW.id, OLD.description, NEW.description);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER log_written AFTER UPDATE OF description ON skills FOR EACH ROW EXECUTE FUNCTION log_written();
+    ALTER TABLE skills ADD COLUMN filler text NOT NULL DEFAULT repeat('x', 150);
+"""
+FILL = "INSERT INTO skills (name) SELECT '{0} ' || i FROM generate_series(1, {1}) i"
+UNDONE = "SELECT count(*) FROM skills WHERE description IS DISTINCT FROM upper(name)"
+TWICE = "SELECT count(*) FROM (SELECT FROM written WHERE is_now IS NOT NULL GROUP BY id HAVING count(*) > 1) AS twice"
+
+
+@pytest.fixture(scope="session")
+def migrated_database(django_db_setup, django_db_blocker):
+    """The name of a database with all tables, to be copied."""
+    with django_db_blocker.unblock(), _database() as database:
+        call_command("migrate", database=database.alias, verbosity=0)
+        with database.cursor() as cursor:
+            cursor.execute(LOG)
+        database.close()
+        known = connections.databases.pop(database.alias)
+        yield known["NAME"]
+        connections.databases[database.alias] = known
+
+
+@pytest.fixture
+def skills(migrated_database, django_db_blocker):
+    """A database with an empty table of skills and its log."""
+    with django_db_blocker.unblock(), _database(migrated_database) as database:
+        yield database
+
+
+@pytest.fixture
+def fill(skills):
+    names = itertools.count(1)
+
+    def fill(count):
+        with skills.cursor() as cursor:
+            cursor.execute(FILL.format(f"skill {next(names)}", count))
+            cursor.execute("ANALYZE skills")
+
+    return fill
+
+
+@pytest.fixture
+def ask(skills):
+    def ask(question):
+        with skills.cursor() as cursor:
+            cursor.execute(question)
+            return cursor.fetchone()[0] if cursor.description else None
+
+    return ask
+
+
+@pytest.fixture
+def declare():
+    """Declare a backfill as an app would, for the time of a test; it fills the descriptions unless told otherwise."""
+    names = []
+
+    def declare(called="Trial", **body):
+        standard = {"model": "accounts.Skill", "where": Q(description=None), "__module__": "accounts.backfills"}
+        if "process" not in body:
+            standard["update"] = {"description": Upper("name")}
+        declared = type(called, (Declaration,), standard | body)
+        names.append(declared.name)
+        return declared.name
+
+    yield declare
+    for name in names:
+        declarations.DECLARED.pop(name, None)
+
+
+@pytest.fixture
+def run(skills):
+    def run(name, **options):
+        return crew.run(name, skills.alias, **{"at_full_speed": True, **options})
+
+    return run

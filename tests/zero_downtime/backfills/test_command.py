@@ -1,0 +1,108 @@
+"""Can an operator see and steer a backfill, and is he told what does not go?"""
+
+import io
+import threading
+import time
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
+
+from gotong_royong.zero_downtime.backfills import crew, steering
+from gotong_royong.zero_downtime.models import Backfill
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
+
+Status = Backfill.Status
+
+
+@pytest.fixture
+def backfill(skills):
+    def backfill(*arguments):
+        output = io.StringIO()
+        call_command("backfill", *arguments, database=skills.alias, stdout=output)
+        return output.getvalue()
+
+    return backfill
+
+
+@pytest.fixture
+def at_work(skills, declare, fill):
+    """A backfill that somebody goes through, slowly, until the test has paused or canceled it."""
+    fill(5_000)
+
+    def process(self, batch):
+        time.sleep(0.02)
+        batch.update(description="")
+
+    name = declare(process=process)
+
+    def work():
+        crew.run(name, skills.alias)
+        connections[skills.alias].close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while steering.look(name, skills.alias)[1].rows == 0:
+        time.sleep(0.02)
+    yield name
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_from_the_list_to_its_end(backfill, declare, fill, ask):
+    fill(3_000)
+    name = declare()
+    assert f"{name}: not started\n" in backfill("list")
+    ended = backfill("run", name, "--full-speed", "--workers", "2")
+    assert ended.startswith(f"{name}: succeeded, 3,000 rows in ")
+    assert "verified: no row was left to do at " in backfill("show", name)
+    assert "has succeeded already" in backfill("run", name)
+    assert ask(UNDONE) == ask(TWICE) == 0
+    ask("INSERT INTO skills (name) VALUES ('late')")
+    assert "is pending again" in backfill("retry", name)
+    assert "1 rows" in backfill("run", name)
+    assert ask(UNDONE) == 0
+
+
+def test_pause_and_resume(backfill, at_work, ask):
+    assert backfill("pause", at_work) == f"{at_work} is paused.\n"
+    time.sleep(0.3)
+    left = ask("SELECT count(*) FROM skills WHERE description IS NULL")
+    assert left > 0
+    with pytest.raises(CommandError, match=r"is paused. backfill resume accounts.trial makes it pending"):
+        backfill("run", at_work)
+    with pytest.raises(CommandError, match=r"is paused and cannot become paused; it can become canceled, pending"):
+        backfill("pause", at_work)
+    time.sleep(0.2)
+    assert ask("SELECT count(*) FROM skills WHERE description IS NULL") == left
+    backfill("resume", at_work)
+    assert "succeeded" in backfill("run", at_work)
+
+
+def test_cancel(backfill, at_work):
+    backfill("cancel", at_work)
+    with pytest.raises(CommandError, match=r"is canceled, not paused"):
+        backfill("resume", at_work)
+    assert f"{at_work}: canceled, " in backfill("list")
+
+
+def test_rows_set_aside_are_shown(backfill, declare, fill, ask):
+    fill(100)
+    ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
+    name = declare()
+    with pytest.raises(CommandError, match=r"1 row could not be changed: backfill show accounts.trial says why"):
+        backfill("run", name)
+    assert "set aside: row " in backfill("show", name)
+    assert "failed, 100 rows in" in backfill("list") or "1 set aside" in backfill("list")
+
+
+def test_what_the_code_no_longer_declares_is_still_listed(backfill, skills):
+    Backfill.objects.using(skills.alias).create(name="accounts.of_old")
+    assert "accounts.of_old: pending" in backfill("list")
+    with pytest.raises(CommandError, match=r"No backfill accounts.of_old is declared in the code that runs here"):
+        backfill("run", "accounts.of_old")
+
+
+def test_before_the_first_migrate(scratch):
+    with pytest.raises(CommandError, match=r"The tables of backfills are not in the database scratch_"):
+        call_command("backfill", "run", "accounts.populate_markov_user_ids", database=scratch.alias)

@@ -1,0 +1,93 @@
+"""What does a migration do with a backfill, on small tables and large ones, forwards and back?"""
+
+import pytest
+from django.apps import apps
+from django.core.management import call_command
+from django.db import migrations
+from django.db.migrations.writer import MigrationWriter
+from django.db.models import Q
+
+from gotong_royong.zero_downtime.backfills import inline, steering
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.operations import RequireBackfill, RunBackfill
+from tests.test_migrations import BEFORE_POPULATE, POPULATE
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
+from tests.zero_downtime.test_executor import run as run_operations
+
+Status = Backfill.Status
+
+
+def test_a_small_table_is_done_at_once_and_taken_back(skills, fill, ask, declare):
+    fill(2_500)
+    back = declare("Back", where=Q(description__isnull=False), update={"description": None})
+    name = declare(reverse=back)
+    run_operations(skills, RunBackfill(name), RequireBackfill(name), atomic=False)
+    assert ask(UNDONE) == ask(TWICE) == 0
+    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert RunBackfill(name).reversible
+    assert not RunBackfill(back).reversible
+    inline.take_back(name, skills, apps.get_model("accounts", "Skill"))
+    assert ask("SELECT count(description) FROM skills") == 0
+    assert name not in steering.names(skills.alias)
+    with pytest.raises(ZeroDowntimeError, match=r"accounts.back names no reverse"):
+        inline.take_back(back, skills, apps.get_model("accounts", "Skill"))
+
+
+def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, settings, capsys):
+    settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
+    fill(2_500)
+    name, told = declare(), []
+    steering.pending.connect(receiver := lambda **facts: told.append(facts["name"]))
+    run_operations(skills, RunBackfill(name), atomic=False)
+    steering.pending.disconnect(receiver)
+    assert told == [name]
+    assert "About 2,500 rows, more than ZERO_DOWNTIME_BACKFILL_INLINE: left to a worker." in capsys.readouterr().out
+    assert ask(UNDONE) == 2_500
+    wanted = r"must be done before this, but it is pending, and about 2,500 rows .* backfill run accounts.trial"
+    with pytest.raises(ZeroDowntimeError, match=wanted):
+        run_operations(skills, RequireBackfill(name), atomic=False)
+    run(name)
+    run_operations(skills, RequireBackfill(name), atomic=False)
+
+
+def test_the_rest_is_done_if_it_is_little(skills, fill, ask, declare):
+    fill(100)
+    run_operations(skills, RequireBackfill(declare()), atomic=False)
+    assert ask(UNDONE) == 0
+
+
+def test_not_in_a_transaction(skills, fill, declare):
+    with pytest.raises(ZeroDowntimeError, match="Set atomic = False in the migration"):
+        run_operations(skills, RunBackfill(declare()))
+
+
+def test_what_cannot_be_done_fails_the_migration_and_the_next_one_tries_again(skills, fill, ask, declare):
+    fill(100)
+    ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
+    name = declare()
+    with pytest.raises(ZeroDowntimeError, match="1 row could not be changed"):
+        run_operations(skills, RunBackfill(name), atomic=False)
+    ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
+    run_operations(skills, RunBackfill(name), atomic=False)
+    assert ask(UNDONE) == 0
+
+
+def test_the_projects_own_goes_back_and_forth(skills, ask):
+    ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
+    call_command("migrate", *BEFORE_POPULATE, database=skills.alias, verbosity=0)
+    assert ask("SELECT count(markov_user_id) FROM users") == 0
+    assert steering.names(skills.alias) == []
+    call_command("migrate", *POPULATE, database=skills.alias, verbosity=0)
+    assert ask("SELECT count(*) FROM users WHERE markov_user_id = 'gotong_royong:' || id") == 3_000
+
+
+def test_it_is_written_into_files_by_its_public_name(declare):
+    migration = type("Migration", (migrations.Migration,), {"operations": [RunBackfill("accounts.trial")]})(
+        "1", "accounts"
+    )
+    written = MigrationWriter(migration).as_string()
+    assert "from gotong_royong.zero_downtime.operations import RunBackfill" in written or (
+        "gotong_royong.zero_downtime.operations.RunBackfill(" in written
+    )
+    assert "operations.backfills" not in written

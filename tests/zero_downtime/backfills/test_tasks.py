@@ -1,0 +1,69 @@
+"""Do the workers of the queue take up what is left to them, and what happens without the queue?"""
+
+import subprocess
+import sys
+
+import pytest
+from django.conf import settings as project
+
+from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.models import Backfill
+from tests.zero_downtime.test_executor import environment
+
+NAME = "accounts.populate_markov_user_ids"
+LEFT = "SELECT count(*) FROM users WHERE markov_user_id IS NULL"
+ENQUEUED = "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'zero_downtime.work_on_backfill'"
+
+
+def manage(database, *arguments):
+    """Run a command where the queue is installed."""
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        env={**environment(database), "BACKFILL_QUEUE": "1"},
+        cwd=project.BASE_DIR,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def worker(database):
+    """Let a worker do what is in the queue, and end."""
+    return manage(database, "procrastinate", "worker", "--one-shot")
+
+
+@pytest.fixture
+def users(skills, ask):
+    ask("ALTER TABLE users DISABLE TRIGGER assign_markov_user_id")
+    ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
+    steering.forget(NAME, skills.alias)
+    return skills
+
+
+def test_a_worker_takes_up_what_is_left_to_it(users, ask):
+    manage(users, "migrate", "procrastinate")
+    for action in ("pause", "resume", "pause", "resume"):
+        manage(users, "backfill", action, NAME)
+    assert ask(ENQUEUED) == 1
+    worker(users)
+    assert ask(LEFT) == 0
+    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+
+
+def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, ask):
+    manage(users, "migrate", "procrastinate")
+    Backfill.objects.using(users.alias).create(name="accounts.of_the_next_release")
+    ask(
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES "
+        "('default', 'zero_downtime.work_on_backfill', '{\"name\": \"accounts.of_the_next_release\"}')"
+    )
+    assert "No backfill accounts.of_the_next_release is declared" in worker(users).stderr
+    assert Backfill.objects.using(users.alias).get(name="accounts.of_the_next_release").status == "pending"
+
+
+def test_without_the_tables_of_the_queue(users):
+    manage(users, "backfill", "pause", NAME)
+    done = manage(users, "backfill", "resume", NAME)
+    assert f"{NAME} waits for backfill run: the queue cannot be reached." in done.stderr
+    assert steering.find(NAME, users.alias).status == Backfill.Status.PENDING

@@ -1,0 +1,164 @@
+"""Does a backfill do every row once, in whatever order it goes, and say what it cannot do?"""
+
+import pytest
+from django.db.models import F, Q
+from django.db.models.functions import Upper
+
+from gotong_royong.zero_downtime.backfills import ranges, steering
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
+from gotong_royong.zero_downtime.models import Backfill
+from tests.test_migrations import conninfo
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
+from tests.zero_downtime.load import holding
+
+Status = Backfill.Status
+
+
+class TestOrders:
+    @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 30_000])
+    def test_stripes_where_no_index_covers_what_is_written(self, fill, declare, run, ask, count):
+        fill(count)
+        row = run(declare())
+        assert (row.status, row.order) == (Status.SUCCEEDED, "stripes")
+        assert row.verified_at
+        assert ask(UNDONE) == ask(TWICE) == 0
+        assert steering.progress(row).rows == ask("SELECT count(*) FROM written") == count
+
+    @pytest.mark.parametrize("on", ["(lower(description))", "(name) WHERE description IS NULL", "(description)"])
+    def test_plain_physical_order_where_an_index_names_what_is_written(self, fill, declare, run, ask, on):
+        fill(5_000)
+        ask(f"CREATE INDEX ON skills {on}")
+        row = run(declare())
+        assert (row.status, row.order) == (Status.SUCCEEDED, "physical")
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_python_in_physical_order(self, fill, declare, run, ask):
+        def process(self, batch):
+            for skill in batch:
+                skill.description = skill.name.upper()
+                skill.save(update_fields=["description"])
+
+        fill(3_000)
+        row = run(declare(process=process))
+        assert (row.status, row.order) == (Status.SUCCEEDED, "physical")
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_order_of_keys_where_sql_cannot_say_what_is_done(self, fill, declare, run, ask, monkeypatch):
+        monkeypatch.setattr(ranges, "BLOCKS", 64)
+        fill(20_000)
+        row = run(declare(where=None), workers=2)
+        assert (row.status, row.order) == (Status.SUCCEEDED, "keys")
+        assert row.ranges.filter(number__gt=1).count() > 3
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_order_of_keys_where_it_asks_other_tables(self, fill, declare, run, ask):
+        fill(3_000)
+        row = run(declare(where=Q(description=None, users__isnull=True)))
+        assert (row.status, row.order) == (Status.SUCCEEDED, "keys")
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_composite_keys(self, fill, declare, run, ask, monkeypatch):
+        monkeypatch.setattr(ranges, "BLOCKS", 16)
+        fill(5_000)
+        ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 2) i")
+        ask("INSERT INTO user_skills (user_id, skill_id) SELECT u.id, s.id FROM users u, skills s; ANALYZE user_skills")
+        name = declare(
+            model="accounts.UserSkill", where=None, update={"endorsements_count": F("endorsements_count") + 1}
+        )
+        assert run(name, workers=2).order == "keys"
+        assert ask("SELECT count(*) FROM user_skills WHERE endorsements_count <> 1") == 0
+
+    @pytest.mark.parametrize("python", [False, True])
+    def test_partitions_one_by_one(self, fill, declare, run, ask, python):
+        ask(
+            "ALTER TABLE skills RENAME TO old; CREATE TABLE skills (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH (id)"
+        )
+        for part in range(3):
+            ask(f'CREATE TABLE "Part {part}" PARTITION OF skills FOR VALUES WITH (MODULUS 3, REMAINDER {part})')
+        fill(6_000)
+        how = {"process": lambda self, batch: batch.update(description=Upper("name"))} if python else {}
+        row = run(declare(**how), workers=2)
+        assert (row.status, row.order) == (Status.SUCCEEDED, "physical" if python else "stripes")
+        assert set(row.ranges.values_list("partition", flat=True)) == {"", '"Part 0"', '"Part 1"', '"Part 2"'}
+        assert ask(UNDONE) == 0
+
+
+class TestFailing:
+    @pytest.mark.parametrize("count", [100, 5_000])
+    def test_rows_that_cannot_be_done_are_set_aside(self, fill, declare, run, ask, count):
+        fill(count)
+        ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
+        row = run(declare())
+        bad = ask("SELECT count(*) FROM skills WHERE name LIKE '%77'")
+        assert row.status == Status.FAILED
+        assert row.error.startswith(f"{bad} row")
+        assert ask(UNDONE) == row.set_aside.count() == bad
+        assert 'violates check constraint "no_seven"' in row.set_aside.first().error
+        ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
+        steering.retry(row)
+        row = run(row.name)
+        assert (row.status, row.set_aside.count(), row.error) == (Status.SUCCEEDED, 0, "")
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_python_that_raises_for_a_row(self, fill, declare, run, ask):
+        def process(self, batch):
+            for skill in batch:
+                if skill.name.endswith("13"):
+                    raise LookupError("No description to be had.")
+            batch.update(description=Upper("name"))
+
+        fill(1_500)
+        row = run(declare(process=process))
+        assert row.status == Status.FAILED
+        assert row.set_aside.count() == 15
+        assert row.set_aside.first().error == "LookupError: No description to be had."
+
+    def test_what_is_only_checked_at_commit_is_of_its_row(self, fill, declare, run, ask):
+        fill(50)
+        ask("ALTER TABLE skills ADD CONSTRAINT once UNIQUE (description) DEFERRABLE INITIALLY DEFERRED")
+        ask("UPDATE skills SET name = 'SKILL 1 7' WHERE name = 'skill 1 8'; TRUNCATE written")
+        row = run(declare())
+        assert (row.status, row.set_aside.count()) == (Status.FAILED, 1)
+
+    def test_more_failing_rows_than_anybody_would_read(self, fill, declare, run, monkeypatch):
+        monkeypatch.setattr("gotong_royong.zero_downtime.backfills.worker.MOST_SET_ASIDE", 5)
+        fill(100)
+        with pytest.raises(BackfillFailed, match="More than 5 rows cannot be changed; the last row"):
+            run(declare(process=lambda self, batch: 1 / 0))
+
+    def test_a_where_that_never_becomes_false(self, fill, declare, run, ask):
+        fill(5_000)
+        with pytest.raises(BackfillFailed, match=r"The where of accounts.trial is still true for row [0-9a-f-]{36}"):
+            run(declare(where=Q(name__startswith="skill")))
+        assert ask("SELECT count(*) FROM written") == 0
+
+    def test_a_column_that_is_gone(self, fill, declare, run, ask, skills):
+        fill(10)
+        ask("ALTER TABLE skills DROP COLUMN category")
+        name = declare(where=Q(category=None))
+        with pytest.raises(BackfillFailed, match=r"column skills.category does not exist.*\n.*retry accounts.trial"):
+            run(name)
+        assert steering.find(name, skills.alias).status == Status.FAILED
+
+    def test_a_table_that_is_gone(self, declare, run, ask):
+        ask("DROP TABLE skills CASCADE")
+        with pytest.raises(BackfillFailed, match='relation "skills" does not exist'):
+            run(declare())
+
+    def test_unknown(self, run):
+        with pytest.raises(UnknownBackfill, match=r"Did you mean accounts.populate_markov_user_ids\?"):
+            run("accounts.populate_markov_user_id")
+
+    def test_neither_update_nor_process(self, declare, run):
+        with pytest.raises(BackfillRefused, match="must have either update or process"):
+            run(declare(update={}))
+
+
+class TestLocks:
+    def test_rows_that_somebody_keeps_locked_are_done_once_they_are_free(self, fill, declare, run, ask, skills):
+        fill(5_000)
+        some = "SELECT id FROM skills WHERE name LIKE '%7' FOR UPDATE"
+        with holding(conninfo(skills), some, 1.0):
+            row = run(declare())
+        assert row.status == Status.SUCCEEDED
+        assert ask(UNDONE) == ask(TWICE) == 0
