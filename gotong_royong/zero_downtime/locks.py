@@ -64,6 +64,10 @@ HOLDER = f"""
     )
 """  # noqa: S608
 
+# https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET
+LOOK_UP = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name"
+PUT = "SELECT set_config(name, value, %s) FROM unnest(%s::text[], %s::text[]) AS settings (name, value)"
+
 
 def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's code for the error, whichever layer wrapped it; None if it is none of PostgreSQL's."""
@@ -95,25 +99,21 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
     """
     local = connection.in_atomic_block
 
-    def put(name: str, value: str) -> None:
+    def put(settings: dict[str, str]) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT set_config(%s, %s, %s)", [name, value, local])
+            cursor.execute(PUT, [local, list(settings), list(settings.values())])
 
-    before = {}
     with connection.cursor() as cursor:
-        for name in values:
-            cursor.execute("SELECT current_setting(%s)", [name])
-            before[name] = cursor.fetchone()[0]
-    for name, value in values.items():
-        put(name, value)
+        cursor.execute(LOOK_UP, [list(values)])
+        before = dict(cursor.fetchall())
+    put(values)
     try:
         yield
     finally:
         # A lost connection took its settings with it, and so does a transaction that will be rolled back.
         with suppress(Error):
             if not connection.needs_rollback:
-                for name, value in before.items():
-                    put(name, value)
+                put(before)
 
 
 def retrying(

@@ -1,9 +1,9 @@
 """A process that forks runs of migrate and kills them where it is told: ``python -m tests.zero_downtime.killed``.
 
 Each line of its standard input is one run, as JSON: ``database``, the ``command`` with its arguments, before which
-round trip to the server to kill it (``kill``, null for not at all), and whether these are counted from its start
+statement or commit to kill it (``kill``, null for not at all), and whether these are counted from its start
 (``from_start``) or from its first step. It answers with a line of JSON: ``signal`` and ``code`` the run ended with,
-how many round trips it ``made``, and its ``output``.
+how many statements it ``made``, and its ``output``. A SELECT does not count: it leaves what the statement before left.
 """
 
 import json
@@ -26,13 +26,21 @@ def run(order, answer):
     """Be the run, and its end."""
     made, counts = 0, order["from_start"]
 
-    def wait(connection, *arguments, wait=psycopg.Connection.wait, **keywords):
+    def perhaps_die():
         nonlocal made
         if counts and threading.current_thread() is threading.main_thread():
             if made == order["kill"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             made += 1
-        return wait(connection, *arguments, **keywords)
+
+    def execute(cursor, query, *arguments, execute=psycopg.Cursor.execute, **keywords):
+        if not str(query).lstrip().startswith("SELECT"):
+            perhaps_die()
+        return execute(cursor, query, *arguments, **keywords)
+
+    def commit(connection, commit=psycopg.Connection.commit):
+        perhaps_die()
+        return commit(connection)
 
     def begin(*arguments, **keywords):
         nonlocal counts
@@ -42,7 +50,7 @@ def run(order, answer):
     from gotong_royong.zero_downtime.ledger import Steps
 
     real_begin, Steps.begin = Steps.begin, begin
-    psycopg.Connection.wait = wait
+    psycopg.Cursor.execute, psycopg.Connection.commit = execute, commit
     connections["default"].settings_dict["NAME"] = order["database"]
     code = 0
     try:

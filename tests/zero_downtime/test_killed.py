@@ -1,8 +1,8 @@
 """Does the next migrate finish what a killed one began, wherever it was killed?
 
-Each migration of the history is killed, really, before each round trip that it makes to the server, whichever session
-makes it. What was left is finished, compared with an undisturbed run, and rolled back for the next time. Where nothing
-was left, the next run that is killed is the one that comes after.
+Each migration of the history is killed, really, before each statement that it sends to the server and each commit,
+whichever session makes it. What was left is finished, compared with an undisturbed run, and rolled back for the next
+time. Where nothing was left, the next run that is killed is the one that comes after.
 """
 
 import json
@@ -108,7 +108,7 @@ def killer(django_db_setup, django_db_blocker):
 
 
 @pytest.mark.parametrize("key", STEPS, ids=".".join)
-def test_killed_before_each_round_trip(killer, key):
+def test_killed_before_each_statement(killer, key):
     template = killer.before(key)
     with killer.copy(template) as database:
         before = killer.look(database)
@@ -123,7 +123,7 @@ def test_killed_before_each_round_trip(killer, key):
             if left == before and kill < made - 1:
                 continue  # the next killed run is the next migrate
             killer.migrate(database, *key)
-            assert killer.look(database) == after, f"killed before round trip {kill}"
+            assert killer.look(database) == after, f"killed before statement {kill}"
             take_back(killer, database, before)
 
 
@@ -142,4 +142,4 @@ def test_killed_anywhere_from_the_start(killer):
             killer.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public", database)
             killer.migrate(database, *STEPS[0], kill=kill, from_start=True)
             killer.migrate(database, *STEPS[0])
-            assert killer.look(database) == after, f"killed before round trip {kill}"
+            assert killer.look(database) == after, f"killed before statement {kill}"
