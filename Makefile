@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal
 
 # For developers only: without it, a missing SECRET_KEY is an error. A deploy calls manage.py itself.
 export DEBUG ?= 1
