@@ -121,7 +121,8 @@ def _rows(connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
 
 
 def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool) -> None:
-    row = Worker(row, model=model, at_full_speed=at_full_speed).run()
+    # Who waits for one of its rows shall wait no longer than for a lock of the migration, with something to spare.
+    row = Worker(row, model=model, target=conf.LOCK_TIMEOUT / 2, at_full_speed=at_full_speed).run()
     if row.status == Status.FAILED:
         raise BackfillFailed(f"{row} failed. {row.error}")
     if row.status != Status.SUCCEEDED:

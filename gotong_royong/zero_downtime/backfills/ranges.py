@@ -19,16 +19,20 @@ from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 LEASE = 30.0  # seconds that a worker may be silent
+LOOK = 86_400.0  # seconds that a look for what is left may take, in which it is silent
 BLOCKS = 2_048  # of a table's file in a range: 16 MB
+LEASES = {"lease": LEASE, "look": LOOK}
 MOST_RANGES = 1_000  # that a sweep has
 SAMPLE = 20_000  # rows from which the bounds of key ranges are chosen
 
 RANGE, BACKFILL = BackfillRange._meta.db_table, Backfill._meta.db_table
 
+LEASED_UNTIL = "clock_timestamp() + CASE number WHEN 0 THEN %(look)s ELSE %(lease)s END * interval '1 second'"
+
 # A range is free if nobody has it, or if who had it is gone: its session, or its lease.
 CLAIM = f"""
     UPDATE {RANGE} SET token = token + 1, worker = %(worker)s, backend = pg_backend_pid(),
-                       leased_until = clock_timestamp() + %(lease)s * interval '1 second'
+                       leased_until = {LEASED_UNTIL}
     WHERE id = (
         SELECT part.id FROM {RANGE} part JOIN {BACKFILL} whole ON whole.id = part.backfill_id
         WHERE whole.id = %(backfill)s AND whole.status = 'running' AND part.sweep = whole.sweep
@@ -52,7 +56,7 @@ ADVANCE = f"""
     UPDATE {RANGE}
     SET cursor = %(cursor)s, share = %(share)s, rows_done = rows_done + %(rows)s, batches = batches + 1,
         longest_batch = greatest(longest_batch, %(seconds)s),
-        leased_until = clock_timestamp() + %(lease)s * interval '1 second',
+        leased_until = {LEASED_UNTIL},
         finished_at = CASE WHEN %(share)s >= 1 THEN clock_timestamp() END
     WHERE id = %(range)s
 """  # noqa: S608
@@ -100,7 +104,7 @@ def worker_name() -> str:
 def claim(connection: BaseDatabaseWrapper, row: Backfill) -> BackfillRange | None:
     """Take the first range that nobody holds; None if there is none now."""
     with connection.cursor() as cursor:
-        cursor.execute(CLAIM, {"worker": worker_name(), "lease": LEASE, "backfill": row.pk})
+        cursor.execute(CLAIM, {"worker": worker_name(), **LEASES, "backfill": row.pk})
         found = cursor.fetchone()
     if not found:
         return None
@@ -130,7 +134,7 @@ def advance(
 ) -> None:
     """Write down in the batch's own transaction how far the range is done; it is finished when ``share`` is 1."""
     json = BackfillRange._meta.get_field("cursor").get_db_prep_value(to, connection)
-    values = {"cursor": json, "share": share, "rows": rows, "seconds": seconds, "lease": LEASE, "range": part.pk}
+    values = {"cursor": json, "share": share, "rows": rows, "seconds": seconds, **LEASES, "range": part.pk}
     with connection.cursor() as cursor:
         cursor.execute(ADVANCE, values)
 

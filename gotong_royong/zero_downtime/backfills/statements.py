@@ -165,10 +165,10 @@ def _executed(work: Work, query: Any, here: str, there: str) -> Iterator[Any]:
         yield cursor
 
 
-def unlocked_keys(work: Work, limit: int) -> list[Any]:
-    """Lock so many rows to do (FOR NO KEY UPDATE) that nobody else has locked, and return their keys."""
-    locked = work.to_do.select_for_update(of=("self",), no_key=True, skip_locked=True)
-    return list(locked.order_by().values_list("pk", flat=True)[:limit])
+def unlocked_keys(work: Work, keys: Sequence[Any]) -> list[Any]:
+    """Lock those of the rows that are to do and that nobody else has locked (FOR NO KEY UPDATE); return their keys."""
+    rows = work.to_do.filter(pk__in=keys).order_by().select_for_update(of=("self",), no_key=True, skip_locked=True)
+    return list(rows.values_list("pk", flat=True))
 
 
 def change_keys(work: Work, keys: Sequence[Any]) -> None:

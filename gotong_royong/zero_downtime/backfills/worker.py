@@ -25,9 +25,9 @@ from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefus
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside
 
 TARGET = 0.2  # seconds that a batch shall take
-LONGEST = 5.0  # seconds after which its statement is canceled
-LOOKING = 86_400.0  # seconds that a look for what is left may take
-LEFT = 1_000  # rows that a look does by itself
+LONGEST = 4  # times that, after which its statement is canceled
+SMALLEST = 5.0  # seconds after which that of the smallest batch is
+LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
 LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
 POLL = 0.1  # seconds between two looks for a range
@@ -47,6 +47,7 @@ class Worker:
 
     Args:
         stop: whether to let go after the batch at hand.
+        target: seconds that a batch shall take, which is how long others may wait for a row of it.
         at_full_speed: whether to pass over all reasons to go slower.
         model: a migration's historical model, to use in place of the code's. A migration's connection is not renewed
             when it is lost.
@@ -57,10 +58,11 @@ class Worker:
         row: Backfill,
         *,
         stop: Callable[[], bool] = lambda: False,
+        target: float = TARGET,
         at_full_speed: bool = False,
         model: type[models.Model] | None = None,
     ) -> None:
-        self.row, self.stop, self.renews = row, stop, model is None
+        self.row, self.stop, self.target, self.renews = row, stop, target, model is None
         self.alias = str(row._state.db)
         self.connection = connections[self.alias]
         declaration = declared(row.name)
@@ -149,57 +151,75 @@ class Worker:
         self.work = replace(self.work, set_aside=tuple(statements.from_text(self.work.model, key) for key in keys))
 
     @contextmanager
-    def _batch(self, part: BackfillRange, longest: float = LONGEST) -> Iterator[None]:
+    def _batch(self, part: BackfillRange, size: int) -> Iterator[None]:
+        longest = SMALLEST if size == 1 else LONGEST * self.target
         with transaction.atomic(using=self.alias):
             if not ranges.is_still_ours(self.connection, part, longest):
                 raise LetGo
             yield
 
     def _look(self, part: BackfillRange) -> None:
-        """Do what is left if that is little; if it is more, cut the table into the ranges of a sweep."""
-        finished, size, since = False, LEFT, time.monotonic()
-        while not finished and not self.stop():
-            started, keys = time.monotonic(), list[Any]()
-            try:
-                with self._batch(part, LOOKING):
-                    finished, keys = self._look_once(part, size)
-                    seconds = time.monotonic() - started
-                    share = 1.0 if finished else 0.0
-                    ranges.advance(self.connection, part, to=None, share=share, rows=len(keys), seconds=seconds)
-            except OperationalError as error:
-                if locks.sqlstate(error) not in NOT_NOW:
-                    raise
-                size = max(1, size // 2)
-            self._leave_alone_what_is_set_aside()
-            if keys:
-                since = time.monotonic()
-            elif not finished:
-                time.sleep(POLL)
-                if time.monotonic() - since > conf.PATIENCE:
-                    raise BackfillFailed("Somebody keeps the last rows locked. End that session.")
+        """Do what is left if that is little; if it is more, cut the table into the ranges of a sweep.
 
-    def _look_once(self, part: BackfillRange, size: int) -> tuple[bool, list[Any]]:
-        """Return whether the look has found out what comes next, and the keys of the rows that it has done."""
-        keys: list[Any] = []
-        if self.work.declaration.where is None:
-            is_more = part.sweep == 1
-        else:
-            keys = statements.unlocked_keys(self.work, size)
-            self._change_keys(keys)
-            is_more = len(keys) == size
-        if is_more:
-            return self._cut(part), keys
-        if keys or (self.work.declaration.where is not None and self.work.to_do.exists()):
-            return False, keys  # the others are locked by somebody, or look again
+        It may have to read the whole table to find the rows, so it holds no lock of a row while it does.
+        """
+        size, since, all_rows = LEFT // 4, time.monotonic(), self.work.declaration.where is None
+        while not self.stop():
+            keys = [] if all_rows else self._left()
+            if all_rows and part.sweep == 1:
+                return self._finish(part, self._cut)
+            if not keys:
+                return self._finish(part, self._end)
+            is_more = len(keys) == LEFT
+            while keys and not self.stop():
+                done, seconds = self._change_some(part, keys[:size])
+                keys = keys[size:]
+                size = max(1, min(LEFT, int(size * self._factor(seconds))))
+                since = time.monotonic() if done else since
+                if is_more and done:  # and where has become false for those
+                    return self._finish(part, self._cut)
+            self._leave_alone_what_is_set_aside()
+            if time.monotonic() - since > conf.PATIENCE:
+                raise BackfillFailed("Somebody keeps the last rows locked. End that session.")
+            if time.monotonic() - since > POLL:
+                time.sleep(POLL)
+        return None
+
+    def _left(self) -> list[Any]:
+        """Return the keys of rows that are left to do, as many as are done by their keys."""
+        with locks.session_settings(self.connection, statement_timeout="0"):
+            return list(self.work.to_do.order_by().values_list("pk", flat=True)[:LEFT])
+
+    def _finish(self, part: BackfillRange, action: Callable[[BackfillRange], object]) -> None:
+        with self._batch(part, 1):
+            action(part)
+            ranges.advance(self.connection, part, to=None, share=1.0, rows=0, seconds=0.0)
+
+    def _change_some(self, part: BackfillRange, keys: Sequence[Any]) -> tuple[int, float]:
+        """Change those of the rows that nobody else has locked; return how many, and the seconds it took."""
+        started, rows = time.monotonic(), 0
+        try:
+            with self._batch(part, len(keys)):
+                unlocked = statements.unlocked_keys(self.work, keys)
+                self._change_keys(unlocked)
+                rows, seconds = len(unlocked), time.monotonic() - started
+                ranges.advance(self.connection, part, to=None, share=0.0, rows=rows, seconds=seconds)
+        except OperationalError as error:
+            if locks.sqlstate(error) not in NOT_NOW:
+                raise
+            rows = 0
+        return rows, time.monotonic() - started
+
+    def _end(self, _: BackfillRange) -> None:
+        """Say that nothing is left, but for the rows that were set aside."""
         if count := self.row.set_aside.count():
             rows = f"{count} row{'s' * (count > 1)}"
             error = f"{rows} could not be changed: backfill show {self.row} says why, backfill retry tries again."
             steering.become(self.row, Backfill.Status.FAILED, error=error)
         else:
             steering.become(self.row, Backfill.Status.SUCCEEDED, verified_at=Now())
-        return True, keys
 
-    def _cut(self, part: BackfillRange) -> bool:
+    def _cut(self, part: BackfillRange) -> None:
         parts = ranges.parts_of(self.connection, self.work.model)
         if self.row.order == KEYS:
             cut = ranges.cut_by_keys(self.connection, self.work.model, parts)
@@ -209,7 +229,6 @@ class Worker:
             BackfillRange(backfill=self.row, sweep=part.sweep, number=number, **bounds)
             for number, bounds in enumerate(cut, 1)
         )
-        return True
 
     def _walk_blocks(self, part: BackfillRange) -> None:
         at = part.lower if part.cursor is None else part.cursor
@@ -219,7 +238,8 @@ class Worker:
             slowest: float | None = 0.0
             for stripe in passes:
                 here = statements.in_blocks(self.work.model, at, end, stripe)
-                took = self._change_at(part, here, at if stripe is not None and stripe + 1 < PASSES else end)
+                to = at if stripe is not None and stripe + 1 < PASSES else end
+                took = self._change_at(part, here, to, end - at)
                 slowest = None if took is None or slowest is None else max(slowest, took)
                 if slowest is None:
                     break
@@ -232,11 +252,11 @@ class Worker:
                 self._skip(part, end)
                 at = end
 
-    def _change_at(self, part: BackfillRange, here: Any, to: int) -> float | None:
+    def _change_at(self, part: BackfillRange, here: Any, to: int, size: int) -> float | None:
         """Do a batch; return the seconds that it took, or None if it got no lock or took too long."""
         started = time.monotonic()
         try:
-            with self._batch(part):
+            with self._batch(part, size):
                 rows = self._change(here, part.partition)
                 share = (to - part.lower) / (part.upper - part.lower)
                 seconds = time.monotonic() - started
@@ -251,7 +271,7 @@ class Worker:
 
     def _skip(self, part: BackfillRange, to: Any) -> None:
         """Leave a block or a row that somebody keeps locked to the next sweep."""
-        with self._batch(part):
+        with self._batch(part, 1):
             share = (to - part.lower) / (part.upper - part.lower)
             ranges.advance(self.connection, part, to=to, share=share, rows=0, seconds=0.0)
 
@@ -261,7 +281,7 @@ class Worker:
         while not finished and not self.stop():
             started = time.monotonic()
             try:
-                with self._batch(part):
+                with self._batch(part, self.size):
                     end = statements.key_at(self.work, at, part.upper, self.size)
                     finished = end is None
                     rows = self._change(statements.in_keys(self.work.model, at, end or part.upper))
@@ -287,9 +307,11 @@ class Worker:
         rows = table.rows if table and table.rows else 1
         return rows / max(1, self.row.ranges.filter(sweep=self.row.sweep, number__gt=0).count())
 
+    def _factor(self, seconds: float) -> float:
+        return min(2.0, max(0.5, self.target / max(seconds, 0.001)))
+
     def _adapt(self, seconds: float) -> None:
-        factor = min(2.0, max(0.5, TARGET / max(seconds, 0.001)))
-        self.size = max(1, min(int(self.size * factor), LARGEST[self.row.order]))
+        self.size = max(1, min(int(self.size * self._factor(seconds)), LARGEST[self.row.order]))
 
     def _change(self, here: Any, partition: str = "") -> int:
         """Change the rows there; set aside those of them that cannot be."""
