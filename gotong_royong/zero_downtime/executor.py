@@ -4,7 +4,6 @@ The executor is Django's, and does around each migration what the other rooms kn
 under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-import copy
 import sys
 import time
 import traceback
@@ -18,9 +17,10 @@ from django.db.migrations import Migration
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
+from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import backups, history, ledger, locks, models, rollback
+from gotong_royong.zero_downtime import history, ledger, locks, models, rollback
 from gotong_royong.zero_downtime.exceptions import (
     DefinitionDiffers,
     NoLedger,
@@ -32,14 +32,15 @@ from gotong_royong.zero_downtime.exceptions import (
 )
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.ledger import APP
+from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
+from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
-# What PostgreSQL says of a statement that was executed before: a table, column or object is not there, or is.
-GONE = {"42P01", "42703", "42704"}
-DONE_ALREADY = {"42P07", "42701", "42710", *GONE}
+# What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
+DONE_ALREADY = {"42P07", "42701", "42710", *rollback.GONE}
 
 STAYS = "It is not atomic, so what it did before that stays; migrate again goes on from there."
 
@@ -78,7 +79,9 @@ class Executor(MigrationExecutor):
         report: Report = lambda event, **facts: None,
         backup_folder: str | None = None,
     ) -> None:
-        super().__init__(connection, progress_callback)
+        self.connection, self.progress_callback = connection, progress_callback
+        self.loader: Loader = Loader(connection)
+        self.recorder = MigrationRecorder(connection)
         self.alias, self.command, self.stage, self.auto_rollback = alias, command, stage, auto_rollback
         self.report, self.backup_folder = report, backup_folder
         self.held_back: list[str] = []
@@ -87,6 +90,7 @@ class Executor(MigrationExecutor):
         self._applied: list[Migration] = []
         self._recalled: list[Migration] = []
         self._number = self._of = 0
+        self._rolling: Rolling | None = None
         if alias:
             self._compare_with_history()
 
@@ -114,13 +118,11 @@ class Executor(MigrationExecutor):
         return plan
 
     def _create_project_state(self, with_applied_migrations: bool = False) -> ProjectState:
-        """Build the state that all migrations lead to once, not twice as Django does when there is nothing to apply."""
-        if not with_applied_migrations or not set(self.loader.graph.nodes) <= set(self.loader.applied_migrations):
-            django: Any = super()
+        django: Any = super()
+        if not with_applied_migrations or not self.loader.graph.nodes.keys() <= self.loader.applied_migrations.keys():
             return django._create_project_state(with_applied_migrations)  # type: ignore[no-any-return]
-        find, final = self.loader.project_state, self.loader.project_state()
-        self.loader.project_state = lambda *nodes, **at: find(*nodes, **at) if nodes else final.clone()  # type: ignore[method-assign]
-        return final.clone()
+        self.loader.final = self.loader.final or django._create_project_state(with_applied_migrations)
+        return self.loader.project_state()
 
     def check_replacements(self) -> None:
         """Ask the database which migrations are applied only if one of them replaces others."""
@@ -152,6 +154,8 @@ class Executor(MigrationExecutor):
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
             if self.backup_folder:
+                from gotong_royong.zero_downtime import backups
+
                 self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
                 self.run.save(update_fields=["backup"])
             self._at_work = steps, stack.enter_context(Guard(self.connection, self.report))
@@ -179,6 +183,15 @@ class Executor(MigrationExecutor):
         self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}
         return [migration for migration, _ in plan]
 
+    def _migrate_all_forwards(self, state: ProjectState, plan: Plan, full_plan: Plan, **fakes: bool) -> ProjectState:
+        """Apply the plan as Django does, but render no models for it: each operation renders those that it needs."""
+        rolling = ProjectState(state.clone().models, state.real_apps)
+        wanted = {migration for migration, _ in plan}
+        for migration, _ in full_plan:
+            if migration in wanted:
+                rolling = self.apply_migration(rolling, migration, **fakes)
+        return rolling
+
     def apply_migration(
         self, state: ProjectState, migration: Migration, fake: bool = False, fake_initial: bool = False
     ) -> ProjectState:
@@ -195,7 +208,7 @@ class Executor(MigrationExecutor):
             try:
                 with self._editor(migration, fake or migration in self._recalled, careful) as editor:
                     if editor:
-                        after = migration.apply(after, editor)
+                        after = self._apply(after, migration, editor)
                         _run_deferred(editor)
                     for app, name in migration.replaces or [(migration.app_label, migration.name)]:
                         self.recorder.record_applied(app, name)
@@ -213,6 +226,13 @@ class Executor(MigrationExecutor):
         state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)
         self._applied.append(migration)
         self.loader.applied_migrations[migration.app_label, migration.name] = migration
+        return state
+
+    def _apply(self, state: ProjectState, migration: Migration, editor: Any) -> ProjectState:
+        if type(migration).apply is not Migration.apply:
+            return migration.apply(state, editor)
+        self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
+        self._rolling.apply(migration, editor)
         return state
 
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
@@ -321,9 +341,7 @@ class Executor(MigrationExecutor):
             ZeroDowntimeError: says what failed, and which steps are there all the same.
         """
         self.auto_rollback = False
-        half = copy.copy(failed)
-        done, last = failed.operations[: begun - 1], failed.operations[begun - 1 : begun]
-        vars(half)["operations"] = [] if failed.atomic else [*done, *map(_perhaps_undone, last)]
+        half = rollback.half_of(failed, begun)
         undone = [half, *reversed(self._applied)] if half.operations else self._applied[::-1]
         try:
             self.loader.build_graph()
@@ -352,21 +370,6 @@ class Executor(MigrationExecutor):
 def _is_interruption(error: BaseException | None) -> bool:
     """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__context__))
-
-
-def _perhaps_undone(operation: Operation) -> Operation:
-    """Return the operation with a way back that passes if there is nothing to go back from: it may not have begun."""
-
-    def backwards(*arguments: Any) -> None:
-        try:
-            operation.database_backwards(*arguments)
-        except ProgrammingError as error:
-            if locks.sqlstate(error) not in GONE:
-                raise
-
-    perhaps = copy.copy(operation)
-    vars(perhaps)["database_backwards"] = backwards
-    return perhaps
 
 
 def _run_deferred(editor: Any) -> None:

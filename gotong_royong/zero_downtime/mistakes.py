@@ -86,9 +86,10 @@ def sentence(error: BaseException) -> str:
         return _of_database(error)
     for frame, _ in walk_tb(error.__traceback__):
         names, doing = frame.f_locals, (type(frame.f_locals.get("self")), frame.f_code.co_name)
-        if doing == (MigrationLoader, "load_disk"):
+        loading = doing[1] if issubclass(doing[0], MigrationLoader) else ""
+        if loading == "load_disk":
             return _of_file(names, error)
-        if doing[0] is MigrationLoader and doing[1] in {"add_internal_dependencies", "add_external_dependencies"}:
+        if loading in {"add_internal_dependencies", "add_external_dependencies"}:
             return f"Migration {names['migration']} has dependencies that cannot be followed: {text}. Correct them."
         if issubclass(doing[0], Migration) and doing[1] == "mutate_state":
             return (

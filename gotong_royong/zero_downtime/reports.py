@@ -21,10 +21,11 @@ from django.db.models.functions import Now
 
 from gotong_royong.zero_downtime.backfills.steering import Progress
 from gotong_royong.zero_downtime.models import Backfill
-from gotong_royong.zero_downtime.plan import PlannedStep
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+    from gotong_royong.zero_downtime.plan import PlannedStep
 
 LONG = 1.0  # seconds that a step may last without a word
 BLOCKED = 0.1  # seconds that others may wait without a word
@@ -248,7 +249,7 @@ class Json:
             self.out.flush()
 
 
-def print_step(command: BaseCommand, verbosity: int, step: PlannedStep, operations: list[tuple[str, bool]]) -> None:
+def print_step(command: BaseCommand, verbosity: int, step: "PlannedStep", operations: list[tuple[str, bool]]) -> None:
     """Print a step of a plan: at verbosity 0 the tables it touches, at 1 also its SQL, at 2 also its operations."""
     out, style = command.stdout, command.style
     out.write(str(step), style.MIGRATE_HEADING)

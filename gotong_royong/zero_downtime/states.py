@@ -6,16 +6,29 @@ operation gets an excerpt of it before and after, whose few models are rendered 
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
-from django.db.migrations.operations import RunPython, SeparateDatabaseAndState
+from django.db.migrations import Migration
+from django.db.migrations.operations import (
+    AlterField,
+    RenameField,
+    RenameModel,
+    RunPython,
+    RunSQL,
+    SeparateDatabaseAndState,
+)
 from django.db.migrations.operations.base import Operation
-from django.db.migrations.state import ProjectState
+from django.db.migrations.state import ModelState, ProjectState
 from django.db.migrations.utils import resolve_relation
+from django.db.transaction import atomic
 
 Key = tuple[str, str]
 References = dict[Key, set[Key]]
 Move = tuple[Operation, ProjectState, ProjectState]
+
+LOOKING_BACK = AlterField | RenameField | RenameModel
+"""Operations that also change, or ask for, what points to their model."""
 
 
 class Rolling:
@@ -27,8 +40,15 @@ class Rolling:
 
     def __init__(self, state: ProjectState) -> None:
         self.state = state
-        self._references = _references(state)
+        self._references = {key: _references(key, model) for key, model in state.models.items()}
         self._last: ProjectState | None = None
+
+    def step(self, operation: Operation, app: str) -> tuple[ProjectState, ProjectState]:
+        """Change the state as the operation does; return excerpts of it from before and after."""
+        before = self._excerpt(operation, app)
+        self._forwards(operation, app)
+        self._last = self._excerpt(operation, app)
+        return before, self._last
 
     def moves(self, operations: Iterable[Operation], app: str) -> list[Move]:
         """Return what the operations do to the database, each with the excerpts before and after it."""
@@ -38,26 +58,39 @@ class Rolling:
                 moves += Rolling(self.state.clone()).moves(operation.database_operations, app)
                 self._forwards(operation, app)
             else:
-                before = self._excerpt(operation, app)
-                self._forwards(operation, app)
-                self._last = self._excerpt(operation, app)
-                moves.append((operation, before, self._last))
+                moves.append((operation, *self.step(operation, app)))
         return moves
+
+    def apply(self, migration: Migration, editor: Any) -> None:
+        """Apply the migration as ``Migration.apply`` does, but for the excerpts."""
+        for operation in migration.operations:
+            before, after = self.step(operation, migration.app_label)
+            own = operation.atomic or (migration.atomic and operation.atomic is not False)
+            with atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext():
+                operation.database_forwards(migration.app_label, editor, before, after)
 
     def _forwards(self, operation: Operation, app: str) -> None:
         operation.state_forwards(app, self.state)
-        self._references, self._last = _references(self.state), None
+        self._last = None
+        own = _own(operation, app)
+        models = self.state.models
+        for key in (
+            models.keys() | self._references.keys() if own is None or _is_one_of(operation, RenameModel) else own
+        ):
+            if key in models:
+                self._references[key] = _references(key, models[key])
+            else:
+                self._references.pop(key, None)
 
     def _excerpt(self, operation: Operation, app: str) -> ProjectState:
-        """Return the operation's models, what points to them, and where all those point, each however far.
+        """Return the operation's models and where they point to, however far; and what points to them, where it asks.
 
         An operation that is not Django's may ask for any model, and so may Python.
         """
         keys = set(self.state.models)
-        if type(operation).__module__.startswith("django.") and not isinstance(operation, RunPython):
-            attributes = ["model_name"] if hasattr(operation, "model_name") else ["name", "old_name", "new_name"]
-            own = {(app, str(getattr(operation, attribute, "")).lower()) for attribute in attributes}
-            keys &= _reached(_reached(own, _reversed(self._references)), self._references)
+        if (own := _own(operation, app)) is not None:
+            around = _reached(own, _reversed(self._references)) if isinstance(operation, LOOKING_BACK) else own
+            keys &= _reached(around, self._references)
         if self._last and self._last.models.keys() == keys:
             return self._last
         needed = keys.union(*(self._references[key] for key in keys))
@@ -65,16 +98,33 @@ class Rolling:
         return ProjectState(models, self.state.real_apps & {app for app, _ in needed})
 
 
-def _references(state: ProjectState) -> References:
-    """Return for each model those that it points to or inherits from."""
-    found: References = {}
-    for key, model in state.models.items():
-        named: list[Any] = [base for base in model.bases if isinstance(base, str)]
-        for field in model.fields.values():
-            if remote := field.remote_field:
-                named += [remote.model, getattr(remote, "through", None)]
-        found[key] = {resolve_relation(name, *key) for name in named if name}
-    return found
+def _own(operation: Operation, app: str) -> set[Key] | None:
+    """Return the models that the operation names; None if it may use any."""
+    if not type(operation).__module__.startswith("django.") or getattr(operation, "database_operations", None):
+        return None
+    if isinstance(operation, RunPython):
+        return set() if operation.code is operation.reverse_code is RunPython.noop else None
+    if isinstance(operation, RunSQL | SeparateDatabaseAndState):
+        each = [_own(one, app) for one in operation.state_operations]
+        return None if None in each else set().union(*filter(None, each))
+    attributes = ["model_name"] if hasattr(operation, "model_name") else ["name", "old_name", "new_name"]
+    return {(app, str(getattr(operation, attribute, "")).lower()) for attribute in attributes}
+
+
+def _is_one_of(operation: Operation, kinds: Any) -> bool:
+    """Whether it is of one of these kinds, or changes the state as one of them does."""
+    return isinstance(operation, kinds) or any(
+        _is_one_of(one, kinds) for one in getattr(operation, "state_operations", None) or ()
+    )
+
+
+def _references(key: Key, model: ModelState) -> set[Key]:
+    """Return the models that this one points to or inherits from."""
+    named: list[Any] = [base for base in model.bases if isinstance(base, str)]
+    for field in model.fields.values():
+        if remote := field.remote_field:
+            named += [remote.model, getattr(remote, "through", None)]
+    return {resolve_relation(name, *key) for name in named if name}
 
 
 def _reversed(references: References) -> References:

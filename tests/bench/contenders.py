@@ -104,6 +104,7 @@ def migrate(
         "DJANGO_SETTINGS_MODULE": "tests.bench.settings",
         "BENCH": json.dumps(told),
         "PYTHONPATH": f"{folder}",
+        "PYTHONDONTWRITEBYTECODE": "",  # a deploy has its code compiled
     }
     cpu, started = _cpu_of_children(), time.monotonic()
     done = subprocess.run(

@@ -9,7 +9,7 @@ HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "stages"},
     {"locks", "catalog", "definitions", "schema", "watchdog", "guard"},
-    {"models", "ledger", "history"},
+    {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},

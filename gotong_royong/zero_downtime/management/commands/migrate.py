@@ -1,6 +1,7 @@
 """Django's ``migrate``, carried out by our executor: one run at a time, under the lock budget, recorded."""
 
 import argparse
+import gc
 import json
 import signal
 import sys
@@ -19,7 +20,7 @@ from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.ledger import is_guarded, only_runner
-from gotong_royong.zero_downtime.plan import Planner, look_ahead
+from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.stages import Stage
 
 
@@ -81,9 +82,11 @@ class Command(mistakes.Plain, migrate.Command):
                 }
 
             def executor(*arguments: Any) -> Executor:
-                executors.append(Executor(*arguments, **keywords))
+                with without_collecting():
+                    executors.append(Executor(*arguments, **keywords))
                 return executors[-1]
 
+            stack.callback(gc.unfreeze)
             stack.enter_context(in_place_of_djangos(executor))
             super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
         self.refuse_to_hold_back(*executors)
@@ -110,6 +113,8 @@ class Command(mistakes.Plain, migrate.Command):
         """Let Django find out what the plan is and whether it may be, and print it; nothing is locked or written."""
         if options["prune"]:
             raise CommandError("--plan only looks. Run migrate --prune by itself.")
+        from gotong_royong.zero_downtime.plan import Planner, look_ahead  # a deploy does without
+
         planners: list[Planner] = []
 
         def planner(*arguments: Any, **keywords: Any) -> Planner:

@@ -1,0 +1,48 @@
+"""How are the migrations read, and the models that they lead to found, without doing anything twice?"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ProjectState
+
+
+class Loader(MigrationLoader):
+    """Django's loader, in less time: nobody waits for a deploy's ``migrate`` that finds nothing to do."""
+
+    final: ProjectState | None = None
+    """What all migrations lead to, once somebody has found that out."""
+
+    def build_graph(self) -> None:
+        self.final = None
+        super().build_graph()
+
+    def check_consistent_history(self, connection: BaseDatabaseWrapper) -> None:
+        """Look into what was read from this database already; let Django say what is wrong with it."""
+        applied, nodes = self.applied_migrations, self.graph.node_map
+        known = (nodes[key] for key in applied if key in nodes)
+        if connection is not self.connection or any(node.key not in applied for one in known for node in one.parents):
+            super().check_consistent_history(connection)
+
+    def project_state(self, nodes: Any = None, at_end: bool = True) -> ProjectState:
+        if self.final is not None and nodes is None and at_end:
+            return self.final.clone()
+        state: ProjectState = super().project_state(nodes, at_end)
+        return state
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Let Python not look for garbage while so much is loaded that stays, nor later among that.
+
+    Looking takes a tenth of the time of a ``migrate`` that finds nothing to do. ``gc.unfreeze`` takes it back.
+    """
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
