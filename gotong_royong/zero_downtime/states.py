@@ -24,7 +24,8 @@ from django.db.migrations.utils import resolve_relation
 from django.db.transaction import atomic
 
 Key = tuple[str, str]
-References = dict[Key, set[Key]]
+References = dict[Key, bool]
+"""The models that one points to or inherits from, and whether others can point to it where it does: to its key."""
 Move = tuple[Operation, ProjectState, ProjectState]
 
 LOOKING_BACK = AlterField | RenameField | RenameModel
@@ -83,19 +84,52 @@ class Rolling:
                 self._references.pop(key, None)
 
     def _excerpt(self, operation: Operation, app: str) -> ProjectState:
-        """Return the operation's models and where they point to, however far; and what points to them, where it asks.
+        """Return the operation's models and those they point to; and what points to them, where it asks.
 
         An operation that is not Django's may ask for any model, and so may Python.
         """
         keys = set(self.state.models)
         if (own := _own(operation, app)) is not None:
-            around = _reached(own, _reversed(self._references)) if isinstance(operation, LOOKING_BACK) else own
-            keys &= _reached(around, self._references)
+            around = self._around(own) if isinstance(operation, LOOKING_BACK) else own
+            keys &= self._needed(own, around)
         if self._last and self._last.models.keys() == keys:
             return self._last
+        models = {key: self._excerpt_of_model(key, keys) for key in self.state.models if key in keys}
         needed = keys.union(*(self._references[key] for key in keys))
-        models = {key: self.state.models[key].clone() for key in keys}
         return ProjectState(models, self.state.real_apps & {app for app, _ in needed})
+
+    def _around(self, own: set[Key]) -> set[Key]:
+        """Return the models and those that point to them; also to these, where it is to a key that points on."""
+        around, new = set(own), own
+        while new:
+            pointing = {
+                (key, any(keys.get(other) for other in new))
+                for key, keys in self._references.items()
+                if not keys.keys().isdisjoint(new)
+            }
+            new = {key for key, is_key in pointing if is_key} - around
+            around |= {key for key, _ in pointing}
+        return around
+
+    def _needed(self, own: set[Key], around: set[Key]) -> set[Key]:
+        """Return all these models, what its own point to, and where the keys of all of them point to in turn."""
+        needed = around.union(*(self._references.get(key, ()) for key in own))
+        new = needed
+        while new:
+            new = {other for key in new for other, is_key in self._references.get(key, {}).items() if is_key} - needed
+            needed |= new
+        return needed
+
+    def _excerpt_of_model(self, key: Key, keys: set[Key]) -> ModelState:
+        """Return a copy of the model without the fields that point to others than these and unmigrated ones."""
+        model: ModelState = self.state.models[key].clone()
+        others = self.state.models.keys() - keys
+        for name, field in list(model.fields.items()):
+            if field.remote_field and not others.isdisjoint(_pointed_to(field, key)):
+                del model.fields[name]
+                if model.options.get("order_with_respect_to") == name:
+                    del model.options["order_with_respect_to"]
+        return model
 
 
 def _own(operation: Operation, app: str) -> set[Key] | None:
@@ -118,25 +152,17 @@ def _is_one_of(operation: Operation, kinds: Any) -> bool:
     )
 
 
-def _references(key: Key, model: ModelState) -> set[Key]:
-    """Return the models that this one points to or inherits from."""
-    named: list[Any] = [base for base in model.bases if isinstance(base, str)]
-    for field in model.fields.values():
-        if remote := field.remote_field:
-            named += [remote.model, getattr(remote, "through", None)]
-    return {resolve_relation(name, *key) for name in named if name}
-
-
-def _reversed(references: References) -> References:
-    found: References = {}
-    for key, others in references.items():
-        for other in others:
-            found.setdefault(other, set()).add(key)
+def _references(key: Key, model: ModelState) -> References:
+    found = {resolve_relation(base, *key): True for base in model.bases if isinstance(base, str)}
+    uniques = [getattr(one, "fields", ()) for one in model.options.get("constraints", ())]
+    for name, field in model.fields.items():
+        if field.remote_field:
+            is_key = field.primary_key or field.unique or (name,) in uniques
+            for other in _pointed_to(field, key):
+                found[other] = found.get(other, False) or is_key
     return found
 
 
-def _reached(keys: set[Key], references: References) -> set[Key]:
-    reached, new = set(keys), keys
-    while new := set().union(*(references.get(key, ()) for key in new)) - reached:
-        reached |= new
-    return reached
+def _pointed_to(field: Any, key: Key) -> list[Key]:
+    named = [field.remote_field.model, getattr(field.remote_field, "through", None)]
+    return [resolve_relation(name, *key) for name in named if name]
