@@ -44,9 +44,12 @@ CLAIM = f"""
     RETURNING id, token
 """  # noqa: S608
 
-# Takes a row lock on the range until the end of the transaction.
+# Takes a row lock on the range until the end of the transaction. What a crash takes back is done again, so that a batch
+# need not wait for the disk; the look that finds nothing left does.
 FENCE = f"""
-    SELECT whole.status, set_config('lock_timeout', %(lock)s, true), set_config('statement_timeout', %(long)s, true),
+    SELECT whole.status, set_config('synchronous_commit', CASE WHEN number > 0 THEN 'off' ELSE
+                                    current_setting('synchronous_commit') END, true),
+           set_config('lock_timeout', %(lock)s, true), set_config('statement_timeout', %(long)s, true),
            set_config('idle_in_transaction_session_timeout', %(idle)s, true)
     FROM {RANGE} part JOIN {BACKFILL} whole ON whole.id = part.backfill_id
     WHERE part.id = %(range)s AND part.token = %(token)s FOR UPDATE OF part

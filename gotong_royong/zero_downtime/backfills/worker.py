@@ -1,8 +1,9 @@
 """How does a worker go through a backfill's ranges until nothing is left to do?
 
 A batch, where its range goes on, and what it counts are one transaction. Its size follows the time that it took. What
-got no lock or took too long is tried again in half the size, and left to the next sweep in the end. Each sweep begins
-with a look for what is left, which also finds the rows that moved on in the last one. That no row is left verifies it.
+got no lock or took too long is tried again in half the size, and left to the next sweep in the end. What a row failed
+is tried again with savepoints, which find that row. Each sweep begins with a look for what is left, which also finds
+the rows that moved on in the last one. That no row is left verifies it.
 """
 
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import DatabaseError, Error, InterfaceError, OperationalError, connections, models, transaction
 from django.db.models.functions import Now
@@ -23,6 +24,8 @@ from gotong_royong.zero_downtime.backfills.throttle import APPLICATION, Throttle
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, summary
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside
+
+T = TypeVar("T")
 
 TARGET = 0.2  # seconds that a batch shall take
 LONGEST = 4  # times that, after which its statement is canceled
@@ -70,6 +73,7 @@ class Worker:
         self.table = self.connection.ops.quote_name(self.work.model._meta.db_table)
         self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
         self.size = 0
+        self._careful = False
         self._said = ""
         self._lost_at: float | None = None
 
@@ -150,6 +154,19 @@ class Worker:
         keys = self.row.set_aside.values_list("key", flat=True)
         self.work = replace(self.work, set_aside=tuple(statements.from_text(self.work.model, key) for key in keys))
 
+    def _carefully(self, batch: Callable[[], T]) -> T:
+        """Do a batch; where a row of it may be what failed, do it again and set that row aside."""
+        try:
+            return batch()
+        except Exception as error:
+            if not self._is_of_a_row(error):
+                raise
+        self._careful = True
+        try:
+            return batch()
+        finally:
+            self._careful = False
+
     @contextmanager
     def _batch(self, part: BackfillRange, size: int) -> Iterator[None]:
         longest = SMALLEST if size == 1 else LONGEST * self.target
@@ -197,13 +214,18 @@ class Worker:
 
     def _change_some(self, part: BackfillRange, keys: Sequence[Any]) -> tuple[int, float]:
         """Change those of the rows that nobody else has locked; return how many, and the seconds it took."""
-        started, rows = time.monotonic(), 0
-        try:
+        started = time.monotonic()
+
+        def batch() -> int:
             with self._batch(part, len(keys)):
                 unlocked = statements.unlocked_keys(self.work, keys)
                 self._change_keys(unlocked)
-                rows, seconds = len(unlocked), time.monotonic() - started
-                ranges.advance(self.connection, part, to=None, share=0.0, rows=rows, seconds=seconds)
+                seconds = time.monotonic() - started
+                ranges.advance(self.connection, part, to=None, share=0.0, rows=len(unlocked), seconds=seconds)
+                return len(unlocked)
+
+        try:
+            rows = self._carefully(batch)
         except OperationalError as error:
             if locks.sqlstate(error) not in NOT_NOW:
                 raise
@@ -255,12 +277,16 @@ class Worker:
     def _change_at(self, part: BackfillRange, here: Any, to: int, size: int) -> float | None:
         """Do a batch; return the seconds that it took, or None if it got no lock or took too long."""
         started = time.monotonic()
-        try:
+
+        def batch() -> None:
             with self._batch(part, size):
                 rows = self._change(here, part.partition)
                 share = (to - part.lower) / (part.upper - part.lower)
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=to, share=share, rows=rows, seconds=seconds)
+
+        try:
+            self._carefully(batch)
         except OperationalError as error:
             if locks.sqlstate(error) not in NOT_NOW:
                 raise
@@ -278,18 +304,21 @@ class Worker:
     def _walk_keys(self, part: BackfillRange) -> None:
         at, finished, since = part.lower if part.cursor is None else part.cursor, False, time.monotonic()
         done = part.rows_done
+
+        def batch() -> tuple[Any, int]:
+            with self._batch(part, self.size):
+                end = statements.key_at(self.work, at, part.upper, self.size)
+                rows = self._change(statements.in_keys(self.work.model, at, end or part.upper))
+                share = 1.0 if end is None else min(0.99, (done + rows) / self._rows_in_a_range)
+                seconds = time.monotonic() - started
+                ranges.advance(self.connection, part, to=end, share=share, rows=rows, seconds=seconds)
+                return end, rows
+
         while not finished and not self.stop():
             started = time.monotonic()
             try:
-                with self._batch(part, self.size):
-                    end = statements.key_at(self.work, at, part.upper, self.size)
-                    finished = end is None
-                    rows = self._change(statements.in_keys(self.work.model, at, end or part.upper))
-                    share = 1.0 if finished else min(0.99, (done + rows) / self._rows_in_a_range)
-                    seconds = time.monotonic() - started
-                    ranges.advance(self.connection, part, to=end, share=share, rows=rows, seconds=seconds)
+                end, rows = self._carefully(batch)
             except OperationalError as error:
-                finished = False
                 if locks.sqlstate(error) not in NOT_NOW:
                     raise
                 if time.monotonic() - since > conf.PATIENCE:
@@ -297,6 +326,7 @@ class Worker:
                 self.size = max(1, self.size // 2)
                 time.sleep(POLL)
                 continue
+            finished = end is None
             at, done, since = end, done + rows, time.monotonic()
             self._adapt(time.monotonic() - started)
             self.throttle.hold_back(time.monotonic() - started, self._say, self.stop)
@@ -319,7 +349,7 @@ class Worker:
             with self._savepoint():
                 return statements.change(self.work, here, partition)
         except Exception as error:
-            if not self._is_of_a_row(error):
+            if not self._careful or not self._is_of_a_row(error):
                 raise
         keys = statements.keys_of(self.work, here, partition)
         self._change_keys(keys)
@@ -333,7 +363,7 @@ class Worker:
             with self._savepoint():
                 statements.change_keys(self.work, keys)
         except Exception as error:
-            if not self._is_of_a_row(error):
+            if not self._careful or not self._is_of_a_row(error):
                 raise
             if len(keys) == 1:
                 self._set_aside(keys[0], error)
@@ -343,7 +373,10 @@ class Worker:
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
-        """Undo what failed; what is only checked at the end of a transaction is checked at the end of this."""
+        """Undo what failed, if we are careful; check now what otherwise is checked at the end of the transaction."""
+        if not self._careful:
+            yield
+            return
         with transaction.atomic(using=self.alias):
             yield
             with self.connection.cursor() as cursor:
