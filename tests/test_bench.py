@@ -36,11 +36,13 @@ def test_victims():
 
 
 def test_backfill():
-    done = bench("--parts", "backfill", "--rows", "3000")
+    done = bench("--parts", "backfill", "--rows", "3000", "--rounds", "1")
     assert done.returncode == 0, done.stderr
-    ways = re.findall(r"  (\S.*?) +[\d.]+ s +[\d.]+ +[\d.]+x +\d+ MB +(\d+)", done.stdout)
+    ways = re.findall(r"  (\S.*?) +[\d.]+ s +[\d.]+ +[\d.]+ +[\d.]+ s +[\d.]+x +\d+ MB +(\d+)", done.stdout)
     assert len(ways) == 12, done.stdout
     assert {undone for _, undone in ways} == {"0"}
+    among_others = re.findall(r"  (\S.*?) +[\d.]+ s +[\d.]+(?: +[\d.,]+ ms){3}", done.stdout)
+    assert len(among_others) == 5 or "no program pgbench" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("trial", SAFE.values(), ids=SAFE)
@@ -84,7 +86,7 @@ def test_linting():
     ("arguments", "message"),
     [
         (["--parts", "victims,speed"], "no part speed: choose from victims, cost, linting"),
-        (["--rows", "0"], "invalid number value: '0'"),
+        (["--rows", "0"], "invalid numbers value: '0'"),
         (["--sizes", "100,many"], "invalid numbers value: '100,many'"),
     ],
 )

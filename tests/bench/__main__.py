@@ -45,7 +45,7 @@ def trials(text: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=f"default: {','.join(PARTS)}")
-    parser.add_argument("--rows", type=number, default=1_000_000, help="victims, backfill: rows (default: 1000000)")
+    parser.add_argument("--rows", type=numbers, help="victims (default: 1000000), backfill (250000,1000000,2000000)")
     parser.add_argument("--trials", type=trials, default=list(TRIALS), help="victims: only those with such a word")
     parser.add_argument("--hold", type=float, default=3, help="victims: seconds that a reader idles in its transaction")
     parser.add_argument("--sizes", type=numbers, default=[100, 300, 1000], help="cost, linting: numbers of migrations")

@@ -2,15 +2,23 @@
 
 import argparse
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from tests.bench.contenders import database, server
 
 NAME = "accounts.populate_markov_user_ids"
 BATCH = 1_000  # rows, of the ways that have a fixed size
+ROWS = [250_000, 1_000_000, 2_000_000]
+RATE = 200  # transactions a second, of others
+WARM_UP, UNDISTURBED = 2.0, 10.0  # seconds
 LOOP_UP_TO = 250_000  # rows: Django's loop takes ten times as long as the others
 
 FILL = (
@@ -31,56 +39,73 @@ KEYSET = f"""
     done AS ({ONE_UPDATE} AND id IN (SELECT id FROM batch))
     SELECT max(id::text) FROM batch
 """
+READ = "SELECT * FROM users WHERE username = 'user' || :row"
+WRITE = "UPDATE users SET password_hash = password_hash WHERE username = 'user' || :row"
 LOOK = """
     SELECT pg_total_relation_size('users')::float8, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8,
            (SELECT count(*) FROM users WHERE markov_user_id IS NULL)
 """
 
 
+Way = Callable[[Any], float]
+"""Fills the column, and returns how many seconds the longest transaction of it took."""
+
+
 class Seen(NamedTuple):
     seconds: float
+    longest: float
     growth: float
     wal: float
     undone: int
 
 
-def one_update(connection: Any) -> None:
-    connection.cursor().execute(ONE_UPDATE)
+def one_update(connection: Any) -> float:
+    return timed(connection.cursor().execute, ONE_UPDATE)
 
 
-def django_loop(connection: Any) -> None:
+def django_loop(connection: Any) -> float:
     from accounts.models import User
 
-    users, changed = User.objects.using(connection.alias).filter(markov_user_id=None).only("pk"), []
+    users, changed, longest = User.objects.using(connection.alias).filter(markov_user_id=None).only("pk"), [], 0.0
     for user in users.iterator(BATCH):
         user.markov_user_id = f"gotong_royong:{user.pk}"
         changed.append(user)
         if len(changed) == BATCH:
-            User.objects.using(connection.alias).bulk_update(changed, ["markov_user_id"])
+            longest = max(longest, timed(users.bulk_update, changed, ["markov_user_id"]))
             changed.clear()
-    User.objects.using(connection.alias).bulk_update(changed, ["markov_user_id"])
+    users.bulk_update(changed, ["markov_user_id"])
+    return longest
 
 
-def limited(connection: Any) -> None:
+def limited(connection: Any) -> float:
+    longest = 0.0
     with connection.cursor() as cursor:
-        cursor.execute(LIMITED)
         while cursor.rowcount:
-            cursor.execute(LIMITED)
+            longest = max(longest, timed(cursor.execute, LIMITED))
+    return longest
 
 
-def keyset(connection: Any) -> None:
-    key = "00000000-0000-0000-0000-000000000000"
+def keyset(connection: Any) -> float:
+    key, longest = "00000000-0000-0000-0000-000000000000", 0.0
     with connection.cursor() as cursor:
         while key:
-            cursor.execute(KEYSET, [key])
+            longest = max(longest, timed(cursor.execute, KEYSET, [key]))
             key = cursor.fetchone()[0]
+    return longest
 
 
-def ours(workers: int) -> Callable[[Any], None]:
-    def run(connection: Any) -> None:
-        from gotong_royong.zero_downtime.backfills import crew
+def timed(action: Callable[..., Any], *arguments: Any) -> float:
+    started = time.monotonic()
+    action(*arguments)
+    return time.monotonic() - started
 
-        crew.run(NAME, connection.alias, workers=workers, at_full_speed=True)
+
+def ours(workers: int, *, at_full_speed: bool = True) -> Way:
+    def run(connection: Any) -> float:
+        from gotong_royong.zero_downtime.backfills import crew, steering
+
+        row = crew.run(NAME, connection.alias, workers=workers, at_full_speed=at_full_speed)
+        return steering.progress(row).longest_batch
 
     return run
 
@@ -90,39 +115,80 @@ WAYS = {
     "iterator and bulk_update": django_loop,
     "IN (SELECT ... LIMIT 1000)": limited,
     "keyset by primary key, 1000": keyset,
-    "backfill run": ours(1),
-    "backfill run --workers 2": ours(2),
+    "backfill run --full-speed": ours(1),
+    "  with --workers 2": ours(2),
+}
+AMONG_OTHERS = {
+    "nothing": lambda connection: timed(time.sleep, UNDISTURBED),
+    "one UPDATE": one_update,
+    "keyset by primary key, 1000": keyset,
+    "backfill run --full-speed": ours(1),
+    "backfill run": ours(1, at_full_speed=False),
 }
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print for each way its time, the ratio to one UPDATE, how the table with its indexes grew, and the WAL."""
+    """Print for each way what it takes and leaves behind, alone and while others use the same table."""
     import django
 
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gotong_royong.settings")
     django.setup()
     from django.core.management import call_command
 
-    print(f"\nFilling a new column of {options.rows:,} users, at full speed and alone on the database.\n")
-    print(f"{'':30}{'time':>10}{'ratio':>8}{'grows':>8}{'WAL':>10}{'undone':>8}")
-    with database() as filled:
-        with connected(filled) as connection:
-            call_command("migrate", database=connection.alias, verbosity=0)
-        server().execute(filled, *(statement.format(rows=options.rows) for statement in FILL))
+    for rows in options.rows or ROWS:
+        with database() as filled:
+            with connected(filled) as connection:
+                call_command("migrate", database=connection.alias, verbosity=0)
+            server().execute(filled, *(statement.format(rows=rows) for statement in FILL))
+            alone(filled, rows, options.rounds)
+            among_others(filled, rows)
+
+
+def alone(filled: str, rows: int, rounds: int) -> None:
+    print(
+        f"\nFilling a new column of {rows:,} users, alone on the database: medians of {rounds} rounds.\n"
+        "Compared with one UPDATE that finds the index there, and with one before the index is built.\n"
+    )
+    print(f"{'':30}{'time':>9}{'ratio':>8}{'ratio':>8}{'batch':>9}{'grows':>8}{'WAL':>10}{'undone':>8}")
+    seen: dict[tuple[bool, str], list[Seen]] = {}
+    for _ in range(rounds):
         for indexed in (True, False):
-            print("its index is there" if indexed else "its index is built afterwards, in the time")
-            first = 0.0
             for label, way in WAYS.items():
-                if way is django_loop and options.rows > LOOP_UP_TO:
-                    continue
-                seen = measure(filled, way, indexed=indexed)
-                first = first or seen.seconds
-                ratio, wal = seen.seconds / first, seen.wal / 1e6
-                figures = f"{seen.seconds:>8.1f} s{ratio:>8.2f}{seen.growth:>7.2f}x{wal:>7,.0f} MB{seen.undone:>8}"
-                print(f"  {label:28}{figures}", flush=True)
+                if way is not django_loop or rows <= LOOP_UP_TO:
+                    seen.setdefault((indexed, label), []).append(measure(filled, way, indexed=indexed))
+    references = [median(one.seconds for one in seen[indexed, "one UPDATE"]) for indexed in (True, False)]
+    for indexed in (True, False):
+        print("its index is there" if indexed else "its index is built afterwards, in the time")
+        for (there, label), each in seen.items():
+            if there is indexed:
+                seconds, longest, growth, wal, undone = (median(values) for values in zip(*each, strict=True))
+                ratios = "".join(f"{seconds / reference:>8.2f}" for reference in references)
+                figures = f"{longest:>7.2f} s{growth:>7.2f}x{wal / 1e6:>7,.0f} MB{undone:>8.0f}"
+                print(f"  {label:28}{seconds:>7.1f} s{ratios}{figures}", flush=True)
 
 
-def measure(template: str, way: Callable[[Any], None], *, indexed: bool) -> Seen:
+def among_others(filled: str, rows: int) -> None:
+    if not (program := pgbench()):
+        print("\nLeft out, for there is no program pgbench: what others see of it.")
+        return
+    print(
+        f"\nThe same while pgbench reads and writes single ones of {rows:,} users, {RATE} times a second,\n"
+        "and how long that takes: half of them at most, of a hundred all but one, all. The index is there.\n"
+    )
+    print(f"{'':30}{'time':>9}{'ratio':>8}{'median':>12}{'99th':>12}{'longest':>12}")
+    reference = measure(filled, one_update, indexed=True).seconds
+    for label, way in AMONG_OTHERS.items():
+        with database(filled) as name, connected(name) as connection:
+            server().execute(name, INDEX)
+            with others(program, name, rows) as times:
+                time.sleep(WARM_UP)
+                times.clear()
+                seconds = timed(way, connection)
+        figures = "".join(f"{times[int(len(times) * place)]:>9,.1f} ms" for place in (0.5, 0.99, 1 - 1e-9))
+        print(f"  {label:28}{seconds:>7.1f} s{seconds / reference:>8.2f}{figures}", flush=True)
+
+
+def measure(template: str, way: Way, *, indexed: bool) -> Seen:
     with database(template) as name, connected(name) as connection, connection.cursor() as cursor:
         if indexed:
             cursor.execute(INDEX)
@@ -130,13 +196,56 @@ def measure(template: str, way: Callable[[Any], None], *, indexed: bool) -> Seen
         cursor.execute(LOOK)
         size, wal, _ = cursor.fetchone()
         started = time.monotonic()
-        way(connection)
+        longest = way(connection)
         if not indexed:
             cursor.execute(INDEX)
         seconds = time.monotonic() - started
         cursor.execute(LOOK)
         after, wal_after, undone = cursor.fetchone()
-        return Seen(seconds, after / size, wal_after - wal, undone)
+        return Seen(seconds, longest, after / size, wal_after - wal, undone)
+
+
+def pgbench() -> str | None:
+    from gotong_royong.embedded import binaries
+
+    return shutil.which("pgbench") or shutil.which("pgbench", path=str(binaries()))
+
+
+class Times(list[float]):
+    """The milliseconds that others took, the shortest first, once they have stopped."""
+
+    def clear(self) -> None:
+        self.since = time.time()
+
+
+@contextmanager
+def others(program: str, name: str, rows: int) -> Iterator[Times]:
+    """Let pgbench use the table; what it logs are the times from when a transaction was due."""
+    known, times = server().conninfo(name), Times()
+    environment = {f"PG{key.upper()}": str(value) for key, value in known.items() if key != "dbname"}
+    with TemporaryDirectory() as folder:
+        for kind, text in (("read", READ), ("write", WRITE)):
+            Path(folder, kind).write_text(f"\\set row random(1, {rows})\n{text};\n")
+        command = [program, "-n", "-c", "4", "-R", f"{RATE}", "-T", "86400", "-l", "-f", "read", "-f", "write", name]
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield times
+            time.sleep(WARM_UP)  # until what it holds back is written
+        finally:
+            process.terminate()
+            process.wait()
+        for file in Path(folder).glob("pgbench_log.*"):
+            for line in file.read_text().splitlines()[:-1]:
+                _, _, took, _, seconds, microseconds, *_ = map(int, line.split())
+                if seconds + microseconds / 1e6 > times.since:
+                    times.append(took / 1000)
+        times.sort()
 
 
 @contextmanager

@@ -43,10 +43,14 @@ class Seen(NamedTuple):
         return next((words for sign, words in OUTCOMES.items() if sign in error), "failed" if error else "applied")
 
 
+ROWS = 1_000_000
+
+
 def run(options: argparse.Namespace) -> None:
     """Print for each trial and contender the longest stalls, the time of the process and the outcome."""
+    rows = options.rows[0] if options.rows else ROWS
     print(
-        f"\nLongest stall of a reader and a writer of a table of {options.rows:,} rows under migration,\n"
+        f"\nLongest stall of a reader and a writer of a table of {rows:,} rows under migration,\n"
         f"while a third session idles for {options.hold:g} s in a transaction that has read it\n"
         "(their commits do not wait for the disk, so that a stall is a lock's).\n"
         f"The peer is {PEER_PACKAGE} {metadata.version(PEER_PACKAGE)} with its recommended settings.\n"
@@ -55,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     errors = []
     with database() as filled:
         succeed(migrate(OURS, filled, "shop", "0001", apps=APPS, trial=next(iter(TRIALS))))
-        server().execute(filled, *(statement.format(rows=options.rows) for statement in FILL))
+        server().execute(filled, *(statement.format(rows=rows) for statement in FILL))
         for trial in options.trials:
             for contender in CONTENDERS.values():
                 seen = watch(contender, trial, filled, options.hold)

@@ -93,6 +93,10 @@ PARTS = f"""
 """  # noqa: S608
 
 
+class LetGo(Exception):
+    """The range is another worker's now, or the backfill is not to go on."""
+
+
 class Part(NamedTuple):
     """A table or one of its partitions (``name`` is empty for a table that has none), and its size in blocks."""
 

@@ -80,6 +80,19 @@ class Work:
             return PHYSICAL if cursor.fetchone()[0] else STRIPES
 
 
+def batches_in(lower: int, upper: int, *, striped: bool) -> list[tuple[int, int, int | None]]:
+    """Return the batches that go through these blocks: the blocks of each from where to before where, and its stripe.
+
+    A pass takes one half after the other. So the space that it frees in a block has aged by a batch when the next pass
+    comes, and is not kept for another worker's batch, which may be older.
+    """
+    if not striped:
+        return [(lower, upper, None)]
+    middle = (lower + upper) // 2
+    halves = [(lower, middle), (middle, upper)] if middle > lower else [(lower, upper)]
+    return [(start, end, stripe) for stripe in range(PASSES) for start, end in halves]
+
+
 def in_blocks(model: type[models.Model], lower: int, upper: int, stripe: int | None) -> models.Func:
     """Return the condition for the rows in blocks from ``lower`` to before ``upper``, of one stripe or of all."""
     condition = f"%(expressions)s >= '({lower},0)'::tid AND %(expressions)s < '({upper},0)'::tid"

@@ -9,23 +9,22 @@ the rows that moved on in the last one. That no row is left verifies it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
-from django.db import DatabaseError, Error, InterfaceError, OperationalError, connections, models, transaction
+from django.db import Error, OperationalError, connections, models, transaction
 from django.db.models.functions import Now
 
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.backfills import ranges, statements, steering
+from gotong_royong.zero_downtime.backfills.changes import Changes, is_lost
 from gotong_royong.zero_downtime.backfills.declarations import declared, model_of
-from gotong_royong.zero_downtime.backfills.statements import KEYS, PASSES, PHYSICAL, STRIPES, Work
+from gotong_royong.zero_downtime.backfills.ranges import LetGo
+from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES, Work
 from gotong_royong.zero_downtime.backfills.throttle import APPLICATION, Throttle
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, summary
-from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside
-
-T = TypeVar("T")
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 TARGET = 0.2  # seconds that a batch shall take
 LONGEST = 4  # times that, after which its statement is canceled
@@ -34,15 +33,9 @@ LEFT = 1_000  # rows that are done by their keys, as they were found, instead of
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
 LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
 POLL = 0.1  # seconds between two looks for a range
-MOST_SET_ASIDE = 1_000
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 NOT_NOW = {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK, locks.QUERY_CANCELED, "40001"}
-OF_NO_ROW = {"08", "0A", "25", "3F", "40", "42", "53", "55", "57", "58", "XX"}  # classes
-
-
-class LetGo(Exception):
-    """The range is another worker's now, or the backfill is not to go on."""
 
 
 class Worker:
@@ -69,13 +62,16 @@ class Worker:
         self.alias = str(row._state.db)
         self.connection = connections[self.alias]
         declaration = declared(row.name)
-        self.work = Work(declaration, model or model_of(declaration), self.alias)
+        self.changes = Changes(row, Work(declaration, model or model_of(declaration), self.alias))
         self.table = self.connection.ops.quote_name(self.work.model._meta.db_table)
         self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
         self.size = 0
-        self._careful = False
         self._said = ""
         self._lost_at: float | None = None
+
+    @property
+    def work(self) -> Work:
+        return self.changes.work
 
     def run(self) -> Backfill:
         """Work until it has ended, is paused, or is to stop; return what the database says of it then.
@@ -114,7 +110,7 @@ class Worker:
 
     def _renew(self, error: Exception) -> None:
         """Get a new connection in place of one that was lost, for as long as the patience lasts."""
-        if not self.renews or not _is_lost(error):
+        if not self.renews or not is_lost(error):
             raise error
         self._lost_at = self._lost_at or time.monotonic()
         if time.monotonic() - self._lost_at > conf.PATIENCE:
@@ -131,7 +127,7 @@ class Worker:
         except BackfillRefused:
             raise LetGo from None  # somebody has steered it in this moment
         except (BackfillFailed, Error, LookupError, AttributeError, TypeError, ValueError) as error:
-            if _is_lost(error):
+            if is_lost(error):
                 raise
             text = summary(error)
             with suppress(BackfillRefused):
@@ -141,7 +137,7 @@ class Worker:
             ) from error
 
     def _go_through(self, part: BackfillRange) -> None:
-        self._leave_alone_what_is_set_aside()
+        self.changes.leave_alone_what_is_set_aside()
         walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else self._walk_blocks
         try:
             with suppress(LetGo):
@@ -149,23 +145,6 @@ class Worker:
         finally:
             with suppress(Error):
                 ranges.release(self.connection, part)
-
-    def _leave_alone_what_is_set_aside(self) -> None:
-        keys = self.row.set_aside.values_list("key", flat=True)
-        self.work = replace(self.work, set_aside=tuple(statements.from_text(self.work.model, key) for key in keys))
-
-    def _carefully(self, batch: Callable[[], T]) -> T:
-        """Do a batch; where a row of it may be what failed, do it again and set that row aside."""
-        try:
-            return batch()
-        except Exception as error:
-            if not self._is_of_a_row(error):
-                raise
-        self._careful = True
-        try:
-            return batch()
-        finally:
-            self._careful = False
 
     @contextmanager
     def _batch(self, part: BackfillRange, size: int) -> Iterator[None]:
@@ -195,7 +174,7 @@ class Worker:
                 since = time.monotonic() if done else since
                 if is_more and done:  # and where has become false for those
                     return self._finish(part, self._cut)
-            self._leave_alone_what_is_set_aside()
+            self.changes.leave_alone_what_is_set_aside()
             if time.monotonic() - since > conf.PATIENCE:
                 raise BackfillFailed("Somebody keeps the last rows locked. End that session.")
             if time.monotonic() - since > POLL:
@@ -219,13 +198,13 @@ class Worker:
         def batch() -> int:
             with self._batch(part, len(keys)):
                 unlocked = statements.unlocked_keys(self.work, keys)
-                self._change_keys(unlocked)
+                self.changes.of_keys(unlocked)
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=None, share=0.0, rows=len(unlocked), seconds=seconds)
                 return len(unlocked)
 
         try:
-            rows = self._carefully(batch)
+            rows = self.changes.carefully(batch)
         except OperationalError as error:
             if locks.sqlstate(error) not in NOT_NOW:
                 raise
@@ -256,11 +235,11 @@ class Worker:
         at = part.lower if part.cursor is None else part.cursor
         while at < part.upper and not self.stop():
             end = min(at + self.size, part.upper)
-            passes: Sequence[int | None] = range(PASSES) if self.row.order == STRIPES else [None]
+            batches = statements.batches_in(at, end, striped=self.row.order == STRIPES)
             slowest: float | None = 0.0
-            for stripe in passes:
-                here = statements.in_blocks(self.work.model, at, end, stripe)
-                to = at if stripe is not None and stripe + 1 < PASSES else end
+            for number, (lower, upper, stripe) in enumerate(batches, 1):
+                here = statements.in_blocks(self.work.model, lower, upper, stripe)
+                to = end if number == len(batches) else at
                 took = self._change_at(part, here, to, end - at)
                 slowest = None if took is None or slowest is None else max(slowest, took)
                 if slowest is None:
@@ -280,13 +259,13 @@ class Worker:
 
         def batch() -> None:
             with self._batch(part, size):
-                rows = self._change(here, part.partition)
+                rows = self.changes.of(here, part.partition)
                 share = (to - part.lower) / (part.upper - part.lower)
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=to, share=share, rows=rows, seconds=seconds)
 
         try:
-            self._carefully(batch)
+            self.changes.carefully(batch)
         except OperationalError as error:
             if locks.sqlstate(error) not in NOT_NOW:
                 raise
@@ -308,7 +287,7 @@ class Worker:
         def batch() -> tuple[Any, int]:
             with self._batch(part, self.size):
                 end = statements.key_at(self.work, at, part.upper, self.size)
-                rows = self._change(statements.in_keys(self.work.model, at, end or part.upper))
+                rows = self.changes.of(statements.in_keys(self.work.model, at, end or part.upper))
                 share = 1.0 if end is None else min(0.99, (done + rows) / self._rows_in_a_range)
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=end, share=share, rows=rows, seconds=seconds)
@@ -317,7 +296,7 @@ class Worker:
         while not finished and not self.stop():
             started = time.monotonic()
             try:
-                end, rows = self._carefully(batch)
+                end, rows = self.changes.carefully(batch)
             except OperationalError as error:
                 if locks.sqlstate(error) not in NOT_NOW:
                     raise
@@ -343,70 +322,7 @@ class Worker:
     def _adapt(self, seconds: float) -> None:
         self.size = max(1, min(int(self.size * self._factor(seconds)), LARGEST[self.row.order]))
 
-    def _change(self, here: Any, partition: str = "") -> int:
-        """Change the rows there; set aside those of them that cannot be."""
-        try:
-            with self._savepoint():
-                return statements.change(self.work, here, partition)
-        except Exception as error:
-            if not self._careful or not self._is_of_a_row(error):
-                raise
-        keys = statements.keys_of(self.work, here, partition)
-        self._change_keys(keys)
-        return len(keys)
-
-    def _change_keys(self, keys: Sequence[Any]) -> None:
-        """Change the rows with these keys, all at once or else half by half; set aside those that cannot be."""
-        if not keys:
-            return
-        try:
-            with self._savepoint():
-                statements.change_keys(self.work, keys)
-        except Exception as error:
-            if not self._careful or not self._is_of_a_row(error):
-                raise
-            if len(keys) == 1:
-                self._set_aside(keys[0], error)
-            else:
-                self._change_keys(keys[: len(keys) // 2])
-                self._change_keys(keys[len(keys) // 2 :])
-
-    @contextmanager
-    def _savepoint(self) -> Iterator[None]:
-        """Undo what failed, if we are careful; check now what otherwise is checked at the end of the transaction."""
-        if not self._careful:
-            yield
-            return
-        with transaction.atomic(using=self.alias):
-            yield
-            with self.connection.cursor() as cursor:
-                cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        with self.connection.cursor() as cursor:
-            cursor.execute("SET CONSTRAINTS ALL DEFERRED")
-
-    def _is_of_a_row(self, error: Exception) -> bool:
-        """Whether a row may be what makes the error, so that others can be done without it."""
-        if isinstance(error, BackfillFailed | LetGo | InterfaceError):
-            return False
-        if isinstance(error, DatabaseError):
-            return not _is_lost(error) and (locks.sqlstate(error) or "00")[:2] not in OF_NO_ROW
-        return self.work.declaration.has_process()
-
-    def _set_aside(self, key: Any, error: Exception) -> None:
-        row = SetAside(backfill=self.row, key=statements.as_text(key), error=summary(error))
-        row.save(using=self.alias)
-        if self.row.set_aside.count() > MOST_SET_ASIDE:
-            raise BackfillFailed(f"More than {MOST_SET_ASIDE} rows cannot be changed; the last {row}")
-
     def _say(self, reason: str) -> None:
         if reason != self._said:
             Backfill.objects.using(self.alias).filter(pk=self.row.pk).update(throttle=reason)
             self._said = reason
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether the error ended the session: the server went down, somebody ended it, it idled in a transaction."""
-    state = locks.sqlstate(error)
-    if state is None:
-        return isinstance(error, OperationalError | InterfaceError)
-    return state.startswith(("08", "57P")) or state == "25P03"

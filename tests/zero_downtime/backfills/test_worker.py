@@ -121,7 +121,7 @@ class TestFailing:
         assert (row.status, row.set_aside.count()) == (Status.FAILED, 1)
 
     def test_more_failing_rows_than_anybody_would_read(self, fill, declare, run, monkeypatch):
-        monkeypatch.setattr("gotong_royong.zero_downtime.backfills.worker.MOST_SET_ASIDE", 5)
+        monkeypatch.setattr("gotong_royong.zero_downtime.backfills.changes.MOST_SET_ASIDE", 5)
         fill(100)
         with pytest.raises(BackfillFailed, match="More than 5 rows cannot be changed; the last row"):
             run(declare(process=lambda self, batch: 1 / 0))
