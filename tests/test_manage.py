@@ -126,4 +126,4 @@ def test_ctrl_c_ends_with_one_sentence(scratch):
         blocker.rollback()
         assert watcher.execute("SELECT to_regclass('django_migrations')").fetchone() == (None,)
     assert run.returncode == 130
-    assert err == "\nStopped by Ctrl-C.\n"
+    assert err == "\nStopped by Ctrl-C or SIGTERM.\n"

@@ -8,7 +8,7 @@ The rooms, in the order in which they may import one another:
   ``schema``: DDL that may run twice.
 - ``watchdog``: the second session that sees whom a statement blocks. ``guard``: the lock budget around a run.
 - ``models``: the ledger, Run and Step, and the backfills. ``ledger``: writes it. ``history``: what it remembers of the
-  applied migrations, and whether their files have been edited.
+  applied migrations, and whether their files have been edited. ``loader``: reads the migrations.
 - ``backfills``: changes of data over large tables, in the background; declared in an app's ``backfills.py``.
 - ``operations``: what may stand in a migration beside Django's own, such as ``RunBackfill``.
 - ``autodetector``: which changes the models have made, in migrations with timestamped names.

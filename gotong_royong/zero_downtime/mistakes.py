@@ -47,7 +47,7 @@ class Plain(BaseCommand):
         except KeyboardInterrupt:
             if not self._called_from_command_line or options["traceback"]:
                 raise
-            self.stderr.write("\nStopped by Ctrl-C.")
+            self.stderr.write("\nStopped by Ctrl-C or SIGTERM.")
             sys.exit(130)
         except Exception as error:
             if self._called_from_command_line and (said := sentence(error)):
