@@ -175,7 +175,7 @@ def among_others(filled: str, rows: int) -> None:
         f"\nThe same while pgbench reads and writes single ones of {rows:,} users, {RATE} times a second,\n"
         "and how long that takes: half of them at most, of a hundred all but one, all. The index is there.\n"
     )
-    print(f"{'':30}{'time':>9}{'ratio':>8}{'median':>12}{'99th':>12}{'longest':>12}")
+    print(f"{'':30}{'time':>9}{'ratio':>8}{'median':>12}{'99th':>12}{'longest':>12}{'undone':>9}")
     reference = measure(filled, one_update, indexed=True).seconds
     for label, way in AMONG_OTHERS.items():
         with database(filled) as name, connected(name) as connection:
@@ -184,8 +184,11 @@ def among_others(filled: str, rows: int) -> None:
                 time.sleep(WARM_UP)
                 times.clear()
                 seconds = timed(way, connection)
+            with connection.cursor() as cursor:
+                cursor.execute(LOOK)
+                undone = cursor.fetchone()[-1]
         figures = "".join(f"{times[int(len(times) * place)]:>9,.1f} ms" for place in (0.5, 0.99, 1 - 1e-9))
-        print(f"  {label:28}{seconds:>7.1f} s{seconds / reference:>8.2f}{figures}", flush=True)
+        print(f"  {label:28}{seconds:>7.1f} s{seconds / reference:>8.2f}{figures}{undone:>9}", flush=True)
 
 
 def measure(template: str, way: Way, *, indexed: bool) -> Seen:
