@@ -307,24 +307,28 @@ class TestSplitOfUsers:
 
     def test_old_code_writing_during_the_copy(self, users):
         migrate(users, BEFORE_COPY)
-        stop, written = threading.Event(), itertools.count()
+        stop, at_work, written = threading.Event(), threading.Event(), 0
 
         def keep_writing():
+            nonlocal written
             with psycopg.connect(**conninfo(users), autocommit=True) as connection:
                 while not stop.is_set():
-                    i = next(written)
                     connection.execute(
-                        "UPDATE users SET bio = %s WHERE username = %s", [f"v{i}", f"old{i % 3_000 + 1}"]
+                        "UPDATE users SET bio = %s WHERE username = %s", [f"v{written}", f"old{written % 3_000 + 1}"]
                     )
+                    written += 1
+                    at_work.set()
 
         thread = threading.Thread(target=keep_writing)
         thread.start()
         try:
+            at_work.wait()
+            before = written
             migrate(users, COPY)
         finally:
             stop.set()
             thread.join()
-        assert next(written) > 10
+        assert written > before
         assert self.ask(users, self.SAME) == (3_000, 3_000)
 
 
