@@ -159,37 +159,43 @@ class Worker:
 
         It may have to read the whole table to find the rows, so it holds no lock of a row while it does.
         """
-        size, since, all_rows = LEFT // 4, time.monotonic(), self.work.declaration.where is None
+        size, all_rows = LEFT // 4, self.work.declaration.where is None
+        in_vain_since = None
         while not self.stop():
-            keys = [] if all_rows else self._left()
-            if all_rows and part.sweep == 1:
-                return self._finish(part, self._cut)
-            if not keys:
-                return self._finish(part, self._end)
-            is_more = len(keys) == LEFT
-            while keys and not self.stop():
-                done, seconds = self._change_some(part, keys[:size])
-                keys = keys[size:]
+            keys, at, done = [] if all_rows else self._left(), 0, 0
+            is_more = len(keys) == LEFT or (all_rows and part.sweep == 1)
+            while at < len(keys) and not (is_more and done) and not self.stop():
+                rows, seconds = self._change_some(part, keys[at : at + size])
+                at, done = at + size, done + rows
                 size = max(1, min(LEFT, int(size * self._factor(seconds))))
-                since = time.monotonic() if done else since
-                if is_more and done:  # and where has become false for those
-                    return self._finish(part, self._cut)
             self.changes.leave_alone_what_is_set_aside()
-            if time.monotonic() - since > conf.PATIENCE:
-                raise BackfillFailed("Somebody keeps the last rows locked. End that session.")
-            if time.monotonic() - since > POLL:
-                time.sleep(POLL)
-        return None
+            if not keys or (is_more and done):  # and where has become false for those
+                if self._finish(part, self._cut if is_more else self._end):
+                    return
+            elif done:
+                in_vain_since = None
+                continue
+            in_vain_since = in_vain_since or time.monotonic()
+            if time.monotonic() - in_vain_since > conf.PATIENCE:
+                raise BackfillFailed("Somebody keeps the table or its last rows locked. End that session.")
+            time.sleep(POLL)
 
     def _left(self) -> list[Any]:
         """Return the keys of rows that are left to do, as many as are done by their keys."""
         with locks.session_settings(self.connection, statement_timeout="0"):
             return list(self.work.to_do.order_by().values_list("pk", flat=True)[:LEFT])
 
-    def _finish(self, part: BackfillRange, action: Callable[[BackfillRange], object]) -> None:
-        with self._batch(part, 1):
-            action(part)
-            ranges.advance(self.connection, part, to=None, share=1.0, rows=0, seconds=0.0)
+    def _finish(self, part: BackfillRange, action: Callable[[BackfillRange], object]) -> bool:
+        """End the look with what is to be done then; return whether that got its locks."""
+        try:
+            with self._batch(part, 1):
+                action(part)
+                ranges.advance(self.connection, part, to=None, share=1.0, rows=0, seconds=0.0)
+        except OperationalError as error:
+            if locks.sqlstate(error) not in NOT_NOW:
+                raise
+            return False
+        return True
 
     def _change_some(self, part: BackfillRange, keys: Sequence[Any]) -> tuple[int, float]:
         """Change those of the rows that nobody else has locked; return how many, and the seconds it took."""

@@ -38,9 +38,9 @@ def test_it_waits_while_somebody_waits_for_a_backfill(skills, fill):
     ):
         ours.execute("UPDATE skills SET category = 'x'")
         user.pgconn.send_query(b"UPDATE skills SET category = 'y'")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not (advice := look(skills)).wait:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, advice
         assert advice.reason == "1 session waits for it"
         ours.rollback()
         while user.pgconn.get_result():
