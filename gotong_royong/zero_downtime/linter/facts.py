@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from django.db.migrations import Migration
-from django.db.models import Model
 
+from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.locks import BLOCKS
 
 MODES = list(BLOCKS)
@@ -164,10 +164,6 @@ class Pass:
         return list(changes(self.before, self.after))
 
 
-Code = Mapping[str, type[Model]]
-"""What code names in the database: the models of a project state by their tables."""
-
-
 @dataclass(frozen=True)
 class Trace:
     """All that is known about one migration.
@@ -186,9 +182,9 @@ class Trace:
     migration: Migration
     up: Pass
     down: Pass | None = None
-    running: Code = field(default_factory=dict)
-    code_before: Code = field(default_factory=dict)
-    written: Code = field(default_factory=dict)
+    running: Code = field(default_factory=Code)
+    code_before: Code = field(default_factory=Code)
+    written: Code = field(default_factory=Code)
     catalog: Catalog = field(default_factory=dict)
     reruns: Mapping[int, str] = field(default_factory=dict)
     because_of: str = ""

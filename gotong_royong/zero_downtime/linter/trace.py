@@ -1,4 +1,4 @@
-"""What does each migration do? They are run one after another in the scratch database, with one growing state.
+"""What does each migration do? They are run one after another in the scratch database, while one state rolls on.
 
 A migration under judgement is run up and down, and stays up: the way down of an atomic one is rolled back, another one
 goes up again. Whatever it does, it is stopped after a while, reaches no network and no other database, and the next one
@@ -26,13 +26,13 @@ from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import summary
-from gotong_royong.zero_downtime.linter.facts import Code, Direction, Failure, Pass, Trace
+from gotong_royong.zero_downtime.linter.code import Code
+from gotong_royong.zero_downtime.linter.facts import Direction, Failure, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
-
-Key = tuple[str, str]
+from gotong_royong.zero_downtime.states import Key, Move, Rolling
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 
@@ -56,20 +56,20 @@ class _Undo(Exception):
 
 def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
     """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
-    state = ProjectState(real_apps=loader.unmigrated_apps)
-    state.apps  # noqa: B018  rendered once, and then kept up to date by each operation
+    rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
     for key in keys:
-        migration = loader.graph.nodes[key]
-        before = state.clone()
+        migration, before = loader.graph.nodes[key], rolling.snapshot()
         try:
             with (
                 _confined(LIMIT * len(migration.operations)),
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
-                state = migration.apply(state, editor)
+                rolling.apply(migration, editor)
         except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
             _recover(connection)
-            state = migration.mutate_state(before, preserve=False)
+            rolling = before
+            for operation in migration.operations:
+                rolling.step(operation, migration.app_label)
 
 
 def traces(
@@ -92,26 +92,27 @@ def traces(
     state = ProjectState(real_apps=loader.unmigrated_apps)
     for key in ground:
         loader.graph.nodes[key].mutate_state(state, preserve=False)
-    state.apps  # noqa: B018
+    rolling = Rolling(state)
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
-    final = code_of(loader.project_state()) if any(_is_contract(loader.graph.nodes[key]) for key in plan) else {}
+    newest = any(_is_contract(loader.graph.nodes[key]) for key in plan)
+    final = Code(Rolling(loader.project_state()) if newest else None)
     conflicts = loader.detect_conflicts()
-    running = written = code_of(state)
+    running = written = Code(rolling)
     failed: set[Key] = set()
     for key in plan:
         migration = loader.graph.nodes[key]
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
-        states, up = run.up(migration, state, rehearse=key in judged)
-        written = code_of(state)
+        moves, up = run.up(migration, rolling, rehearse=key in judged)
+        written = Code(rolling, code_before)
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
             down, reruns = None, {}
             if not up.failure and all(operation.reversible for operation in migration.operations):
-                reruns = run.again(migration, states) if not migration.atomic else {}
-                down = run.down(migration, states)
+                reruns = run.again(migration, moves) if not migration.atomic else {}
+                down = run.down(migration, moves)
             leaves = conflicts.get(key[0], ())
             yield Trace(
                 migration,
@@ -138,68 +139,54 @@ class _Runner:
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
 
-    def up(
-        self, migration: Migration, state: ProjectState, *, rehearse: bool = False
-    ) -> tuple[list[ProjectState], Pass]:
-        """Run it forwards and change ``state``; return the states between its operations, and what it did."""
-        states: list[ProjectState] = []
-        rest = list(migration.operations)
+    def up(self, migration: Migration, rolling: Rolling, *, rehearse: bool = False) -> tuple[list[Move], Pass]:
+        """Run it forwards and let the state roll on; return what each operation finds, and what it did."""
+        moves: list[Move] = []
+
+        def move() -> Move:
+            operation = migration.operations[len(moves)]
+            moves.append((operation, *rolling.step(operation, migration.app_label)))
+            return moves[-1]
 
         def run(editor: Any) -> None:
-            for number, operation in enumerate(migration.operations):
-                states.append(state.clone())
-                operation.state_forwards(migration.app_label, state)
-                rest.pop(0)
-                self._operation(migration, number, editor, operation.database_forwards, states[-1], state)
+            for number in range(len(migration.operations)):
+                operation, before, after = move()
+                self._operation(migration, number, editor, operation.database_forwards, before, after)
                 if rehearse and isinstance(operation, RunPython) and self.connection.in_atomic_block:
-                    self._rehearse(number, partial(operation.code, states[number].apps, editor))
-            states.append(state)
+                    self._rehearse(number, partial(operation.code, before.apps, editor))
 
         passed = self._pass(migration, Direction.UP, run)
-        for operation in rest:
-            states.append(state.clone())
-            operation.state_forwards(migration.app_label, state)
-        if len(states) == len(migration.operations):
-            states.append(state)
-        return states, passed
+        while len(moves) < len(migration.operations):
+            move()
+        return moves, passed
 
-    def down(self, migration: Migration, states: list[ProjectState]) -> Pass:
+    def down(self, migration: Migration, moves: list[Move]) -> Pass:
         """Run it backwards, and see to it that it is up again."""
         up = dict(self.observer.catalog)
 
         def run(editor: Any) -> None:
-            for number in reversed(range(len(migration.operations))):
-                backwards = migration.operations[number].database_backwards
-                self._operation(migration, number, editor, backwards, states[number + 1], states[number])
+            for number, (operation, before, after) in reversed(list(enumerate(moves))):
+                self._operation(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
             self.observer.rolled_back(up)
         else:
-
-            def forwards(editor: Any) -> None:
-                for number, operation in enumerate(migration.operations):
-                    self._operation(
-                        migration, number, editor, operation.database_forwards, states[number], states[number + 1]
-                    )
-
-            self._pass(migration, Direction.UP, forwards)
+            self._pass(migration, Direction.UP, partial(self._forwards, migration, list(enumerate(moves))))
         return passed
 
-    def again(self, migration: Migration, states: list[ProjectState]) -> dict[int, str]:
+    def again(self, migration: Migration, moves: list[Move]) -> dict[int, str]:
         """Run each raw statement a second time; return for each operation why that fails."""
-        failures = {}
-        for number, operation in enumerate(migration.operations):
-            if isinstance(operation, RunSQL):
+        raw = [(number, move) for number, move in enumerate(moves) if isinstance(move[0], RunSQL)]
+        passes = {
+            number: self._pass(migration, Direction.UP, partial(self._forwards, migration, [(number, move)]))
+            for number, move in raw
+        }
+        return {number: passed.failure.message for number, passed in passes.items() if passed.failure}
 
-                def run(editor: Any, number: int = number, operation: Any = operation) -> None:
-                    self._operation(
-                        migration, number, editor, operation.database_forwards, states[number], states[number + 1]
-                    )
-
-                if failure := self._pass(migration, Direction.UP, run).failure:
-                    failures[number] = failure.message
-        return failures
+    def _forwards(self, migration: Migration, moves: list[tuple[int, Move]], editor: Any) -> None:
+        for number, (operation, before, after) in moves:
+            self._operation(migration, number, editor, operation.database_forwards, before, after)
 
     def _rehearse(self, number: int, code: Callable[[], object]) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
@@ -271,15 +258,6 @@ class _Runner:
         missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
         environment = missing or code in ENVIRONMENT or isinstance(error, NetworkRefused)
         return Failure(operation, summary(error), environment)
-
-
-def code_of(state: ProjectState) -> Code:
-    """Return the models of the state by the tables that they name."""
-    return {
-        model._meta.db_table.replace('"', ""): model
-        for model in state.apps.get_models(include_auto_created=True)
-        if not model._meta.proxy and not model._meta.swapped
-    }
 
 
 @contextmanager

@@ -225,8 +225,9 @@ def halves_disagree(trace: Trace) -> Iterator[Spot]:
         return
     tables, tables_before = _by_name(trace.catalog), _by_name(trace.up.before)
     changed = {change.table for change in trace.up.changes}
-    for name, model in trace.written.items():
-        if not model._meta.managed or (trace.code_before.get(name) is model and name not in changed):
+    for name in sorted(trace.written.changed_since(trace.code_before) | (changed & trace.written.keys())):
+        model = trace.written[name]
+        if not model._meta.managed:
             continue
         old = tables_before.get(name, tables.get(name))
         earlier = trace.code_before.get(name)
