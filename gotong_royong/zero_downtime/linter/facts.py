@@ -82,6 +82,15 @@ class Table(NamedTuple):
     constraints: Mapping[str, Constraint]
     indexes: Mapping[str, Index]
 
+    @property
+    def targets(self) -> set[str | None]:
+        """The tables that its foreign keys point to."""
+        return {constraint.target for constraint in self.constraints.values()}
+
+    def has_other_names(self, then: "Table") -> bool:
+        """Whether the table has not the name, or all the columns, that it has ``then``."""
+        return self.name != then.name or not self.columns.keys() <= then.columns.keys()
+
 
 Catalog = Mapping[int, Table]
 """The tables by their OID."""

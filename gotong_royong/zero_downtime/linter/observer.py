@@ -144,12 +144,13 @@ class Observer:
         return {oid: _table(*row) for oid, *row in found.fetchall()}
 
     def refresh(self, oids: set[int]) -> None:
-        """Look at these tables again."""
+        """Look at these tables again, and where they or their columns have other names, at what points to them."""
         if oids:
-            found = self.tables(sorted(oids))
-            for oid in oids:
-                self.catalog.pop(oid, None)
-            self.catalog.update(found)
+            old = {oid: table for oid in oids if (table := self.catalog.pop(oid, None))}
+            self.catalog.update(self.tables(sorted(oids)))
+            now = {oid: table for oid in old if (table := self.catalog.get(oid))}
+            renamed = {old[oid].name for oid, table in now.items() if old[oid].has_other_names(table)}
+            self.refresh({oid for oid, table in self.catalog.items() if renamed & table.targets} if renamed else set())
 
     def enums(self) -> frozenset[tuple[str, str]]:
         return frozenset(tuple(row) for row in self._session().execute(ENUMS).fetchall())

@@ -242,6 +242,7 @@ class _Runner:
         after = observer.settle()
         gone = enums - observer.enums() if enums and not undo else frozenset()
         changed = {oid for oid in {**before, **after} if before.get(oid) is not after.get(oid)}
+        changed = {oid for oid in changed if before.get(oid) != after.get(oid)}
         return Pass(
             direction,
             tuple(observer.statements),

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import models
 
+from gotong_royong.zero_downtime.linter.differences import unique_in
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
@@ -246,16 +247,6 @@ def null_refused(trace: Trace) -> Iterator[Spot]:
     for change, field, old, new in altered(trace):
         if new.not_null and not old.not_null and field.null:
             yield spot(trace, change, column=change.name)
-
-
-def unique_in(model: type[models.Model]) -> set[frozenset[str]]:
-    """Return the sets of columns that the model knows to be unique."""
-    meta = model._meta
-    column = {field.name: str(field.column) for field in meta.local_concrete_fields}
-    known = [[field.name] for field in meta.local_concrete_fields if field.unique]
-    known += [list(names) for names in meta.unique_together]
-    known += [list(c.fields) for c in meta.constraints if isinstance(c, models.UniqueConstraint)]
-    return {frozenset(column.get(name, name) for name in names) for names in known}
 
 
 @rule(
