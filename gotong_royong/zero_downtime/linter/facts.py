@@ -112,7 +112,7 @@ class Statement:
 
     Attributes:
         operation: which of the migration's operations sent it, from 0.
-        transaction: statements of one number ran in one transaction.
+        transaction: statements of one number ran in one transaction; below 0, it was rehearsed in one, and has none.
         takes: the strongest lock that it took on each table, beyond those that its transaction had.
         holds: the strongest lock that its transaction had on each table at its end.
         scans: tables it read from end to end. rewrites: tables it wrote anew. writes: tables whose rows it changed.

@@ -162,14 +162,20 @@ class Observer:
         return dict(self.catalog)
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block."""
+    def rehearsal(self, *, alone: bool) -> Iterator[None]:
+        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block.
+
+        Args:
+            alone: whether each statement will in earnest have a transaction of its own.
+        """
         catalog, held, touched, done = dict(self.catalog), self._held, self._touched, len(self.statements)
         try:
             yield
         finally:
             self.catalog, self._held, self._touched, self._unsure = catalog, held, touched, True
-            self.statements[done:] = [replace(one, rehearsed=True) for one in self.statements[done:]]
+            for number, one in enumerate(self.statements[done:], done):
+                transaction, holds = (-number - 1, one.takes) if alone else (one.transaction, one.holds)
+                self.statements[number] = replace(one, rehearsed=True, transaction=transaction, holds=holds)
 
     def look_away(self, work: Callable[[], object]) -> None:
         """Let the session do something that no statement of the migration is to be blamed for."""

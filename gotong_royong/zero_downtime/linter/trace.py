@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from gotong_royong.zero_downtime.stages import Stage, stage_of
 from gotong_royong.zero_downtime.states import Key, Move, Rolling
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
+LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
 
 # What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -152,8 +153,8 @@ class _Runner:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
                 self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and isinstance(operation, RunPython) and self.connection.in_atomic_block:
-                    self._rehearse(number, partial(operation.code, before.apps, editor))
+                if rehearse and isinstance(operation, RunPython):
+                    self._rehearse(migration, number, editor, operation.code, before)
 
         passed = self._pass(migration, Direction.UP, run)
         while len(moves) < len(migration.operations):
@@ -167,6 +168,8 @@ class _Runner:
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
                 self._operation(migration, number, editor, operation.database_backwards, after, before)
+                if isinstance(operation, RunPython):
+                    self._rehearse(migration, number, editor, operation.reverse_code, after)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
@@ -188,25 +191,30 @@ class _Runner:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
 
-    def _rehearse(self, number: int, code: Callable[[], object]) -> None:
+    def _rehearse(self, migration: Migration, number: int, editor: Any, code: Any, state: ProjectState) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
-        sent = [one for one in self.observer.statements if one.operation == number]
-        used = {lock.table for one in sent for lock in one.holds}
+        if code in (None, RunPython.noop):
+            return
+        used = {lock.table for one in self.observer.statements if one.operation == number for lock in one.holds}
         tables = [table for table in self.observer.catalog.values() if table.name in used]
-        with self.observer.rehearsal(), suppress(_Undo, Exception), transaction.atomic(self.connection.alias):
+        _allow(min(self.limit, LIMIT_OF_REHEARSAL))
+        with (
+            suppress(_Undo, Exception, TooLong),  # on rows that are made up, nothing has to succeed
+            self.observer.rehearsal(alone=not _has_transaction(migration, number)),
+            transaction.atomic(self.connection.alias),
+        ):
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            code()
+            code(state.apps, editor)
             raise _Undo
+        _allow(self.limit)
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
-        operation = migration.operations[number]
         _allow(self.limit)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
-        atomic = operation.atomic or (migration.atomic and operation.atomic is not False)
-        alone = not editor.atomic_migration and atomic
+        alone = not editor.atomic_migration and _has_transaction(migration, number)
         with transaction.atomic(self.connection.alias) if alone else nullcontext():
             run(migration.app_label, editor, old, new)
         self.observer.put_off.update((str(sql), number) for sql in editor.deferred_sql[put_off:])
@@ -306,6 +314,11 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
 def _is_raw(operation: Any) -> bool:
     inner = getattr(operation, "database_operations", ())
     return isinstance(operation, RunSQL | RunPython) or any(map(_is_raw, inner))
+
+
+def _has_transaction(migration: Migration, number: int) -> bool:
+    operation = migration.operations[number]
+    return bool(operation.atomic or (migration.atomic and operation.atomic is not False))
 
 
 def _is_contract(migration: Migration) -> bool:

@@ -93,6 +93,30 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
         code = "[apps.get_model('shop', 'Customer').objects.create(name=name) for name in 'abcdefg']"
         assert lint(tried, self.LOOP.format(code=code)) == [set()]
 
+    def test_the_way_back_is_tried_with_rows_too(self, tried):
+        code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        back = self.LOOP.format(code=code).replace(
+            "(work, migrations.RunPython.noop)", "(migrations.RunPython.noop, work)"
+        )
+        (seen,) = trace(tried, back)
+        assert [(one.rule.id, one.direction) for one in judge(seen)] == [("E111", "down")]
+
+    def test_what_commits_row_by_row_keeps_nobody_but_a_whole_table_does(self, tried):
+        alone = "atomic = False" + self.LOOP
+        each = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        assert lint(tried, alone.format(code=each)) == [set()]
+        at_once = """orders = apps.get_model('shop', 'Order').objects
+    orders.exists() and orders.update(note='')"""
+        assert lint(tried, alone.format(code=at_once)) == [{"E111"}]
+        assert lint(tried, alone.format(code=each).replace("noop)", "noop, atomic=True)")) == [{"E111"}]
+
+    def test_a_loop_that_ends_only_where_all_rows_are_as_it_wants_is_not_blamed(self, tried, monkeypatch):
+        monkeypatch.setattr("gotong_royong.zero_downtime.linter.trace.LIMIT_OF_REHEARSAL", 0.2)
+        code = """while apps.get_model('shop', 'Customer').objects.filter(name='').update(name='x') == 0:
+        if not apps.get_model('shop', 'Customer').objects.exists():
+            break"""
+        assert lint(tried, "atomic = False" + self.LOOP.format(code=code), ADD_PAID)[1] == set()
+
     def test_the_rows_are_gone_afterwards(self, tried):
         code = "[customer.save() for customer in apps.get_model('shop', 'Customer').objects.all()]"
         trace(tried, self.LOOP.format(code=code))

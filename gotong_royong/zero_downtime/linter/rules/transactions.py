@@ -1,7 +1,7 @@
 """E1xx, continued: what stands together in one transaction, so that a lock that could be brief is not?"""
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, product
 
 from django.db.migrations import RunPython
 
@@ -178,13 +178,13 @@ def whole_table(trace: Trace) -> Iterator[Spot]:
 
 def row_by_row(trace: Trace) -> Iterator[Spot]:
     """Yield the operations that changed as many rows more as there were more, when they ran where there were some."""
-    for number in range(len(trace.migration.operations)):
-        sent = [one for one in trace.up.statements if one.operation == number]
+    for passed, number in product(trace.passes, range(len(trace.migration.operations))):
+        sent = [one for one in passed.statements if one.operation == number and one.transaction >= 0]
         rehearsed = [one for one in sent if one.rehearsed and one.rows]
         more = sum(one.rows for one in rehearsed) - sum(one.rows for one in sent if not one.rehearsed)
         if more >= ROWS:
             table = next((table for one in rehearsed for table in one.writes), "")
-            yield Spot(trace.up, None, rehearsed[0], table, rehearsed[0].held.get(table))
+            yield Spot(passed, None, rehearsed[0], table, rehearsed[0].held.get(table))
 
 
 @rule(
