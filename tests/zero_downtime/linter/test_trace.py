@@ -36,6 +36,15 @@ class TestStatements:
         assert second.taken["shop_customer"].blocks == ""
         assert second.held["shop_order"].sql == "ACCESS EXCLUSIVE"
 
+    def test_a_table_that_is_locked_already_is_seen_to_change(self, tried):
+        lines = ["LOCK TABLE shop_order", "SELECT 1", "DO $$ BEGIN EXECUTE 'ALTER TABLE shop_order ADD a int'; END $$"]
+        lines += ["CREATE INDEX i ON shop_order (a)", "DROP INDEX i", "ALTER TABLE shop_order ALTER a SET DEFAULT 1"]
+        lines += ["ALTER TABLE shop_order ALTER a DROP DEFAULT", "ALTER TABLE shop_order DROP a"]
+        (seen,) = trace(tried, f"operations = [migrations.RunSQL(sql, '') for sql in {lines!r}]")
+        found = [{(c.kind, c.name) for c in statement.changes} for statement in seen.up.statements]
+        column, index = {("column", "a")}, {("index", "i")}
+        assert found == [set(), set(), column, index, index, column, column, column]
+
     @pytest.mark.parametrize(
         "sql",
         [
