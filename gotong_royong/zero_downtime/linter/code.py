@@ -38,7 +38,7 @@ class Code(Mapping[str, type[Model]]):
     def __getitem__(self, table: str) -> type[Model]:
         if table not in self._rendered:
             key, field = self._tables[table]
-            model: Any = self._state.excerpt({key}).apps.get_model(*key)
+            model: Any = self._model(key)
             self._rendered[table] = model._meta.get_field(field).remote_field.through if field else model
         return self._rendered[table]
 
@@ -47,6 +47,14 @@ class Code(Mapping[str, type[Model]]):
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    def named(self, label: str) -> type[Model]:
+        """Return the model of that label, such as ``accounts.User``."""
+        app, name = label.split(".")
+        return self._model((app, name.lower()))
+
+    def _model(self, key: Key) -> type[Model]:
+        return self._state.excerpt({key}).apps.get_model(*key)
 
     def changed_since(self, before: "Code") -> set[str]:
         """Return the tables of the models that are not what they were."""

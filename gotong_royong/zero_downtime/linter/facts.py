@@ -182,6 +182,8 @@ class Trace:
         running: what the code names that runs when the migration is applied.
         code_before: what the state before the migration names, and ``written`` that after it.
         catalog: all tables, as they are after the migration; the next one changes it.
+        indexed: the columns that earlier migrations of the plan added to tables of before, and then gave an index: by
+            table and column, the index and the migration.
         reruns: for each raw operation of a migration that is not atomic, why it fails when it runs twice.
         because_of: the migration whose failure made this one fail.
         alias: of the connection to the scratch database.
@@ -195,6 +197,7 @@ class Trace:
     code_before: Code = field(default_factory=Code)
     written: Code = field(default_factory=Code)
     catalog: Catalog = field(default_factory=dict)
+    indexed: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     reruns: Mapping[int, str] = field(default_factory=dict)
     because_of: str = ""
     alias: str = "default"

@@ -12,8 +12,9 @@ import signal
 import socket
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.facts import Direction, Failure, Pass, Trace
+from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
@@ -101,6 +102,8 @@ def traces(
     conflicts = loader.detect_conflicts()
     running = written = Code(rolling)
     failed: set[Key] = set()
+    added: set[tuple[str, str]] = set()
+    indexed: dict[tuple[str, str], tuple[str, str]] = {}
     for key in plan:
         migration = loader.graph.nodes[key]
         if not one_deploy:
@@ -123,6 +126,7 @@ def traces(
                 code_before=code_before,
                 written=written,
                 catalog=observer.catalog,
+                indexed=dict(indexed),
                 reruns=reruns,
                 because_of=".".join(min(ancestors)) if ancestors else "",
                 alias=connection.alias,
@@ -130,6 +134,12 @@ def traces(
                 own=is_own(key[0]),
                 leaves=tuple(sorted(leaves)) if key[1] in leaves else (),
             )
+        for change in up.changes:
+            if change.before is None and isinstance(change.after, Column):
+                added.add((change.table, change.name))
+            elif change.before is None and isinstance(change.after, Index):
+                places = {(change.table, column) for column in change.after.columns} & added
+                indexed |= dict.fromkeys(places, (change.name, str(migration)))
         if up.failure:
             failed.add(key)
 
@@ -271,7 +281,7 @@ class _Runner:
 
 @contextmanager
 def _confined(limit: float) -> Iterator[None]:
-    """Let nothing last longer than ``limit`` seconds or reach the network; psycopg's own connections are not Python's.
+    """Let nothing last longer than ``limit`` seconds, reach the network (psycopg's connections are not Python's) or print.
 
     Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
     """
@@ -283,6 +293,7 @@ def _confined(limit: float) -> Iterator[None]:
         raise NetworkRefused("The linter lets no migration reach the network.")
 
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(StringIO()))
         if _can_be_interrupted():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
             stack.callback(_allow, 0)

@@ -2,7 +2,9 @@
 
 import pytest
 from django.db import connection
+from django.db.models import Q
 
+from gotong_royong.zero_downtime.backfills import declarations
 from gotong_royong.zero_downtime.linter import judge
 from tests.zero_downtime.linter.history import lint, trace
 
@@ -163,6 +165,19 @@ class TestPlans:
         )
         assert "E202" in lint(tried, drop)[0]
 
+    def test_a_backfill_says_which_columns_it_fills(self, tried, monkeypatch):
+        add = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True))]"""
+        index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")
+        fill = """atomic = False\noperations = [RunBackfill("shop.fill")]"""
+        body = {"model": "shop.Order", "where": Q(code=None), "update": {"code": 0}, "name": "shop.fill"}
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        seen = trace(tried, add, index, fill)
+        told = [one for one in judge(seen[2]) if one.rule.id == "W416"]
+        assert [one.message.split(":")[0] for one in told] == [
+            "code of shop_order has index i already, from shop.20260101020000_step"
+        ]
+        assert "W416" not in lint(tried, add, fill, index)[1]
+
     def test_two_leaves(self, tried):
         seen = trace(tried, ADD_PAID)[0]
         assert seen.leaves == ()
@@ -224,6 +239,10 @@ class TestBadInput:
         seen = trace(tried, SLEEPS.format(module="socket", code=code))[0]
         assert "lets no migration reach the network" in seen.up.failure.message
         assert seen.up.failure.environment
+
+    def test_one_that_prints_does_not_write_between_the_reports(self, tried, capsys):
+        lint(tried, SLEEPS.format(module="os", code="print('here')"))
+        assert capsys.readouterr().out == ""
 
     def test_one_that_needs_a_role_cannot_be_judged(self, tried):
         assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]
