@@ -281,8 +281,9 @@ class _Runner:
 
 @contextmanager
 def _confined(limit: float) -> Iterator[None]:
-    """Let nothing last longer than ``limit`` seconds, reach the network (psycopg's connections are not Python's) or print.
+    """Let nothing last longer than ``limit`` seconds, print, or reach the network.
 
+    psycopg's own connections are not Python's.
     Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
     """
 
