@@ -186,6 +186,39 @@ def null_allowed(trace: Trace) -> Iterator[Spot]:
             yield spot(trace, change, column=change.name)
 
 
+NEXT = "\n# the next one\n"
+ADD_CODE = """\
+operations = [
+    migrations.AddField("order", "code", models.IntegerField(null=True)),
+]
+"""
+INDEX_CODE = """\
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_code ON shop_order (code)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_code",
+        state_operations=[migrations.AddIndex("order", models.Index(fields=["code"], name="order_code"))],
+    ),
+]
+"""
+FILL_CODE = """\
+atomic = False
+
+def fill(apps, schema_editor):
+    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias).order_by("pk")
+    last = 0
+    while keys := list(orders.filter(pk__gt=last).values_list("pk", flat=True)[:1000]):
+        orders.filter(pk__gte=keys[0], pk__lte=keys[-1], code=None).update(code=0)
+        last = keys[-1]
+
+operations = [
+    migrations.RunPython(fill, migrations.RunPython.noop),
+]
+"""
+
+
 @rule(
     "W416",
     "A column is filled after it was indexed",
@@ -199,66 +232,8 @@ this migration and not the other way round:
 class Migration(migrations.Migration):
     dependencies = [("{app}", "{migration}")]
 """,
-    bad="""
-operations = [
-    migrations.AddField("order", "code", models.IntegerField(null=True)),
-]
-
-# the next one
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_code ON shop_order (code)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_code",
-        state_operations=[migrations.AddIndex("order", models.Index(fields=["code"], name="order_code"))],
-    ),
-]
-
-# the next one
-atomic = False
-
-def fill(apps, schema_editor):
-    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias).order_by("pk")
-    last = 0
-    while keys := list(orders.filter(pk__gt=last).values_list("pk", flat=True)[:1000]):
-        orders.filter(pk__gte=keys[0], pk__lte=keys[-1], code=None).update(code=0)
-        last = keys[-1]
-
-operations = [
-    migrations.RunPython(fill, migrations.RunPython.noop),
-]
-""",
-    good="""
-operations = [
-    migrations.AddField("order", "code", models.IntegerField(null=True)),
-]
-
-# the next one
-atomic = False
-
-def fill(apps, schema_editor):
-    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias).order_by("pk")
-    last = 0
-    while keys := list(orders.filter(pk__gt=last).values_list("pk", flat=True)[:1000]):
-        orders.filter(pk__gte=keys[0], pk__lte=keys[-1], code=None).update(code=0)
-        last = keys[-1]
-
-operations = [
-    migrations.RunPython(fill, migrations.RunPython.noop),
-]
-
-# the next one
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_code ON shop_order (code)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_code",
-        state_operations=[migrations.AddIndex("order", models.Index(fields=["code"], name="order_code"))],
-    ),
-]
-""",
+    bad=NEXT.join([ADD_CODE, INDEX_CODE, FILL_CODE]),
+    good=NEXT.join([ADD_CODE, FILL_CODE, INDEX_CODE]),
 )
 def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
     tables = {table.name: table for table in trace.catalog.values()}

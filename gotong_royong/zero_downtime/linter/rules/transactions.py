@@ -8,7 +8,8 @@ from django.db.migrations import RunPython
 from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rows import ROWS
-from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_locks, statements
+from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES
+from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_lock, statements
 
 MOVED_TO_ITS_OWN = """
 Put it into a migration of its own, which depends on this one, so that {lock} on {table} is let go before.
@@ -28,11 +29,7 @@ operations = [
     migrations.RunSQL("SELECT count(*) FROM shop_customer", migrations.RunSQL.noop),
 ]
 """,
-    good="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-]
-""",
+    good=ADD_PAID,
 )
 def works_under_lock(trace: Trace) -> Iterator[Spot]:
     for passed, sent in transactions(trace):
@@ -56,20 +53,8 @@ Make a migration for each table, or write atomic = False if each statement may s
 class Migration(migrations.Migration):
     atomic = False
 """,
-    bad="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-    migrations.AddField("customer", "vip", models.BooleanField(null=True)),
-]
-""",
-    good="""
-atomic = False
-
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-    migrations.AddField("customer", "vip", models.BooleanField(null=True)),
-]
-""",
+    bad=TWO_TABLES,
+    good=NOT_ATOMIC + TWO_TABLES,
 )
 def several_tables(trace: Trace) -> Iterator[Spot]:
     for passed, sent in transactions(trace):
@@ -97,7 +82,7 @@ def transactions(trace: Trace) -> Iterator[tuple[Pass, list[Statement]]]:
             yield passed, list(sent)
 
 
-@rule(
+long_lock(
     "E110",
     "A table is emptied or packed while others wait",
     condition="VACUUM FULL, CLUSTER, TRUNCATE, REINDEX or REFRESH MATERIALIZED VIEW, not CONCURRENTLY.",
@@ -121,8 +106,6 @@ operations = [
 ]
 """,
 )
-def packed(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E110")
 
 
 @rule(
@@ -205,11 +188,7 @@ operations = [
     migrations.RunPython(fill, migrations.RunPython.noop),
 ]
 """,
-    good="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-]
-""",
+    good=ADD_PAID,
 )
 def schema_and_data(trace: Trace) -> Iterator[Spot]:
     strong = next((s for s in trace.up.statements if s.changes or any(lock.blocks for lock in s.takes)), None)

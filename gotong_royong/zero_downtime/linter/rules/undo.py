@@ -14,6 +14,7 @@ from django.db.migrations.operations.special import RunSQL
 from gotong_royong.zero_downtime.linter.differences import differences
 from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Table, Trace, changes
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import NOT_ATOMIC, PAID, SEQUENCE
 
 INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
 
@@ -32,14 +33,7 @@ operations = [
     migrations.RunSQL("ALTER TABLE shop_oder ADD COLUMN paid boolean", "ALTER TABLE shop_oder DROP COLUMN paid"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL(
-        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
-        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
-    ),
-]
-""",
+    good=PAID,
 )
 def fails(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
@@ -63,11 +57,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def irreversible(trace: Trace) -> Iterator[Spot]:
     for number, operation in enumerate(trace.migration.operations):
@@ -88,11 +78,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE order_number"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def way_back_fails(trace: Trace) -> Iterator[Spot]:
     if trace.down and (failure := trace.down.failure) and not failure.environment:
@@ -112,14 +98,7 @@ operations = [
     migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean", migrations.RunSQL.noop),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL(
-        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
-        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
-    ),
-]
-""",
+    good=PAID,
 )
 def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
     if not trace.down or trace.down.failure:
@@ -179,13 +158,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
 ]
 """,
-    good="""
-atomic = False
-
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=NOT_ATOMIC + SEQUENCE,
 )
 def cannot_run_twice(trace: Trace) -> Iterator[Spot]:
     for number, error in trace.reruns.items():
@@ -312,11 +285,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers; COMMIT", "DROP SEQUENCE IF EXISTS order_numbers"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def ends_transaction(trace: Trace) -> Iterator[Spot]:
     for passed in trace.passes:
