@@ -7,6 +7,7 @@ operation gets an excerpt of it before and after, whose few models are rendered 
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from copy import copy
 from typing import Any
 
 from django.db.migrations import Migration
@@ -33,7 +34,7 @@ LOOKING_BACK = AlterField | RenameField | RenameModel
 
 
 class Rolling:
-    """A state that operations change, one after the other.
+    """A state that operations change, one after the other; a model that changes becomes another object.
 
     Args:
         state: that before the first of them. It is changed, and must not have been rendered, lest that be kept up.
@@ -46,9 +47,9 @@ class Rolling:
 
     def step(self, operation: Operation, app: str) -> tuple[ProjectState, ProjectState]:
         """Change the state as the operation does; return excerpts of it from before and after."""
-        before = self._excerpt(operation, app)
+        before = self._excerpt_for(operation, app)
         self._forwards(operation, app)
-        self._last = self._excerpt(operation, app)
+        self._last = self._excerpt_for(operation, app)
         return before, self._last
 
     def moves(self, operations: Iterable[Operation], app: str) -> list[Move]:
@@ -70,30 +71,43 @@ class Rolling:
             with atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext():
                 operation.database_forwards(migration.app_label, editor, before, after)
 
+    def snapshot(self) -> "Rolling":
+        """Return what is here now, and does not roll on."""
+        now = copy(self)
+        now.state = ProjectState(dict(self.state.models), self.state.real_apps)
+        now._references = dict(self._references)
+        return now
+
+    def excerpt(self, keys: set[Key]) -> ProjectState:
+        """Return these models and those that they point to."""
+        return self._excerpt(self._needed(keys, keys) & self.state.models.keys())
+
     def _forwards(self, operation: Operation, app: str) -> None:
+        if type(operation) is RunPython:
+            return
+        own, models = _own(operation, app), self.state.models
+        may_change = None if _is_one_of(operation, RenameModel) else own
+        for key in models if may_change is None else may_change & models.keys():
+            models[key] = models[key].clone()
         operation.state_forwards(app, self.state)
         self._last = None
-        own = _own(operation, app)
-        models = self.state.models
-        for key in (
-            models.keys() | self._references.keys() if own is None or _is_one_of(operation, RenameModel) else own
-        ):
+        for key in models.keys() | self._references.keys() if may_change is None else may_change:
             if key in models:
                 self._references[key] = _references(key, models[key])
             else:
                 self._references.pop(key, None)
 
-    def _excerpt(self, operation: Operation, app: str) -> ProjectState:
+    def _excerpt_for(self, operation: Operation, app: str) -> ProjectState:
         """Return the operation's models and those they point to; and what points to them, where it asks.
 
         An operation that is not Django's may ask for any model, and so may Python.
         """
         keys = set(self.state.models)
         if (own := _own(operation, app)) is not None:
-            around = self._around(own) if isinstance(operation, LOOKING_BACK) else own
-            keys &= self._needed(own, around)
-        if self._last and self._last.models.keys() == keys:
-            return self._last
+            keys &= self._needed(own, self._around(own) if isinstance(operation, LOOKING_BACK) else own)
+        return self._last if self._last and self._last.models.keys() == keys else self._excerpt(keys)
+
+    def _excerpt(self, keys: set[Key]) -> ProjectState:
         models = {key: self._excerpt_of_model(key, keys) for key in self.state.models if key in keys}
         needed = keys.union(*(self._references[key] for key in keys))
         return ProjectState(models, self.state.real_apps & {app for app, _ in needed})
@@ -123,9 +137,8 @@ class Rolling:
     def _excerpt_of_model(self, key: Key, keys: set[Key]) -> ModelState:
         """Return a copy of the model without the fields that point to others than these and unmigrated ones."""
         model: ModelState = self.state.models[key].clone()
-        others = self.state.models.keys() - keys
         for name, field in list(model.fields.items()):
-            if field.remote_field and not others.isdisjoint(_pointed_to(field, key)):
+            if field.remote_field and any(o in self.state.models and o not in keys for o in _pointed_to(field, key)):
                 del model.fields[name]
                 if model.options.get("order_with_respect_to") == name:
                     del model.options["order_with_respect_to"]

@@ -96,3 +96,20 @@ def test_python_sees_all_models_unless_it_does_nothing():
     noop = migrations.RunPython.noop
     before, _ = rolling.step(migrations.RunPython(noop, noop), "library")
     assert before.models == {}
+
+
+def test_a_snapshot_does_not_roll_on():
+    rolling = Rolling(library())
+    link = migrations.AddField("Book", "author", models.ForeignKey("library.Author", models.CASCADE, null=True))
+    rolling.step(link, "library")
+    then = rolling.snapshot()
+    rolling.step(migrations.RenameModel("Author", "Writer"), "library")
+    rolling.step(migrations.AddField("Book", "title", models.TextField(default="")), "library")
+    fields = {
+        now: {
+            field.name: field.related_model and field.related_model.__name__
+            for field in state.excerpt({("library", "book")}).apps.get_model("library", "Book")._meta.fields
+        }
+        for now, state in (("then", then), ("now", rolling))
+    }
+    assert fields == {"then": {"id": None, "author": "Author"}, "now": {"id": None, "author": "Writer", "title": None}}

@@ -1,11 +1,12 @@
 """What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
 
 - ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
+- ``tables``: which are there. ``code``: which the models name. ``differences``: between the two.
 - ``observer``: sees every statement. ``rows``: something to change. ``trace``: runs migrations up and down.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -23,13 +24,19 @@ __all__ = ["RULES", "Trace", "Violation", "lint", "rules"]
 
 
 def lint(
-    connection: BaseDatabaseWrapper, loader: MigrationLoader, selection: Selection, *, limit: float = LIMIT
+    connection: BaseDatabaseWrapper,
+    loader: MigrationLoader,
+    selection: Selection,
+    *,
+    limit: float = LIMIT,
+    note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[tuple[Trace, list[Violation]]]:
     """Run migrations in a scratch database and yield each one under judgement with the rules that it breaks.
 
     Args:
         connection: the configured database, which is only read. While this runs, its alias means the scratch database.
         limit: seconds after which an operation is stopped.
+        note: is told if the scratch database is not on the configured server, and why.
 
     Raises:
         ZeroDowntimeError: if there can be no scratch database.
@@ -39,7 +46,7 @@ def lint(
     def lay_ground(database: BaseDatabaseWrapper) -> None:
         fill(database, loader, selection.ground)
 
-    with scratch(connection, template=template, fill=lay_ground) as database:
+    with scratch(connection, template=template, fill=lay_ground, note=note) as database:
         for trace in traces(
             database,
             loader,

@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from django.db.migrations import Migration
-from django.db.models import Model
 
+from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.locks import BLOCKS
 
 MODES = list(BLOCKS)
@@ -82,6 +82,15 @@ class Table(NamedTuple):
     constraints: Mapping[str, Constraint]
     indexes: Mapping[str, Index]
 
+    @property
+    def targets(self) -> set[str | None]:
+        """The tables that its foreign keys point to."""
+        return {constraint.target for constraint in self.constraints.values()}
+
+    def has_other_names(self, then: "Table") -> bool:
+        """Whether the table has not the name, or all the columns, that it has ``then``."""
+        return self.name != then.name or not self.columns.keys() <= then.columns.keys()
+
 
 Catalog = Mapping[int, Table]
 """The tables by their OID."""
@@ -103,7 +112,7 @@ class Statement:
 
     Attributes:
         operation: which of the migration's operations sent it, from 0.
-        transaction: statements of one number ran in one transaction.
+        transaction: statements of one number ran in one transaction; below 0, it was rehearsed in one, and has none.
         takes: the strongest lock that it took on each table, beyond those that its transaction had.
         holds: the strongest lock that its transaction had on each table at its end.
         scans: tables it read from end to end. rewrites: tables it wrote anew. writes: tables whose rows it changed.
@@ -164,10 +173,6 @@ class Pass:
         return list(changes(self.before, self.after))
 
 
-Code = Mapping[str, type[Model]]
-"""What code names in the database: the models of a project state by their tables."""
-
-
 @dataclass(frozen=True)
 class Trace:
     """All that is known about one migration.
@@ -177,6 +182,8 @@ class Trace:
         running: what the code names that runs when the migration is applied.
         code_before: what the state before the migration names, and ``written`` that after it.
         catalog: all tables, as they are after the migration; the next one changes it.
+        indexed: the columns that earlier migrations of the plan added to tables of before, and then gave an index: by
+            table and column, the index and the migration.
         reruns: for each raw operation of a migration that is not atomic, why it fails when it runs twice.
         because_of: the migration whose failure made this one fail.
         alias: of the connection to the scratch database.
@@ -186,10 +193,11 @@ class Trace:
     migration: Migration
     up: Pass
     down: Pass | None = None
-    running: Code = field(default_factory=dict)
-    code_before: Code = field(default_factory=dict)
-    written: Code = field(default_factory=dict)
+    running: Code = field(default_factory=Code)
+    code_before: Code = field(default_factory=Code)
+    written: Code = field(default_factory=Code)
     catalog: Catalog = field(default_factory=dict)
+    indexed: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     reruns: Mapping[int, str] = field(default_factory=dict)
     because_of: str = ""
     alias: str = "default"

@@ -23,44 +23,17 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.linter.facts import (
     MODES,
     Catalog,
-    Column,
-    Constraint,
-    Index,
     Lock,
     Statement,
     Table,
     changes,
     strongest,
 )
+from gotong_royong.zero_downtime.linter.tables import OIDS, TABLES, THESE_TABLES, TRACKS, table_of
 from gotong_royong.zero_downtime.locks import sqlstate
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 POLL = 0.002  # seconds between two looks at a statement that is held up
-
-TABLES = """
-    SELECT c.oid::bigint, CASE nspname WHEN current_schema() THEN '' ELSE nspname || '.' END || relname,
-        pg_relation_filenode(c.oid)::bigint,
-        (SELECT json_agg(json_build_array(attname, format_type(atttypid, atttypmod), attnotnull,
-                pg_get_expr(adbin, adrelid), attidentity <> '', attgenerated <> '') ORDER BY attnum)
-         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-         WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
-        (SELECT json_agg(json_build_array(conname, contype, convalidated, pg_get_constraintdef(k.oid),
-                (SELECT json_agg(attname ORDER BY place) FROM unnest(conkey) WITH ORDINALITY AS u (attnum, place)
-                 JOIN pg_attribute a USING (attnum) WHERE a.attrelid = conrelid), target.relname))
-         FROM pg_constraint k LEFT JOIN pg_class target ON target.oid = confrelid
-         WHERE conrelid = c.oid AND contype IN ('c', 'f', 'p', 'u', 'x')),
-        (SELECT json_agg(json_build_array(i.relname, indisvalid, indisunique, indpred IS NOT NULL,
-                (SELECT json_agg(coalesce(attname, '') ORDER BY place)
-                 FROM unnest(indkey::int2[]) WITH ORDINALITY AS u (attnum, place)
-                 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.attnum WHERE place <= indnkeyatts),
-                pg_get_indexdef(indexrelid),
-                EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid AND conrelid = c.oid)))
-         FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = c.oid)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 't' AND c.oid >= 16384
-      AND nspname NOT IN ('pg_toast', 'information_schema')
-"""
-THESE_TABLES = f"{TABLES} AND c.oid = ANY(%s::oid[])"
 
 # Only what initdb did not make: its tables have OIDs below.
 OBSERVE = """
@@ -118,6 +91,7 @@ class Observer:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
         self._heard: Any = None
+        self._tracks: dict[int, str] = {}
         self.catalog: dict[int, Table] = self.tables()
         self.of_before = set(self.catalog)
         self.statements: list[Statement] = []
@@ -141,15 +115,28 @@ class Observer:
         """Return the tables as they are now, for this session. Takes no lock on them."""
         session = self._session()
         found = session.execute(TABLES) if oids is None else session.execute(THESE_TABLES, [oids], prepare=True)
-        return {oid: _table(*row) for oid, *row in found.fetchall()}
+        rows = found.fetchall()
+        self._tracks |= {oid: track for oid, track, *_ in rows}
+        return {oid: table_of(*row) for oid, _, *row in rows}
+
+    def _made_or_dropped(self) -> set[int]:
+        return {oid for (oid,) in self._session().execute(OIDS).fetchall()} ^ self.catalog.keys()
 
     def refresh(self, oids: set[int]) -> None:
-        """Look at these tables again."""
+        """Look at these tables again, and where they or their columns have other names, at what points to them."""
         if oids:
-            found = self.tables(sorted(oids))
-            for oid in oids:
-                self.catalog.pop(oid, None)
-            self.catalog.update(found)
+            old = {oid: table for oid in oids if (table := self.catalog.pop(oid, None))}
+            self.catalog.update(self.tables(sorted(oids)))
+            now = {oid: table for oid in old if (table := self.catalog.get(oid))}
+            renamed = {old[oid].name for oid, table in now.items() if old[oid].has_other_names(table)}
+            self.refresh({oid for oid, table in self.catalog.items() if renamed & table.targets} if renamed else set())
+
+    def _altered(self, locked: set[int], now: set[int]) -> set[int]:
+        """Return those tables that are locked just now, and of those that were before, what has changed since."""
+        if not (before := locked - now):
+            return locked
+        rows = self._session().execute(TRACKS, [list(before)], prepare=True).fetchall()
+        return locked - {oid for oid, track in rows if self._tracks.get(oid) == track and oid in before}
 
     def enums(self) -> frozenset[tuple[str, str]]:
         return frozenset(tuple(row) for row in self._session().execute(ENUMS).fetchall())
@@ -161,14 +148,20 @@ class Observer:
         return dict(self.catalog)
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block."""
+    def rehearsal(self, *, alone: bool) -> Iterator[None]:
+        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block.
+
+        Args:
+            alone: whether each statement will in earnest have a transaction of its own.
+        """
         catalog, held, touched, done = dict(self.catalog), self._held, self._touched, len(self.statements)
         try:
             yield
         finally:
             self.catalog, self._held, self._touched, self._unsure = catalog, held, touched, True
-            self.statements[done:] = [replace(one, rehearsed=True) for one in self.statements[done:]]
+            for number, one in enumerate(self.statements[done:], done):
+                transaction, holds = (-number - 1, one.takes) if alone else (one.transaction, one.holds)
+                self.statements[number] = replace(one, rehearsed=True, transaction=transaction, holds=holds)
 
     def look_away(self, work: Callable[[], object]) -> None:
         """Let the session do something that no statement of the migration is to be blamed for."""
@@ -263,7 +256,7 @@ class Observer:
         notices = tuple(self._notices)
         operation = self.put_off.get(text, self.operation)
         if session.info.transaction_status != TransactionStatus.INTRANS:
-            self.refresh(set(self.tables()) ^ set(self.catalog) | self.of_before)
+            self.refresh(self._made_or_dropped() | self.of_before)
             ended = self.connection.in_atomic_block
             self.statements.append(
                 Statement(operation, text, self._transaction, notices=notices, ends_transaction=ended)
@@ -282,13 +275,15 @@ class Observer:
         nodes = {oid: node for oid, _, node, *_ in rows}
         counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed in rows}
         more = {
-            oid: Counts(*(now - then for now, then in zip(counts[oid], self._counts.get(oid, Counts()), strict=True)))
+            oid: Counts(
+                *(max(now - then, 0) for now, then in zip(counts[oid], self._counts.get(oid, Counts()), strict=True))
+            )
             for oid in names
         }
         strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
         old = {oid: self.catalog[oid] for oid in strong & set(names)}
         self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
-        self.refresh(set(old))
+        self.refresh(self._altered(set(old), {oid for oid, mode in held - self._held}))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
         writing = CHANGES_ROWS.match(text) is not None
 
@@ -328,7 +323,7 @@ class Observer:
         with _holding_up(self.connection, [table.name for table in old.values()]) as seen:
             result = execute()
         self._transaction += 1
-        self.refresh(set(self.tables()) ^ set(self.catalog) | oids)
+        self.refresh(self._made_or_dropped() | oids)
         names = {oid: self.catalog[oid].name for oid in self.of_before if oid in self.catalog}
         locks = strongest(Lock(names[oid], mode) for oid, mode in seen if oid in names)
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
@@ -377,13 +372,3 @@ def _holding_up(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[
         ended.set()
         thread.join()
         second.close()
-
-
-def _table(name: str, node: int | None, columns: Any, constraints: Any, indexes: Any) -> Table:
-    return Table(
-        name,
-        node,
-        {column[0]: Column(*column) for column in columns or ()},
-        {row[0]: Constraint._make([*row[:4], tuple(row[4] or ()), row[5]]) for row in constraints or ()},
-        {row[0]: Index._make([*row[:4], tuple(row[4] or ()), *row[5:]]) for row in indexes or ()},
-    )

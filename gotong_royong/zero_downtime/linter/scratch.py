@@ -44,7 +44,11 @@ OPTIONS = (
 
 @contextmanager
 def scratch(
-    connection: BaseDatabaseWrapper, *, template: str = "", fill: Callable[[BaseDatabaseWrapper], object] | None = None
+    connection: BaseDatabaseWrapper,
+    *,
+    template: str = "",
+    fill: Callable[[BaseDatabaseWrapper], object] | None = None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[BaseDatabaseWrapper]:
     """Let the alias of the connection mean a new database, which is dropped at the end whatever happens.
 
@@ -55,12 +59,13 @@ def scratch(
             ``ZERO_DOWNTIME_SCRATCH_DATABASE`` says, or on an embedded server if we may make none there.
         template: the name of what is copied if it is there, and is otherwise made by ``fill`` and kept; an empty text
             for an empty database.
+        note: is told if an embedded server has to do, and why.
 
     Raises:
         ZeroDowntimeError: if there is no server that lets us make one.
     """
     with ExitStack() as stack:
-        settings, cursor = stack.enter_context(_server(connection))
+        settings, cursor = stack.enter_context(_server(connection, note))
         name = f"{PREFIX}{os.getpid()}_{uuid.uuid4().hex[:12]}"
         _drop_leftovers(cursor)
         cursor.execute(WAIT_FOR_NAME, [name])
@@ -117,7 +122,7 @@ def _drop(cursor: Any, name: str) -> None:
 
 
 @contextmanager
-def _server(connection: BaseDatabaseWrapper) -> Iterator[tuple[dict[str, Any], Any]]:
+def _server(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield the settings of a server that lets us make databases, and a cursor in one of its other databases."""
     with ExitStack() as stack:
         if where := conf.SCRATCH_DATABASE:
@@ -132,7 +137,13 @@ def _server(connection: BaseDatabaseWrapper) -> Iterator[tuple[dict[str, Any], A
                 return
         except Error as error:
             why = summary(error)
-        yield _open(stack, stack.enter_context(_embedded(why)), connection)
+        settings, cursor = _open(stack, stack.enter_context(_embedded(why)), connection)
+        cursor.execute("SHOW server_version")
+        note(
+            f"Tried on an embedded PostgreSQL {cursor.fetchone()[0]} (ZERO_DOWNTIME_SCRATCH_DATABASE names another "
+            f"server), for no scratch database can be made on the configured one: {why}"
+        )
+        yield settings, cursor
 
 
 def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper) -> tuple[dict[str, Any], Any]:

@@ -16,7 +16,8 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
-from gotong_royong.zero_downtime.linter.trace import Key, is_own
+from gotong_royong.zero_downtime.linter.trace import is_own
+from gotong_royong.zero_downtime.states import Key
 
 
 class Selection(NamedTuple):

@@ -1,4 +1,4 @@
-"""What does each migration do? They are run one after another in the scratch database, with one growing state.
+"""What does each migration do? They are run one after another in the scratch database, while one state rolls on.
 
 A migration under judgement is run up and down, and stays up: the way down of an atomic one is rolled back, another one
 goes up again. Whatever it does, it is stopped after a while, reaches no network and no other database, and the next one
@@ -11,9 +11,10 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import summary
-from gotong_royong.zero_downtime.linter.facts import Code, Direction, Failure, Pass, Trace
+from gotong_royong.zero_downtime.linter.code import Code
+from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
-
-Key = tuple[str, str]
+from gotong_royong.zero_downtime.states import Key, Move, Rolling
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
+LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
 
 # What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -56,20 +58,20 @@ class _Undo(Exception):
 
 def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
     """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
-    state = ProjectState(real_apps=loader.unmigrated_apps)
-    state.apps  # noqa: B018  rendered once, and then kept up to date by each operation
+    rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
     for key in keys:
-        migration = loader.graph.nodes[key]
-        before = state.clone()
+        migration, before = loader.graph.nodes[key], rolling.snapshot()
         try:
             with (
                 _confined(LIMIT * len(migration.operations)),
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
-                state = migration.apply(state, editor)
+                rolling.apply(migration, editor)
         except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
             _recover(connection)
-            state = migration.mutate_state(before, preserve=False)
+            rolling = before
+            for operation in migration.operations:
+                rolling.step(operation, migration.app_label)
 
 
 def traces(
@@ -92,26 +94,29 @@ def traces(
     state = ProjectState(real_apps=loader.unmigrated_apps)
     for key in ground:
         loader.graph.nodes[key].mutate_state(state, preserve=False)
-    state.apps  # noqa: B018
+    rolling = Rolling(state)
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
-    final = code_of(loader.project_state()) if any(_is_contract(loader.graph.nodes[key]) for key in plan) else {}
+    newest = any(_is_contract(loader.graph.nodes[key]) for key in plan)
+    final = Code(Rolling(loader.project_state()) if newest else None)
     conflicts = loader.detect_conflicts()
-    running = written = code_of(state)
+    running = written = Code(rolling)
     failed: set[Key] = set()
+    added: set[tuple[str, str]] = set()
+    indexed: dict[tuple[str, str], tuple[str, str]] = {}
     for key in plan:
         migration = loader.graph.nodes[key]
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
-        states, up = run.up(migration, state, rehearse=key in judged)
-        written = code_of(state)
+        moves, up = run.up(migration, rolling, rehearse=key in judged)
+        written = Code(rolling, code_before)
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
             down, reruns = None, {}
             if not up.failure and all(operation.reversible for operation in migration.operations):
-                reruns = run.again(migration, states) if not migration.atomic else {}
-                down = run.down(migration, states)
+                reruns = run.again(migration, moves) if not migration.atomic else {}
+                down = run.down(migration, moves)
             leaves = conflicts.get(key[0], ())
             yield Trace(
                 migration,
@@ -121,6 +126,7 @@ def traces(
                 code_before=code_before,
                 written=written,
                 catalog=observer.catalog,
+                indexed=dict(indexed),
                 reruns=reruns,
                 because_of=".".join(min(ancestors)) if ancestors else "",
                 alias=connection.alias,
@@ -128,6 +134,12 @@ def traces(
                 own=is_own(key[0]),
                 leaves=tuple(sorted(leaves)) if key[1] in leaves else (),
             )
+        for change in up.changes:
+            if change.before is None and isinstance(change.after, Column):
+                added.add((change.table, change.name))
+            elif change.before is None and isinstance(change.after, Index):
+                places = {(change.table, column) for column in change.after.columns} & added
+                indexed |= dict.fromkeys(places, (change.name, str(migration)))
         if up.failure:
             failed.add(key)
 
@@ -138,88 +150,81 @@ class _Runner:
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
 
-    def up(
-        self, migration: Migration, state: ProjectState, *, rehearse: bool = False
-    ) -> tuple[list[ProjectState], Pass]:
-        """Run it forwards and change ``state``; return the states between its operations, and what it did."""
-        states: list[ProjectState] = []
-        rest = list(migration.operations)
+    def up(self, migration: Migration, rolling: Rolling, *, rehearse: bool = False) -> tuple[list[Move], Pass]:
+        """Run it forwards and let the state roll on; return what each operation finds, and what it did."""
+        moves: list[Move] = []
+
+        def move() -> Move:
+            operation = migration.operations[len(moves)]
+            moves.append((operation, *rolling.step(operation, migration.app_label)))
+            return moves[-1]
 
         def run(editor: Any) -> None:
-            for number, operation in enumerate(migration.operations):
-                states.append(state.clone())
-                operation.state_forwards(migration.app_label, state)
-                rest.pop(0)
-                self._operation(migration, number, editor, operation.database_forwards, states[-1], state)
-                if rehearse and isinstance(operation, RunPython) and self.connection.in_atomic_block:
-                    self._rehearse(number, partial(operation.code, states[number].apps, editor))
-            states.append(state)
+            for number in range(len(migration.operations)):
+                operation, before, after = move()
+                self._operation(migration, number, editor, operation.database_forwards, before, after)
+                if rehearse and isinstance(operation, RunPython):
+                    self._rehearse(migration, number, editor, operation.code, before)
 
         passed = self._pass(migration, Direction.UP, run)
-        for operation in rest:
-            states.append(state.clone())
-            operation.state_forwards(migration.app_label, state)
-        if len(states) == len(migration.operations):
-            states.append(state)
-        return states, passed
+        while len(moves) < len(migration.operations):
+            move()
+        return moves, passed
 
-    def down(self, migration: Migration, states: list[ProjectState]) -> Pass:
+    def down(self, migration: Migration, moves: list[Move]) -> Pass:
         """Run it backwards, and see to it that it is up again."""
         up = dict(self.observer.catalog)
 
         def run(editor: Any) -> None:
-            for number in reversed(range(len(migration.operations))):
-                backwards = migration.operations[number].database_backwards
-                self._operation(migration, number, editor, backwards, states[number + 1], states[number])
+            for number, (operation, before, after) in reversed(list(enumerate(moves))):
+                self._operation(migration, number, editor, operation.database_backwards, after, before)
+                if isinstance(operation, RunPython):
+                    self._rehearse(migration, number, editor, operation.reverse_code, after)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
             self.observer.rolled_back(up)
         else:
-
-            def forwards(editor: Any) -> None:
-                for number, operation in enumerate(migration.operations):
-                    self._operation(
-                        migration, number, editor, operation.database_forwards, states[number], states[number + 1]
-                    )
-
-            self._pass(migration, Direction.UP, forwards)
+            self._pass(migration, Direction.UP, partial(self._forwards, migration, list(enumerate(moves))))
         return passed
 
-    def again(self, migration: Migration, states: list[ProjectState]) -> dict[int, str]:
+    def again(self, migration: Migration, moves: list[Move]) -> dict[int, str]:
         """Run each raw statement a second time; return for each operation why that fails."""
-        failures = {}
-        for number, operation in enumerate(migration.operations):
-            if isinstance(operation, RunSQL):
+        raw = [(number, move) for number, move in enumerate(moves) if isinstance(move[0], RunSQL)]
+        passes = {
+            number: self._pass(migration, Direction.UP, partial(self._forwards, migration, [(number, move)]))
+            for number, move in raw
+        }
+        return {number: passed.failure.message for number, passed in passes.items() if passed.failure}
 
-                def run(editor: Any, number: int = number, operation: Any = operation) -> None:
-                    self._operation(
-                        migration, number, editor, operation.database_forwards, states[number], states[number + 1]
-                    )
+    def _forwards(self, migration: Migration, moves: list[tuple[int, Move]], editor: Any) -> None:
+        for number, (operation, before, after) in moves:
+            self._operation(migration, number, editor, operation.database_forwards, before, after)
 
-                if failure := self._pass(migration, Direction.UP, run).failure:
-                    failures[number] = failure.message
-        return failures
-
-    def _rehearse(self, number: int, code: Callable[[], object]) -> None:
+    def _rehearse(self, migration: Migration, number: int, editor: Any, code: Any, state: ProjectState) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
-        sent = [one for one in self.observer.statements if one.operation == number]
-        used = {lock.table for one in sent for lock in one.holds}
+        if code in (None, RunPython.noop):
+            return
+        used = {lock.table for one in self.observer.statements if one.operation == number for lock in one.holds}
         tables = [table for table in self.observer.catalog.values() if table.name in used]
-        with self.observer.rehearsal(), suppress(_Undo, Exception), transaction.atomic(self.connection.alias):
+        _allow(min(self.limit, LIMIT_OF_REHEARSAL))
+        with (
+            suppress(_Undo, Exception, TooLong),  # on rows that are made up, nothing has to succeed
+            self.observer.rehearsal(alone=not _has_transaction(migration, number)),
+            transaction.atomic(self.connection.alias),
+        ):
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            code()
+            code(state.apps, editor)
             raise _Undo
+        _allow(self.limit)
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
-        operation = migration.operations[number]
         _allow(self.limit)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
-        atomic = operation.atomic or (migration.atomic and operation.atomic is not False)
-        alone = not editor.atomic_migration and atomic
+        alone = not editor.atomic_migration and _has_transaction(migration, number)
         with transaction.atomic(self.connection.alias) if alone else nullcontext():
             run(migration.app_label, editor, old, new)
         self.observer.put_off.update((str(sql), number) for sql in editor.deferred_sql[put_off:])
@@ -255,6 +260,7 @@ class _Runner:
         after = observer.settle()
         gone = enums - observer.enums() if enums and not undo else frozenset()
         changed = {oid for oid in {**before, **after} if before.get(oid) is not after.get(oid)}
+        changed = {oid for oid in changed if before.get(oid) != after.get(oid)}
         return Pass(
             direction,
             tuple(observer.statements),
@@ -273,19 +279,11 @@ class _Runner:
         return Failure(operation, summary(error), environment)
 
 
-def code_of(state: ProjectState) -> Code:
-    """Return the models of the state by the tables that they name."""
-    return {
-        model._meta.db_table.replace('"', ""): model
-        for model in state.apps.get_models(include_auto_created=True)
-        if not model._meta.proxy and not model._meta.swapped
-    }
-
-
 @contextmanager
 def _confined(limit: float) -> Iterator[None]:
-    """Let nothing last longer than ``limit`` seconds or reach the network; psycopg's own connections are not Python's.
+    """Let nothing last longer than ``limit`` seconds, print, or reach the network.
 
+    psycopg's own connections are not Python's.
     Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
     """
 
@@ -296,6 +294,7 @@ def _confined(limit: float) -> Iterator[None]:
         raise NetworkRefused("The linter lets no migration reach the network.")
 
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(StringIO()))
         if _can_be_interrupted():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
             stack.callback(_allow, 0)
@@ -327,6 +326,11 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
 def _is_raw(operation: Any) -> bool:
     inner = getattr(operation, "database_operations", ())
     return isinstance(operation, RunSQL | RunPython) or any(map(_is_raw, inner))
+
+
+def _has_transaction(migration: Migration, number: int) -> bool:
+    operation = migration.operations[number]
+    return bool(operation.atomic or (migration.atomic and operation.atomic is not False))
 
 
 def _is_contract(migration: Migration) -> bool:

@@ -9,7 +9,7 @@ from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.linter import judge
 from gotong_royong.zero_downtime.linter.trace import fill, traces
-from gotong_royong.zero_downtime.operations import IgnoreRules
+from gotong_royong.zero_downtime.operations import IgnoreRules, RunBackfill
 from gotong_royong.zero_downtime.stages import Stage
 
 NAMES = {
@@ -18,6 +18,7 @@ NAMES = {
     "AddConstraintNotValid": AddConstraintNotValid,
     "ValidateConstraint": ValidateConstraint,
     "IgnoreRules": IgnoreRules,
+    "RunBackfill": RunBackfill,
     "Stage": Stage,
 }
 

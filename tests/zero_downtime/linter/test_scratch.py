@@ -149,11 +149,23 @@ def without_permission():
     ask("DROP ROLE may_do_nothing")
 
 
-def test_without_permission_a_server_of_our_own_starts(without_permission):
-    here = ask("SELECT pg_postmaster_start_time()")
-    with scratch(without_permission):
+def test_without_permission_a_server_of_our_own_starts_and_that_is_said(without_permission):
+    here, notes = ask("SELECT pg_postmaster_start_time()"), []
+    with scratch(without_permission, note=notes.append):
         assert ask("SELECT pg_postmaster_start_time()") > here
     assert ask("SELECT pg_postmaster_start_time()") == here
+    (said,) = notes
+    assert said.startswith("Tried on an embedded PostgreSQL 1")
+    assert said.endswith("on the configured one: this role may create no database there")
+
+
+def test_a_server_that_is_down_is_told(tmp_path):
+    down, notes = connection.copy(), []
+    down.settings_dict = {**down.settings_dict, "HOST": str(tmp_path)}
+    with scratch(down, note=notes.append):
+        pass
+    assert "on the configured one: OperationalError: connection " in notes[0]
+    assert notes[0].count("\n") == 0
 
 
 def test_without_permission_or_a_server_of_our_own_it_says_what_to_do(without_permission, monkeypatch):

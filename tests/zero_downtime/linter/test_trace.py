@@ -2,7 +2,9 @@
 
 import pytest
 from django.db import connection
+from django.db.models import Q
 
+from gotong_royong.zero_downtime.backfills import declarations
 from gotong_royong.zero_downtime.linter import judge
 from tests.zero_downtime.linter.history import lint, trace
 
@@ -35,6 +37,15 @@ class TestStatements:
         assert first.taken["shop_order"].blocks == "reads and writes"
         assert second.taken["shop_customer"].blocks == ""
         assert second.held["shop_order"].sql == "ACCESS EXCLUSIVE"
+
+    def test_a_table_that_is_locked_already_is_seen_to_change(self, tried):
+        lines = ["LOCK TABLE shop_order", "SELECT 1", "DO $$ BEGIN EXECUTE 'ALTER TABLE shop_order ADD a int'; END $$"]
+        lines += ["CREATE INDEX i ON shop_order (a)", "DROP INDEX i", "ALTER TABLE shop_order ALTER a SET DEFAULT 1"]
+        lines += ["ALTER TABLE shop_order ALTER a DROP DEFAULT", "ALTER TABLE shop_order DROP a"]
+        (seen,) = trace(tried, f"operations = [migrations.RunSQL(sql, '') for sql in {lines!r}]")
+        found = [{(c.kind, c.name) for c in statement.changes} for statement in seen.up.statements]
+        column, index = {("column", "a")}, {("index", "i")}
+        assert found == [set(), set(), column, index, index, column, column, column]
 
     @pytest.mark.parametrize(
         "sql",
@@ -93,6 +104,30 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
         code = "[apps.get_model('shop', 'Customer').objects.create(name=name) for name in 'abcdefg']"
         assert lint(tried, self.LOOP.format(code=code)) == [set()]
 
+    def test_the_way_back_is_tried_with_rows_too(self, tried):
+        code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        back = self.LOOP.format(code=code).replace(
+            "(work, migrations.RunPython.noop)", "(migrations.RunPython.noop, work)"
+        )
+        (seen,) = trace(tried, back)
+        assert [(one.rule.id, one.direction) for one in judge(seen)] == [("E111", "down")]
+
+    def test_what_commits_row_by_row_keeps_nobody_but_a_whole_table_does(self, tried):
+        alone = "atomic = False" + self.LOOP
+        each = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        assert lint(tried, alone.format(code=each)) == [set()]
+        at_once = """orders = apps.get_model('shop', 'Order').objects
+    orders.exists() and orders.update(note='')"""
+        assert lint(tried, alone.format(code=at_once)) == [{"E111"}]
+        assert lint(tried, alone.format(code=each).replace("noop)", "noop, atomic=True)")) == [{"E111"}]
+
+    def test_a_loop_that_ends_only_where_all_rows_are_as_it_wants_is_not_blamed(self, tried, monkeypatch):
+        monkeypatch.setattr("gotong_royong.zero_downtime.linter.trace.LIMIT_OF_REHEARSAL", 0.2)
+        code = """while apps.get_model('shop', 'Customer').objects.filter(name='').update(name='x') == 0:
+        if not apps.get_model('shop', 'Customer').objects.exists():
+            break"""
+        assert lint(tried, "atomic = False" + self.LOOP.format(code=code), ADD_PAID)[1] == set()
+
     def test_the_rows_are_gone_afterwards(self, tried):
         code = "[customer.save() for customer in apps.get_model('shop', 'Customer').objects.all()]"
         trace(tried, self.LOOP.format(code=code))
@@ -129,6 +164,19 @@ class TestPlans:
             "ALTER TABLE shop_order DROP COLUMN IF EXISTS note", "ALTER TABLE shop_order ADD COLUMN note text"
         )
         assert "E202" in lint(tried, drop)[0]
+
+    def test_a_backfill_says_which_columns_it_fills(self, tried, monkeypatch):
+        add = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True))]"""
+        index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")
+        fill = """atomic = False\noperations = [RunBackfill("shop.fill")]"""
+        body = {"model": "shop.Order", "where": Q(code=None), "update": {"code": 0}, "name": "shop.fill"}
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        seen = trace(tried, add, index, fill)
+        told = [one for one in judge(seen[2]) if one.rule.id == "W416"]
+        assert [one.message.split(":")[0] for one in told] == [
+            "code of shop_order has index i already, from shop.20260101020000_step"
+        ]
+        assert "W416" not in lint(tried, add, fill, index)[1]
 
     def test_two_leaves(self, tried):
         seen = trace(tried, ADD_PAID)[0]
@@ -191,6 +239,10 @@ class TestBadInput:
         seen = trace(tried, SLEEPS.format(module="socket", code=code))[0]
         assert "lets no migration reach the network" in seen.up.failure.message
         assert seen.up.failure.environment
+
+    def test_one_that_prints_does_not_write_between_the_reports(self, tried, capsys):
+        lint(tried, SLEEPS.format(module="os", code="print('here')"))
+        assert capsys.readouterr().out == ""
 
     def test_one_that_needs_a_role_cannot_be_judged(self, tried):
         assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]

@@ -4,11 +4,17 @@ import re
 import time
 from collections.abc import Iterator
 
-from gotong_royong.zero_downtime.linter.facts import Index, Trace
+from gotong_royong.zero_downtime.backfills.declarations import declared
+from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
+from gotong_royong.zero_downtime.operations import RunBackfill
 
+UPDATE = re.compile(
+    r'\s*UPDATE (?:/\*.*?\*/ )?(?:ONLY )?"?(?P<table>\w+)"? SET (?P<rest>.*)', re.IGNORECASE | re.DOTALL
+)
+SET = re.compile(r'(?:^|,)\s*"?(\w+)"?\s*=')
 NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
 
 
@@ -178,3 +184,79 @@ def null_allowed(trace: Trace) -> Iterator[Spot]:
     for change, field, old, new in altered(trace):
         if old.not_null and not new.not_null and not field.null:
             yield spot(trace, change, column=change.name)
+
+
+NEXT = "\n# the next one\n"
+ADD_CODE = """\
+operations = [
+    migrations.AddField("order", "code", models.IntegerField(null=True)),
+]
+"""
+INDEX_CODE = """\
+atomic = False
+
+operations = [
+    migrations.RunSQL(
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_code ON shop_order (code)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_code",
+        state_operations=[migrations.AddIndex("order", models.Index(fields=["code"], name="order_code"))],
+    ),
+]
+"""
+FILL_CODE = """\
+atomic = False
+
+def fill(apps, schema_editor):
+    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias).order_by("pk")
+    last = 0
+    while keys := list(orders.filter(pk__gt=last).values_list("pk", flat=True)[:1000]):
+        orders.filter(pk__gte=keys[0], pk__lte=keys[-1], code=None).update(code=0)
+        last = keys[-1]
+
+operations = [
+    migrations.RunPython(fill, migrations.RunPython.noop),
+]
+"""
+
+
+@rule(
+    "W416",
+    "A column is filled after it was indexed",
+    condition="RunBackfill, or an UPDATE, fills a column that an earlier migration of the plan added and has indexed.",
+    effect="{column} of {table} has index {name} already, from {other}: each row that is filled gets a new place and "
+    "an entry in every index of the table, where without {name} it could be changed in its place.",
+    instead="""
+Add the column, fill it, and then build the index. Give the file that builds {name} a later time, and let it depend on
+this migration and not the other way round:
+
+class Migration(migrations.Migration):
+    dependencies = [("{app}", "{migration}")]
+""",
+    bad=NEXT.join([ADD_CODE, INDEX_CODE, FILL_CODE]),
+    good=NEXT.join([ADD_CODE, FILL_CODE, INDEX_CODE]),
+)
+def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
+    tables = {table.name: table for table in trace.catalog.values()}
+    filled = dict.fromkeys(backfilled(trace), None) | {
+        place: one for one in trace.up.statements for place in set_by(one)
+    }
+    for (table, column), statement in filled.items():
+        index, other = trace.indexed.get((table, column), ("", ""))
+        if table in tables and index in tables[table].indexes:
+            yield Spot(trace.up, None, statement, table, None, {"column": column, "name": index, "other": other})
+
+
+def backfilled(trace: Trace) -> Iterator[tuple[str, str]]:
+    """Yield the tables and columns that the backfills of the migration say they change."""
+    for operation in trace.migration.operations:
+        if type(operation) is RunBackfill:
+            declaration = declared(operation.name)
+            meta = trace.written.named(declaration.model)._meta
+            columns = {field.name: str(field.column) for field in meta.concrete_fields}
+            yield from ((meta.db_table, columns[name]) for name in declaration.update if name in columns)
+
+
+def set_by(statement: Statement) -> Iterator[tuple[str, str]]:
+    """Yield the tables and columns that an UPDATE sets."""
+    if update := UPDATE.match(statement.sql):
+        yield from ((update["table"], column) for column in SET.findall(update["rest"].split(" WHERE ")[0]))

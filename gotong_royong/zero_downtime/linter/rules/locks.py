@@ -7,10 +7,17 @@ that holds somebody up while the server reads or writes a whole table
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Lock, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import (
+    NOT_ATOMIC,
+    NOT_VALID_AND_VALIDATE,
+    POST_DEPLOY,
+    UNIQUE_INDEX,
+)
 
 HOUSEKEEPING = re.compile(r"\s*(VACUUM|CLUSTER|TRUNCATE|REINDEX|REFRESH)\b", re.IGNORECASE)
 STRONGEST = "AccessExclusiveLock"
@@ -92,7 +99,12 @@ def long_locks(trace: Trace, id: str) -> Iterator[Spot]:
                 yield Spot(passed, None, statement, table, blocking(statement, table), values)
 
 
-@rule(
+def long_lock(id: str, title: str, **texts: str) -> None:
+    """Register the rule that ``cause`` calls so."""
+    rule(id, title, **texts)(partial(long_locks, id=id))
+
+
+long_lock(
     "E101",
     "A table is read from end to end while others wait",
     condition="A statement scans a table of before under a lock that blocks reads or writes.",
@@ -118,11 +130,9 @@ operations = [
 ]
 """,
 )
-def scanned(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E101")
 
 
-@rule(
+long_lock(
     "E102",
     "A table is written anew while others wait",
     condition="A statement rewrites a table of before: its file node changes.",
@@ -143,11 +153,9 @@ operations = [
 ]
 """,
 )
-def rewritten(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E102")
 
 
-@rule(
+long_lock(
     "E103",
     "An index is built while writes wait",
     condition="CREATE INDEX without CONCURRENTLY on a table of before.",
@@ -182,11 +190,9 @@ operations = [
 ]
 """,
 )
-def index_built(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E103")
 
 
-@rule(
+long_lock(
     "E104",
     "A unique, primary key or exclusion constraint is built while others wait",
     condition="A statement builds the unique index of a constraint on a table of before, not CONCURRENTLY.",
@@ -215,26 +221,11 @@ operations = [
     migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
 ]
 """,
-    good="""
-atomic = False
-stage = Stage.POST_DEPLOY
-
-operations = [
-    migrations.RunSQL(
-        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
-        state_operations=[
-            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
-        ],
-    ),
-]
-""",
+    good=NOT_ATOMIC + POST_DEPLOY + UNIQUE_INDEX,
 )
-def unique_built(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E104")
 
 
-@rule(
+long_lock(
     "E105",
     "A constraint is validated while others wait",
     condition="A check or foreign key is added to a table of before without NOT VALID.",
@@ -284,11 +275,9 @@ operations = [
 ]
 """,
 )
-def constraint_validated(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E105")
 
 
-@rule(
+long_lock(
     "E106",
     "A constraint is validated in the transaction that added it",
     condition="ADD CONSTRAINT … NOT VALID and VALIDATE CONSTRAINT in one transaction: the first one's lock stays.",
@@ -300,33 +289,12 @@ Write atomic = False in the migration, so that each statement commits on its own
 class Migration(migrations.Migration):
     atomic = False
 """,
-    bad="""
-stage = Stage.POST_DEPLOY
-
-operations = [
-    AddConstraintNotValid(
-        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
-    ),
-    ValidateConstraint("order", "number_is_positive"),
-]
-""",
-    good="""
-atomic = False
-stage = Stage.POST_DEPLOY
-
-operations = [
-    AddConstraintNotValid(
-        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
-    ),
-    ValidateConstraint("order", "number_is_positive"),
-]
-""",
+    bad=POST_DEPLOY + NOT_VALID_AND_VALIDATE,
+    good=NOT_ATOMIC + POST_DEPLOY + NOT_VALID_AND_VALIDATE,
 )
-def validated_at_once(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E106")
 
 
-@rule(
+long_lock(
     "E107",
     "SET NOT NULL reads the whole table while others wait",
     condition="A column of a table of before becomes NOT NULL, and no valid CHECK (… IS NOT NULL) spares the scan.",
@@ -376,5 +344,3 @@ operations = [
 ]
 """,
 )
-def not_null_set(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E107")

@@ -10,8 +10,10 @@ from typing import Any
 
 from django.db import models
 
+from gotong_royong.zero_downtime.linter.differences import unique_in
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import CHECK_NOT_VALID, NOT_ATOMIC, POST_DEPLOY, UNIQUE_INDEX
 from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
 
 AFTER_THE_DEPLOY = """
@@ -248,16 +250,6 @@ def null_refused(trace: Trace) -> Iterator[Spot]:
             yield spot(trace, change, column=change.name)
 
 
-def unique_in(model: type[models.Model]) -> set[frozenset[str]]:
-    """Return the sets of columns that the model knows to be unique."""
-    meta = model._meta
-    column = {field.name: str(field.column) for field in meta.local_concrete_fields}
-    known = [[field.name] for field in meta.local_concrete_fields if field.unique]
-    known += [list(names) for names in meta.unique_together]
-    known += [list(c.fields) for c in meta.constraints if isinstance(c, models.UniqueConstraint)]
-    return {frozenset(column.get(name, name) for name in names) for names in known}
-
-
 @rule(
     "E206",
     "Running code does not know that values must be unique",
@@ -268,33 +260,8 @@ def unique_in(model: type[models.Model]) -> set[frozenset[str]]:
 Ship the code that keeps {columns} unique, remove the duplicates in batches, and then build the index CONCURRENTLY in
 a migration with stage = Stage.POST_DEPLOY.
 """,
-    bad="""
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
-        state_operations=[
-            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
-        ],
-    ),
-]
-""",
-    good="""
-atomic = False
-stage = Stage.POST_DEPLOY
-
-operations = [
-    migrations.RunSQL(
-        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
-        state_operations=[
-            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
-        ],
-    ),
-]
-""",
+    bad=NOT_ATOMIC + UNIQUE_INDEX,
+    good=NOT_ATOMIC + POST_DEPLOY + UNIQUE_INDEX,
 )
 def unknown_unique(trace: Trace) -> Iterator[Spot]:
     for change, known in known_changes(trace):
@@ -347,25 +314,8 @@ stage = Stage.POST_DEPLOY. If the code has always kept to it, say so:
 
 IgnoreRules("W415", reason="The form refuses anything else since 2025.")
 """,
-    bad="""
-atomic = False
-
-operations = [
-    AddConstraintNotValid(
-        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
-    ),
-]
-""",
-    good="""
-atomic = False
-stage = Stage.POST_DEPLOY
-
-operations = [
-    AddConstraintNotValid(
-        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
-    ),
-]
-""",
+    bad=NOT_ATOMIC + CHECK_NOT_VALID,
+    good=NOT_ATOMIC + POST_DEPLOY + CHECK_NOT_VALID,
 )
 def unknown_constraint(trace: Trace) -> Iterator[Spot]:
     for change, known in known_changes(trace):

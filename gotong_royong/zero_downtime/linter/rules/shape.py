@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import SEQUENCE
 
 IDENTIFIER_TRUNCATED = "42622"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 WIDE = 3  # columns
@@ -151,11 +152,7 @@ operations = [
     ),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def long_name(trace: Trace) -> Iterator[Spot]:
     for statement in trace.up.statements:

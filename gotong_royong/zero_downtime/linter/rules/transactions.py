@@ -1,14 +1,15 @@
 """E1xx, continued: what stands together in one transaction, so that a lock that could be brief is not?"""
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, product
 
 from django.db.migrations import RunPython
 
 from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rows import ROWS
-from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_locks, statements
+from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES
+from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_lock, statements
 
 MOVED_TO_ITS_OWN = """
 Put it into a migration of its own, which depends on this one, so that {lock} on {table} is let go before.
@@ -28,11 +29,7 @@ operations = [
     migrations.RunSQL("SELECT count(*) FROM shop_customer", migrations.RunSQL.noop),
 ]
 """,
-    good="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-]
-""",
+    good=ADD_PAID,
 )
 def works_under_lock(trace: Trace) -> Iterator[Spot]:
     for passed, sent in transactions(trace):
@@ -56,20 +53,8 @@ Make a migration for each table, or write atomic = False if each statement may s
 class Migration(migrations.Migration):
     atomic = False
 """,
-    bad="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-    migrations.AddField("customer", "vip", models.BooleanField(null=True)),
-]
-""",
-    good="""
-atomic = False
-
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-    migrations.AddField("customer", "vip", models.BooleanField(null=True)),
-]
-""",
+    bad=TWO_TABLES,
+    good=NOT_ATOMIC + TWO_TABLES,
 )
 def several_tables(trace: Trace) -> Iterator[Spot]:
     for passed, sent in transactions(trace):
@@ -97,7 +82,7 @@ def transactions(trace: Trace) -> Iterator[tuple[Pass, list[Statement]]]:
             yield passed, list(sent)
 
 
-@rule(
+long_lock(
     "E110",
     "A table is emptied or packed while others wait",
     condition="VACUUM FULL, CLUSTER, TRUNCATE, REINDEX or REFRESH MATERIALIZED VIEW, not CONCURRENTLY.",
@@ -121,8 +106,6 @@ operations = [
 ]
 """,
 )
-def packed(trace: Trace) -> Iterator[Spot]:
-    return long_locks(trace, "E110")
 
 
 @rule(
@@ -178,13 +161,13 @@ def whole_table(trace: Trace) -> Iterator[Spot]:
 
 def row_by_row(trace: Trace) -> Iterator[Spot]:
     """Yield the operations that changed as many rows more as there were more, when they ran where there were some."""
-    for number in range(len(trace.migration.operations)):
-        sent = [one for one in trace.up.statements if one.operation == number]
+    for passed, number in product(trace.passes, range(len(trace.migration.operations))):
+        sent = [one for one in passed.statements if one.operation == number and one.transaction >= 0]
         rehearsed = [one for one in sent if one.rehearsed and one.rows]
         more = sum(one.rows for one in rehearsed) - sum(one.rows for one in sent if not one.rehearsed)
         if more >= ROWS:
             table = next((table for one in rehearsed for table in one.writes), "")
-            yield Spot(trace.up, None, rehearsed[0], table, rehearsed[0].held.get(table))
+            yield Spot(passed, None, rehearsed[0], table, rehearsed[0].held.get(table))
 
 
 @rule(
@@ -205,11 +188,7 @@ operations = [
     migrations.RunPython(fill, migrations.RunPython.noop),
 ]
 """,
-    good="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-]
-""",
+    good=ADD_PAID,
 )
 def schema_and_data(trace: Trace) -> Iterator[Spot]:
     strong = next((s for s in trace.up.statements if s.changes or any(lock.blocks for lock in s.takes)), None)

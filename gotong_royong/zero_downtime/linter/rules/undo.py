@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
-from django.db import connections, models
+from django.db import models
 from django.db.migrations import RunPython, SeparateDatabaseAndState
 from django.db.migrations.operations.special import RunSQL
 
-from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Constraint, Index, Table, Trace, changes
+from gotong_royong.zero_downtime.linter.differences import differences
+from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Table, Trace, changes
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import NOT_ATOMIC, PAID, SEQUENCE
 
 INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
 
@@ -31,14 +33,7 @@ operations = [
     migrations.RunSQL("ALTER TABLE shop_oder ADD COLUMN paid boolean", "ALTER TABLE shop_oder DROP COLUMN paid"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL(
-        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
-        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
-    ),
-]
-""",
+    good=PAID,
 )
 def fails(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
@@ -62,11 +57,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def irreversible(trace: Trace) -> Iterator[Spot]:
     for number, operation in enumerate(trace.migration.operations):
@@ -87,11 +78,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE order_number"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def way_back_fails(trace: Trace) -> Iterator[Spot]:
     if trace.down and (failure := trace.down.failure) and not failure.environment:
@@ -111,14 +98,7 @@ operations = [
     migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean", migrations.RunSQL.noop),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL(
-        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
-        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
-    ),
-]
-""",
+    good=PAID,
 )
 def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
     if not trace.down or trace.down.failure:
@@ -178,13 +158,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
 ]
 """,
-    good="""
-atomic = False
-
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=NOT_ATOMIC + SEQUENCE,
 )
 def cannot_run_twice(trace: Trace) -> Iterator[Spot]:
     for number, error in trace.reruns.items():
@@ -194,7 +168,8 @@ def cannot_run_twice(trace: Trace) -> Iterator[Spot]:
 @rule(
     "E306",
     "The models say something else than the database",
-    condition="After raw SQL or SeparateDatabaseAndState, a table is not as the migration's state says.",
+    condition="After raw SQL or SeparateDatabaseAndState, a table's columns, indexes or constraints are not as the "
+    "migration's state says.",
     effect="The migration tells Django one thing and PostgreSQL another: {what}.",
     instead="""
 Let state_operations say exactly what the SQL does: the same table, column, type, NULL, index and constraint names.
@@ -204,7 +179,7 @@ operations = [
     migrations.RunSQL(
         "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid integer",
         "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
-        state_operations=[migrations.AddField("order", "paid", models.BooleanField(null=True))],
+        state_operations=[migrations.AddField("order", "paid", models.BooleanField(null=True, db_index=True))],
     ),
 ]
 """,
@@ -219,62 +194,19 @@ operations = [
 """,
 )
 def halves_disagree(trace: Trace) -> Iterator[Spot]:
-    if trace.up.failure or not any(
-        isinstance(operation, RunSQL | SeparateDatabaseAndState) for operation in trace.migration.operations
-    ):
+    raw = [one for one in trace.migration.operations if isinstance(one, RunSQL | SeparateDatabaseAndState)]
+    if trace.up.failure or not raw:
         return
+    says_all = any(one.state_operations for one in raw)
     tables, tables_before = _by_name(trace.catalog), _by_name(trace.up.before)
     changed = {change.table for change in trace.up.changes}
-    for name, model in trace.written.items():
-        if not model._meta.managed or (trace.code_before.get(name) is model and name not in changed):
-            continue
-        old = tables_before.get(name, tables.get(name))
-        earlier = trace.code_before.get(name)
-        known = set(differences(trace, earlier, old)) if earlier else set()
-        for what in differences(trace, model, tables.get(name)):
-            if what not in known:
-                yield Spot(trace.up, table=name, values={"what": what})
-
-
-def differences(trace: Trace, model: type[models.Model], table: Table | None) -> Iterator[str]:
-    """Say what a model names that its table has not, or has otherwise."""
-    meta, name = model._meta, model._meta.db_table
-    if table is None:
-        yield f"model {meta.object_name} has table {name}, which does not exist"
-        return
-    for field in meta.local_concrete_fields:
-        type_ = field.db_type(connections[trace.alias])
-        if type_ is None:
-            continue
-        column = table.columns.get(field.column or "")
-        if column is None:
-            yield f"field {meta.object_name}.{field.name} has column {field.column}, which {name} has not"
-        else:
-            if plain(type_) != plain(column.type):
-                yield f"column {field.column} of {name} is {column.type}, and field {field.name} is {type_}"
-            if column.not_null == field.null and not field.primary_key:
-                is_, says = ("NOT NULL", "null=True") if column.not_null else ("not NOT NULL", "null=False")
-                yield f"column {field.column} of {name} is {is_}, and field {field.name} has {says}"
-    columns = {field.column for field in meta.local_concrete_fields}
-    for column in table.columns.values():
-        if column.name not in columns and column.not_null and not column.fills_itself:
-            yield f"column {column.name} of {name} is NOT NULL without a default, and no field has it"
-    there: dict[str, Index | Constraint] = {**table.indexes, **table.constraints}
-    for part in [*meta.indexes, *meta.constraints]:
-        found = there.get(part.name.encode()[:63].decode(errors="ignore"))
-        if found is None or not found.valid:
-            yield f"{part.name} of model {meta.object_name} is {'invalid' if found else 'not there'} in {name}"
-
-
-def plain(type_: str) -> str:
-    """Write a type as PostgreSQL does."""
-    type_ = re.sub(r"\s*COLLATE.*|\s+(?=[(,)])|(?<=[(,])\s+", "", type_.strip('"'))
-    type_ = re.sub(
-        r"\b(big|small)?serial\b", lambda m: {"big": "bigint", "small": "smallint"}.get(m[1], "integer"), type_
-    )
-    type_ = re.sub(r"^varchar\b", "character varying", type_)
-    type_ = re.sub(r"^char\b", "character", type_)
-    return re.sub(r"^time$", "time without time zone", type_)
+    for name in sorted(trace.written.changed_since(trace.code_before) | (changed & trace.written.keys())):
+        if (model := trace.written[name])._meta.managed:
+            earlier, old = trace.code_before.get(name), tables_before.get(name, tables.get(name))
+            known = set(differences(earlier, old, trace.alias)) if earlier else set()
+            for what in differences(model, tables.get(name), trace.alias, both_ways=says_all):
+                if what not in known:
+                    yield Spot(trace.up, table=name, values={"what": what})
 
 
 @rule(
@@ -353,11 +285,7 @@ operations = [
     migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers; COMMIT", "DROP SEQUENCE IF EXISTS order_numbers"),
 ]
 """,
-    good="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    good=SEQUENCE,
 )
 def ends_transaction(trace: Trace) -> Iterator[Spot]:
     for passed in trace.passes:

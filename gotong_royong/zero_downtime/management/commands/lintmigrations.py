@@ -51,7 +51,7 @@ class Command(mistakes.Plain):
         chosen = self.chosen(loader, connection, options)
         found, seen = [], 0
         with sigterm_like_ctrl_c():
-            for trace, broken in lint(connection, loader, chosen):
+            for trace, broken in lint(connection, loader, chosen, note=self.note):
                 seen += 1
                 found += broken
                 if options["explain"]:
@@ -67,6 +67,9 @@ class Command(mistakes.Plain):
             raise ZeroDowntimeError(said)
         if options["format"] == "text" and options["verbosity"]:
             self.stdout.write(self.style.SUCCESS(said))
+
+    def note(self, text: str) -> None:
+        self.stderr.write(self.style.WARNING(text))
 
     def chosen(self, loader: MigrationLoader, connection: Any, options: dict[str, Any]) -> selection.Selection:
         if options["since"]:

@@ -1,0 +1,55 @@
+"""Examples that serve several rules: bodies of migrations, which only what stands before them makes bad or good."""
+
+NOT_ATOMIC = "atomic = False\n"
+POST_DEPLOY = "stage = Stage.POST_DEPLOY\n"
+
+SEQUENCE = """
+operations = [
+    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
+]
+"""
+PAID = """
+operations = [
+    migrations.RunSQL(
+        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean",
+        "ALTER TABLE shop_order DROP COLUMN IF EXISTS paid",
+    ),
+]
+"""
+ADD_PAID = """
+operations = [
+    migrations.AddField("order", "paid", models.BooleanField(null=True)),
+]
+"""
+TWO_TABLES = """
+operations = [
+    migrations.AddField("order", "paid", models.BooleanField(null=True)),
+    migrations.AddField("customer", "vip", models.BooleanField(null=True)),
+]
+"""
+UNIQUE_INDEX = """
+operations = [
+    migrations.RunSQL(
+        sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number ON shop_order (number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_number",
+        state_operations=[
+            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
+        ],
+    ),
+]
+"""
+NOT_VALID_AND_VALIDATE = """
+operations = [
+    AddConstraintNotValid(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+    ValidateConstraint("order", "number_is_positive"),
+]
+"""
+CHECK_NOT_VALID = """
+operations = [
+    AddConstraintNotValid(
+        "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")
+    ),
+]
+"""
