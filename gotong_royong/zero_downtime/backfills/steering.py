@@ -10,7 +10,6 @@ from django.db import connections, transaction
 from django.db.models import Avg, Count, Max, Q, Sum
 from django.db.models.functions import Now
 from django.dispatch import Signal
-from django.utils import timezone
 
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
@@ -140,10 +139,12 @@ def progress(row: Backfill) -> Progress:
     all_of_them = ranges.aggregate(rows=Sum("rows_done"), batches=Sum("batches"), longest=Max("longest_batch"))
     at_work = Q(finished_at=None, leased_until__gt=Now())
     here = ranges.filter(sweep=row.sweep).aggregate(
-        share=Avg("share", filter=Q(number__gt=0)), workers=Count("worker", filter=at_work, distinct=True)
+        share=Avg("share", filter=Q(number__gt=0)),
+        workers=Count("worker", filter=at_work, distinct=True),
+        now=Max(Now()),  # by the server's clock, which also said when it began
     )
-    ended: datetime = row.finished_at or timezone.now()
-    seconds = (ended - row.started_at).total_seconds() if row.started_at else 0.0
+    ended: datetime | None = row.finished_at or here["now"] or row.started_at
+    seconds = (ended - row.started_at).total_seconds() if ended and row.started_at else 0.0
     done = row.status == Status.SUCCEEDED
     share = 1.0 if done else here["share"] or 0.0
     first = row.sweep == 1 and share > 0 and row.status == Status.RUNNING
