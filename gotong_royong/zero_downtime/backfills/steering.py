@@ -3,12 +3,13 @@
 Everything stands in the database, so that any process may ask and steer; workers look before every batch.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import Avg, Count, Max, Q, Sum
-from django.db.models.functions import Now
+from django.db.models import Avg, Count, F, Max, Q, Sum
+from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
 from gotong_royong.zero_downtime.backfills.declarations import declared
@@ -89,8 +90,8 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
         BackfillRefused: if a backfill of its present status cannot become that.
     """
     from_those = [before for before, after in Backfill.TRANSITIONS.items() if status in after]
-    if status in {Status.SUCCEEDED, Status.FAILED, Status.CANCELED}:
-        values["finished_at"] = Now()
+    if status not in {Status.PENDING, Status.RUNNING}:
+        values["finished_at"] = Coalesce("finished_at", Now())  # what was paused and is canceled stopped back then
     rows = Backfill.objects.using(row._state.db).filter(pk=row.pk)
     changed = rows.filter(status__in=from_those).update(status=status, throttle="", **values)
     row.refresh_from_db()
@@ -100,6 +101,24 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
     if status == Status.PENDING:
         alias = row._state.db
         transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
+
+
+def pause(row: Backfill) -> None:
+    """Let every worker stop after the batch at hand.
+
+    Raises:
+        BackfillRefused: if it has ended, or is paused already.
+    """
+    become(row, Status.PAUSED)
+
+
+def cancel(row: Backfill) -> None:
+    """End it; what it has done stays.
+
+    Raises:
+        BackfillRefused: if it has ended.
+    """
+    become(row, Status.CANCELED)
 
 
 def retry(row: Backfill) -> None:
@@ -118,14 +137,29 @@ def retry(row: Backfill) -> None:
 
 
 def resume(row: Backfill) -> None:
-    """Let a paused one go on where it was.
+    """Let a paused one go on where it was. For its rate it began later, by as long as it was paused.
 
     Raises:
         BackfillRefused: if it is not paused.
     """
     if row.status != Status.PAUSED:
         raise BackfillRefused(f"{row} is {row.status}, not paused.")
-    become(row, Status.PENDING)
+    become(row, Status.PENDING, started_at=F("started_at") + (Now() - F("finished_at")), finished_at=None)
+
+
+WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
+
+
+def ways(row: Backfill) -> list[str]:
+    """Return which of the ``WAYS`` to steer a backfill it may go now."""
+    may = Backfill.TRANSITIONS[Status(row.status)]
+    is_open = {
+        "pause": Status.PAUSED in may,
+        "resume": row.status == Status.PAUSED,
+        "cancel": Status.CANCELED in may,
+        "retry": Status.PENDING in may and row.status != Status.PAUSED,
+    }
+    return [way for way in WAYS if is_open[way]]
 
 
 def forget(name: str, alias: str) -> None:
@@ -146,7 +180,8 @@ def progress(row: Backfill) -> Progress:
     ended: datetime | None = row.finished_at or here["now"] or row.started_at
     seconds = (ended - row.started_at).total_seconds() if ended and row.started_at else 0.0
     done = row.status == Status.SUCCEEDED
-    share = 1.0 if done else here["share"] or 0.0
+    # A later sweep that has no ranges yet looks for what the one before, which has gone through all, has left.
+    share = 1.0 if done or (here["share"] is None and row.sweep > 1) else here["share"] or 0.0
     first = row.sweep == 1 and share > 0 and row.status == Status.RUNNING
     return Progress(
         share=share,

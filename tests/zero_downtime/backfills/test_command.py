@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -64,9 +65,11 @@ def test_from_the_list_to_its_end(backfill, declare, fill, ask):
     assert ask(UNDONE) == 0
 
 
-def test_pause_and_resume(backfill, at_work, ask):
+def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("pause", at_work) == f"{at_work} is paused.\n"
     time.sleep(0.3)
+    before, told = steering.find(at_work, skills.alias), backfill("list")
+    assert "held back" not in told
     left = ask("SELECT count(*) FROM skills WHERE description IS NULL")
     assert left > 0
     with pytest.raises(CommandError, match=r"is paused. backfill resume accounts.trial makes it pending"):
@@ -74,8 +77,11 @@ def test_pause_and_resume(backfill, at_work, ask):
     with pytest.raises(CommandError, match=r"is paused and cannot become paused; it can become canceled, pending"):
         backfill("pause", at_work)
     time.sleep(0.2)
+    assert backfill("list") == told
     assert ask("SELECT count(*) FROM skills WHERE description IS NULL") == left
     backfill("resume", at_work)
+    after = steering.find(at_work, skills.alias)
+    assert after.started_at - before.started_at > timedelta(seconds=0.4)  # its rate is that of the time it was at work
     assert "succeeded" in backfill("run", at_work)
 
 

@@ -176,7 +176,7 @@ def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill
     def operate(seed):
         chance = random.Random(seed)  # noqa: S311
         while not done.is_set():
-            for steer in (lambda row: steering.become(row, Status.PAUSED), steering.resume):
+            for steer in (steering.pause, steering.resume):
                 with suppress(BackfillRefused):  # the other was quicker
                     steer(steering.find(name, skills.alias))
                     effective.append(seed)
