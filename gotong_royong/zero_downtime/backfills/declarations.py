@@ -94,3 +94,8 @@ def model_of(declaration: type[Declaration]) -> type[Model]:
 def all_declared() -> list[str]:
     autodiscover_modules("backfills")
     return sorted(DECLARED)
+
+
+def takes_back(name: str) -> str:
+    """Return which backfill names this one as its reverse; nothing if none does."""
+    return next((other for other in all_declared() if DECLARED[other].reverse == name), "")

@@ -65,10 +65,10 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         return
     rest = _rows(connection, model) * (1 - progress.share)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
-        way = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}.get(Status(row.status), "run")
+        ways: dict[str, str] = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}
         raise BackfillRefused(
             f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
-            f"left. See to it with backfill {way} {name}, and migrate again."
+            f"left. See to it with backfill {ways.get(row.status, 'run')} {name}, and migrate again."
         )
     _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
 

@@ -12,7 +12,7 @@ from django.db.models import Avg, Count, F, Max, Q, Sum
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
-from gotong_royong.zero_downtime.backfills.declarations import declared
+from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, SetAside
 
@@ -79,7 +79,8 @@ def look(name: str, alias: str) -> tuple[Backfill, Progress]:
     """Return how a backfill is, without making it known to the database if it is not."""
     row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
     if row is None:
-        return Backfill(name=name, status="not started", throttle=""), NOT_STARTED
+        of = takes_back(name)
+        return Backfill(name=name, status=f"the reverse of {of}" if of else "not started", throttle=""), NOT_STARTED
     return row, progress(row)
 
 

@@ -109,6 +109,13 @@ def test_what_the_code_no_longer_declares_is_still_listed(backfill, skills):
         backfill("run", "accounts.of_old")
 
 
+def test_a_reverse_is_listed_as_what_it_is_until_it_runs(backfill, declare):
+    name, reverse = declare(reverse="accounts.back"), declare("Back")
+    assert f"{reverse}: the reverse of {name}\n" in backfill("list")
+    backfill("run", reverse)
+    assert f"{reverse}: succeeded" in backfill("list")
+
+
 def test_before_the_first_migrate(scratch):
     with pytest.raises(CommandError, match=r"The tables of backfills are not in the database scratch_"):
         call_command("backfill", "run", "accounts.populate_markov_user_ids", database=scratch.alias)

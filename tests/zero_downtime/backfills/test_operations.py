@@ -57,6 +57,14 @@ def test_the_rest_is_done_if_it_is_little(skills, fill, ask, declare):
     assert ask(UNDONE) == 0
 
 
+def test_one_that_was_never_started_is_required(skills, fill, declare, settings):
+    settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
+    fill(2_500)
+    wanted = r"it is not started, and about 2,500 rows may be left. See to it with backfill run accounts.trial"
+    with pytest.raises(ZeroDowntimeError, match=wanted):
+        run_operations(skills, RequireBackfill(declare()), atomic=False)
+
+
 def test_not_in_a_transaction(skills, fill, declare):
     with pytest.raises(ZeroDowntimeError, match="Set atomic = False in the migration"):
         run_operations(skills, RunBackfill(declare()))
