@@ -61,7 +61,8 @@ class Command(BaseCommand):
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
             way = "resume" if row.status == Status.PAUSED else "retry"
-            raise BackfillRefused(f"{row} is {row.status}. backfill {way} {row} makes it pending.")
+            told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
+            raise BackfillRefused(f"{row} {told}backfill {way} {row} makes it pending.")
         with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
             row = crew.run(
                 row.name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show
