@@ -42,8 +42,8 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
         _to_its_end(row, model, at_full_speed=True)
         return
     print(
-        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE: left to a worker. "
-        f"backfill run {name} goes through them, too.",
+        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: "
+        f"{steering.who_takes_up(name)}.",
         end="",
         flush=True,
     )

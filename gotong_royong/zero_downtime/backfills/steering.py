@@ -24,6 +24,13 @@ pending = Signal()
 """Sent with ``name`` and ``alias`` of a backfill that is left to the workers."""
 
 
+def who_takes_up(name: str) -> str:
+    """Say who goes on with a backfill that is pending."""
+    if pending.has_listeners(Backfill):
+        return f"a worker of the queue takes it up, or backfill run {name}"
+    return f"no queue is installed, so it waits for backfill run {name}"
+
+
 class Progress(NamedTuple):
     """How far a backfill is: ``share`` of the sweep that it is in, from 0 to 1; times in seconds."""
 

@@ -50,8 +50,8 @@ class Command(BaseCommand):
             self.run(row, database, options)
         else:
             steering.WAYS[action](row)
-            taken_up = f" again: a worker takes it up, or backfill run {row}" if row.status == Status.PENDING else ""
-            self.stdout.write(f"{row} is {row.status}{taken_up}.")
+            then = f" again: {steering.who_takes_up(row.name)}" if row.status == Status.PENDING else ""
+            self.stdout.write(f"{row} is {row.status}{then}.")
 
     def run(self, row: Backfill, database: str, options: dict[str, Any]) -> None:
         if options["workers"] < 1:
