@@ -70,7 +70,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display
     def speed(self, row: Backfill) -> str:
         progress = steering.progress(row)
-        told = [f"{progress.rate:,.0f} rows a second"] if progress.rows else []
+        told = [f"{progress.rate:,.0f} rows a second"] if progress.rate else []
         if row.status == Status.RUNNING:
             told.append(f"{progress.workers} at it" if progress.workers else "nobody is at it")
         if progress.remaining:

@@ -152,7 +152,8 @@ def resume(row: Backfill) -> None:
     """
     if row.status != Status.PAUSED:
         raise BackfillRefused(f"{row} is {row.status}, not paused.")
-    become(row, Status.PENDING, started_at=F("started_at") + (Now() - F("finished_at")), finished_at=None)
+    paused = Now() - Coalesce("finished_at", Now())
+    become(row, Status.PENDING, started_at=F("started_at") + paused, finished_at=None)
 
 
 WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
