@@ -1,6 +1,9 @@
 """What is done to the rows of this app's tables in the background; ``manage.py backfill list`` shows how far it is."""
 
-from django.db.models import Q, TextField, Value
+from typing import Any
+
+from django.db import connections
+from django.db.models import Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast, Concat
 
 from gotong_royong.zero_downtime.backfills import Declaration
@@ -23,3 +26,38 @@ class ClearMarkovUserIds(Declaration):
     model = "accounts.User"
     where = Q(markov_user_id=MARKOV_USER_ID)
     update = {"markov_user_id": None}
+
+
+# The trigger of before the split has made the profile of who was changed meanwhile, and knows better.
+INTO_PROFILES = """
+    INSERT INTO profiles (user_id, bio, location, avatar_url)
+    SELECT id, bio, location, avatar_url FROM users WHERE id = ANY(%s) ON CONFLICT DO NOTHING
+"""
+INTO_USERS = """
+    UPDATE users SET bio = profiles.bio, location = profiles.location, avatar_url = profiles.avatar_url
+    FROM profiles WHERE user_id = id AND id = ANY(%s)
+    AND (users.bio, users.location, users.avatar_url)
+        IS DISTINCT FROM (profiles.bio, profiles.location, profiles.avatar_url)
+"""
+
+
+class CopyUsersIntoProfiles(Declaration):
+    """Give every user of before the split a profile. In SQL, for the models no longer have what it copies."""
+
+    model = "accounts.User"
+    where = Q(profile=None)
+    reverse = "accounts.copy_profiles_into_users"
+
+    def process(self, batch: QuerySet[Any]) -> None:
+        with connections[batch.db].cursor() as cursor:
+            cursor.execute(INTO_PROFILES, [list(batch.values_list("pk", flat=True))])
+
+
+class CopyProfilesIntoUsers(Declaration):
+    """Bring back to ``users`` what was written to the profiles since ``CopyUsersIntoProfiles``."""
+
+    model = "accounts.User"
+
+    def process(self, batch: QuerySet[Any]) -> None:
+        with connections[batch.db].cursor() as cursor:
+            cursor.execute(INTO_USERS, [list(batch.values_list("pk", flat=True))])

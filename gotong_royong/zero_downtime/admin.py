@@ -1,47 +1,36 @@
 """How do operators see and steer backfills in the admin? Nothing is edited here: what happens is written by workers."""
 
-from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.utils.html import format_html, format_html_join
+from django.db.models import Case, F, QuerySet, When
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from gotong_royong.zero_downtime import reports
-from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills import ranges, steering
 from gotong_royong.zero_downtime.exceptions import BackfillRefused
-from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 Status = Backfill.Status
+MOST_RANGES, MOST_SET_ASIDE = 20, 100  # that a page shows
 
 
 @admin.register(Backfill)
 class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Who may change backfills may pause, resume, cancel and retry them; each time stands in the history of the row."""
 
-    list_display = ("name", "status", "how_far", "throttle", "started_at", "finished_at")
-    list_filter = ("status",)
-    search_fields = ("name",)
+    list_display = ("name", "status", "how_far", "speed", "held_back")
     ordering = ("name",)
     actions = ["pause", "resume", "cancel", "retry"]
     change_form_template = "admin/zero_downtime/backfill/change_form.html"
-    fields = readonly_fields = (
-        "name",
-        "status",
-        "how_far",
-        "told",
-        "throttle",
-        "error",
-        "order",
-        "sweep",
-        "created_at",
-        "started_at",
-        "verified_at",
-        "finished_at",
-        "at_work",
-        "rows_set_aside",
+    fieldsets = (
+        (None, {"fields": ("status", "how_far", "speed", "held_back", "error")}),
+        ("Details", {"fields": ("order", "sweep", "longest_batch", "started_at", "finished_at", "verified_at")}),
     )
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -59,50 +48,78 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_steer_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("zero_downtime.change_backfill")
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [name for _, fieldset in self.fieldsets for name in fieldset["fields"]]
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> HttpResponse:
+        row: Backfill = context["original"]
+        more = {
+            "ways": steering.ways(row) if self.has_steer_permission(request) else (),
+            "ranges": recently_worked_on(row)[:MOST_RANGES],
+            "set_aside": row.set_aside.order_by("pk")[:MOST_SET_ASIDE],
+            "not_shown": max(0, row.set_aside.count() - MOST_SET_ASIDE),
+        }
+        return super().render_change_form(request, context | more, *args, **options)
+
     @admin.display
     def how_far(self, row: Backfill) -> SafeString:
-        share = steering.progress(row).share
-        return format_html('<progress max="1" value="{}"></progress> {}', f"{share:.3f}", f"{share:.0%}")
-
-    @admin.display(description="in words")
-    def told(self, row: Backfill) -> str:
-        return reports.backfill_line(row, steering.progress(row))
+        progress = steering.progress(row)
+        share, told = f"{progress.share:.3f}", f"{progress.share:.0%}, {progress.rows:,} rows"
+        return format_html('<progress max="1" value="{}"></progress> {}', share, told)
 
     @admin.display
-    def at_work(self, row: Backfill) -> SafeString:
-        parts = row.ranges.filter(sweep=row.sweep, finished_at=None).exclude(leased_until=None).order_by("number")[:20]
-        return _lines(f"range {part.number}, {part.share:.0%}, {part.batches} batches: {part.worker}" for part in parts)
+    def speed(self, row: Backfill) -> str:
+        progress = steering.progress(row)
+        told = [f"{progress.rate:,.0f} rows a second"] if progress.rate else []
+        if row.status == Status.RUNNING:
+            told.append(f"{progress.workers} at it" if progress.workers else "nobody is at it")
+        if progress.remaining:
+            told.append(f"about {reports.duration(progress.remaining)} left")
+        return ", ".join(told) or "-"
 
     @admin.display
-    def rows_set_aside(self, row: Backfill) -> SafeString:
-        return _lines(str(aside) for aside in row.set_aside.order_by("pk")[:100])
+    def held_back(self, row: Backfill) -> str:
+        return row.throttle or "-"
+
+    @admin.display
+    def longest_batch(self, row: Backfill) -> str:
+        return f"{steering.progress(row).longest_batch:.2f} s"
 
     @admin.action(description="Pause, effective within one batch", permissions=["steer"])
-    def pause(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> None:
-        self._steer(request, queryset, lambda row: steering.become(row, Status.PAUSED))
+    def pause(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
+        return self._steer(request, queryset, "pause")
 
     @admin.action(description="Resume", permissions=["steer"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> None:
-        self._steer(request, queryset, steering.resume)
+    def resume(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
+        return self._steer(request, queryset, "resume")
 
     @admin.action(description="Cancel; what it has done stays", permissions=["steer"])
-    def cancel(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> None:
-        self._steer(request, queryset, lambda row: steering.become(row, Status.CANCELED))
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
+        return self._steer(request, queryset, "cancel")
 
     @admin.action(description="Retry with the rows that are still to do", permissions=["steer"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> None:
-        self._steer(request, queryset, steering.retry)
+    def retry(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
+        return self._steer(request, queryset, "retry")
 
-    def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], action: Callable[[Backfill], None]) -> None:
+    def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
         for row in queryset:
             try:
-                action(row)
+                steering.WAYS[way](row)
             except BackfillRefused as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:
                 self.log_change(request, row, f"Made {row.status}.")
                 self.message_user(request, f"The backfill {row} is {row.status}.", messages.SUCCESS)
+        if "from_its_page" in request.POST and (only := queryset.first()):
+            return redirect("admin:zero_downtime_backfill_change", only.pk)
+        return None
 
 
-def _lines(texts: Any) -> SafeString:
-    return format_html_join("", "{}<br>", ((text,) for text in texts)) or format_html("{}", "-")
+def recently_worked_on(row: Backfill) -> QuerySet[BackfillRange]:
+    """Return the ranges that have had batches, the latest first, each with ``at``: when it had its last one.
+
+    Of a range that a worker has let go, which is None until another one goes on with it, that is not known.
+    """
+    lease = Case(When(number=0, then=timedelta(seconds=ranges.LOOK)), default=timedelta(seconds=ranges.LEASE))
+    worked_on = row.ranges.filter(batches__gt=0).annotate(at=Coalesce("finished_at", F("leased_until") - lease))
+    return worked_on.order_by(F("at").desc(nulls_first=True), "-sweep", "number")

@@ -227,6 +227,16 @@ class BackfillRange(models.Model):
     def __str__(self) -> str:
         return f"{self.backfill}, sweep {self.sweep}, range {self.number}"
 
+    @property
+    def place(self) -> str:
+        """Which part of the table it is, in words."""
+        if self.number == 0:
+            return "what was left to do"
+        if isinstance(self.upper, int):
+            return f"{self.partition} blocks {self.lower:,} to {self.upper:,}".lstrip()
+        lower, upper = (", ".join(key) if key else None for key in (self.lower, self.upper))
+        return " ".join(filter(None, ["keys", lower and f"after {lower}", upper and f"up to {upper}"]))
+
 
 class SetAside(models.Model):
     """A row that a backfill could not change."""

@@ -47,7 +47,9 @@ def nudge(*, name: str, alias: str, **_: Any) -> None:
     except AlreadyEnqueued:
         pass
     except ConnectorException as error:
-        logger.warning("%s waits for backfill run: the queue cannot be reached. %s", name, error)
+        why = str(error.__cause__ or error).strip().partition("\n")[0]
+        told = "%s waits for backfill run %s: the queue cannot be reached (%s). Run migrate if it has no tables yet."
+        logger.warning(told, name, name, why)
 
 
 steering.pending.connect(nudge, dispatch_uid="zero_downtime.nudge")

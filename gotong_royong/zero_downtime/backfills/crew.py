@@ -32,12 +32,12 @@ def run(
         BackfillFailed: when it cannot go on.
     """
     stop = threading.Event()
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     def work() -> None:
         try:
             Worker(steering.find(name, alias), stop=stop.is_set, at_full_speed=at_full_speed).run()
-        except Exception as error:  # noqa: BLE001  (raised again below)
+        except BaseException as error:  # noqa: BLE001  (raised again below)
             errors.append(error)
             stop.set()
         finally:

@@ -6,7 +6,10 @@ from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist, FieldError
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, Q, QuerySet
+from django.db.models.sql import UpdateQuery
 from django.utils.module_loading import autodiscover_modules
 
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, UnknownBackfill
@@ -66,7 +69,7 @@ def declared(name: str) -> type[Declaration]:
 
     Raises:
         UnknownBackfill: if there is none in this release of the code.
-        BackfillRefused: if it does not say what to do, or its model is gone.
+        BackfillRefused: if it does not say what to do to what, or names a reverse that is not there.
     """
     autodiscover_modules("backfills")
     if name not in DECLARED:
@@ -76,6 +79,10 @@ def declared(name: str) -> type[Declaration]:
     found = DECLARED[name]
     if bool(found.update) is found.has_process():
         raise BackfillRefused(f"{name} must have either update or process. Write one of them in its class.")
+    if not re.fullmatch(r"\w+\.\w+", str(getattr(found, "model", None))):
+        raise BackfillRefused(f'{name} does not say whose rows it changes. Write model = "app.Model" in its class.')
+    if found.reverse and found.reverse not in DECLARED:
+        raise BackfillRefused(f"{name} names {found.reverse} as its reverse, which is not declared. Mend its class.")
     return found
 
 
@@ -83,14 +90,30 @@ def model_of(declaration: type[Declaration]) -> type[Model]:
     """Return the model as the code has it now.
 
     Raises:
-        BackfillRefused: if there is none.
+        BackfillRefused: if there is none, or it lacks a field that the declaration names.
     """
     try:
-        return apps.get_model(declaration.model)
-    except (LookupError, ValueError) as error:
-        raise BackfillRefused(f"{declaration.name} is for the model {declaration.model}: {error}") from None
+        model = apps.get_model(declaration.model)
+        rows = model._base_manager.all()
+        if declaration.where is not None:
+            rows.filter(declaration.where)
+        if declaration.update:
+            query = rows.query.chain(UpdateQuery)
+            query.add_update_values(dict(declaration.update))
+            query.get_compiler(DEFAULT_DB_ALIAS).as_sql()
+    except (LookupError, FieldDoesNotExist, FieldError) as error:
+        raise BackfillRefused(
+            f"{declaration.name} does not fit the models of the code that runs here: {str(error).rstrip('.')}. "
+            f"Mend its class, or run it with the code that it was written for; until then it stays as it is."
+        ) from None
+    return model
 
 
 def all_declared() -> list[str]:
     autodiscover_modules("backfills")
     return sorted(DECLARED)
+
+
+def takes_back(name: str) -> str:
+    """Return which backfill names this one as its reverse; nothing if none does."""
+    return next((other for other in all_declared() if DECLARED[other].reverse == name), "")

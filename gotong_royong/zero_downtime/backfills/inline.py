@@ -42,12 +42,29 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
         _to_its_end(row, model, at_full_speed=True)
         return
     print(
-        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE: left to a worker. "
-        f"backfill run {name} goes through them, too.",
+        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: "
+        f"{steering.who_takes_up(name)}.",
         end="",
         flush=True,
     )
     steering.pending.send(Backfill, name=name, alias=connection.alias)
+
+
+def finish(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
+    """Do the backfill now, however large its table is: for what a later migration of the same run builds upon.
+
+    Args:
+        model: the one to change, as it was at that migration.
+
+    Raises:
+        BackfillFailed: if it failed, or rows were set aside.
+        BackfillRefused: in a transaction, or if somebody has paused it.
+    """
+    if not _is_recorded(connection):
+        _say(_at_once(name, connection, model))
+        return
+    small = _rows(connection, model) <= conf.BACKFILL_INLINE
+    _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=small)
 
 
 def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
@@ -65,10 +82,10 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         return
     rest = _rows(connection, model) * (1 - progress.share)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
-        way = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}.get(Status(row.status), "run")
+        ways: dict[str, str] = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}
         raise BackfillRefused(
             f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
-            f"left. See to it with backfill {way} {name}, and migrate again."
+            f"left. See to it with backfill {ways.get(row.status, 'run')} {name}, and migrate again."
         )
     _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
 
@@ -84,13 +101,14 @@ def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Mod
     if not reverse:
         raise BackfillRefused(f"{name} names no reverse, so it cannot be taken back.")
     if not _is_recorded(connection):
-        _say(_at_once(reverse, connection, model))
+        finish(reverse, connection, model)
         return
     alias = connection.alias
     if (row := Backfill.objects.using(alias).filter(name=name).first()) and row.status == Status.RUNNING:
         steering.become(row, Status.CANCELED)
-    small = _rows(connection, model) <= conf.BACKFILL_INLINE
-    _to_its_end(_pending_or_ended(reverse, connection), model, at_full_speed=small)
+    if (row := steering.find(reverse, alias)).status == Status.SUCCEEDED:
+        steering.retry(row)  # that was another time
+    finish(reverse, connection, model)
     for each in (name, reverse):
         steering.forget(each, alias)
 

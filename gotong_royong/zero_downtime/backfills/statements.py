@@ -197,7 +197,7 @@ def change_keys(work: Work, keys: Sequence[Any]) -> None:
             did = "process" if declaration.has_process() else "update"
             raise BackfillFailed(
                 f"The where of {declaration.name} is still true for row {', '.join(as_text(key))} after its {did}, so "
-                f"it would go on for ever. Nothing of this batch is left. Mend the class, and backfill retry."
+                f"it would go on for ever. Nothing of this batch is left."
             )
 
 

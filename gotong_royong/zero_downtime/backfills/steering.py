@@ -3,16 +3,16 @@
 Everything stands in the database, so that any process may ask and steer; workers look before every batch.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import Avg, Count, Max, Q, Sum
-from django.db.models.functions import Now
+from django.db.models import Avg, Count, F, Max, Q, Sum
+from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
-from django.utils import timezone
 
-from gotong_royong.zero_downtime.backfills.declarations import declared
+from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, SetAside
 
@@ -22,6 +22,13 @@ EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
 
 pending = Signal()
 """Sent with ``name`` and ``alias`` of a backfill that is left to the workers."""
+
+
+def who_takes_up(name: str) -> str:
+    """Say who goes on with a backfill that is pending."""
+    if pending.has_listeners(Backfill):
+        return f"a worker of the queue takes it up, or backfill run {name}"
+    return f"no queue is installed, so it waits for backfill run {name}"
 
 
 class Progress(NamedTuple):
@@ -79,7 +86,8 @@ def look(name: str, alias: str) -> tuple[Backfill, Progress]:
     """Return how a backfill is, without making it known to the database if it is not."""
     row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
     if row is None:
-        return Backfill(name=name, status="not started", throttle=""), NOT_STARTED
+        of = takes_back(name)
+        return Backfill(name=name, status=f"the reverse of {of}" if of else "not started", throttle=""), NOT_STARTED
     return row, progress(row)
 
 
@@ -90,8 +98,8 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
         BackfillRefused: if a backfill of its present status cannot become that.
     """
     from_those = [before for before, after in Backfill.TRANSITIONS.items() if status in after]
-    if status in {Status.SUCCEEDED, Status.FAILED, Status.CANCELED}:
-        values["finished_at"] = Now()
+    if status not in {Status.PENDING, Status.RUNNING}:
+        values["finished_at"] = Coalesce("finished_at", Now())  # what was paused and is canceled stopped back then
     rows = Backfill.objects.using(row._state.db).filter(pk=row.pk)
     changed = rows.filter(status__in=from_those).update(status=status, throttle="", **values)
     row.refresh_from_db()
@@ -101,6 +109,24 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
     if status == Status.PENDING:
         alias = row._state.db
         transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
+
+
+def pause(row: Backfill) -> None:
+    """Let every worker stop after the batch at hand.
+
+    Raises:
+        BackfillRefused: if it has ended, or is paused already.
+    """
+    become(row, Status.PAUSED)
+
+
+def cancel(row: Backfill) -> None:
+    """End it; what it has done stays.
+
+    Raises:
+        BackfillRefused: if it has ended.
+    """
+    become(row, Status.CANCELED)
 
 
 def retry(row: Backfill) -> None:
@@ -119,14 +145,30 @@ def retry(row: Backfill) -> None:
 
 
 def resume(row: Backfill) -> None:
-    """Let a paused one go on where it was.
+    """Let a paused one go on where it was. For its rate it began later, by as long as it was paused.
 
     Raises:
         BackfillRefused: if it is not paused.
     """
     if row.status != Status.PAUSED:
         raise BackfillRefused(f"{row} is {row.status}, not paused.")
-    become(row, Status.PENDING)
+    paused = Now() - Coalesce("finished_at", Now())
+    become(row, Status.PENDING, started_at=F("started_at") + paused, finished_at=None)
+
+
+WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
+
+
+def ways(row: Backfill) -> list[str]:
+    """Return which of the ``WAYS`` to steer a backfill it may go now."""
+    may = Backfill.TRANSITIONS[Status(row.status)]
+    is_open = {
+        "pause": Status.PAUSED in may,
+        "resume": row.status == Status.PAUSED,
+        "cancel": Status.CANCELED in may,
+        "retry": Status.PENDING in may and row.status != Status.PAUSED,
+    }
+    return [way for way in WAYS if is_open[way]]
 
 
 def forget(name: str, alias: str) -> None:
@@ -140,12 +182,15 @@ def progress(row: Backfill) -> Progress:
     all_of_them = ranges.aggregate(rows=Sum("rows_done"), batches=Sum("batches"), longest=Max("longest_batch"))
     at_work = Q(finished_at=None, leased_until__gt=Now())
     here = ranges.filter(sweep=row.sweep).aggregate(
-        share=Avg("share", filter=Q(number__gt=0)), workers=Count("worker", filter=at_work, distinct=True)
+        share=Avg("share", filter=Q(number__gt=0)),
+        workers=Count("worker", filter=at_work, distinct=True),
+        now=Max(Now()),  # by the server's clock, which also said when it began
     )
-    ended: datetime = row.finished_at or timezone.now()
-    seconds = (ended - row.started_at).total_seconds() if row.started_at else 0.0
+    ended: datetime | None = row.finished_at or here["now"] or row.started_at
+    seconds = (ended - row.started_at).total_seconds() if ended and row.started_at else 0.0
     done = row.status == Status.SUCCEEDED
-    share = 1.0 if done else here["share"] or 0.0
+    # A later sweep that has no ranges yet looks for what the one before, which has gone through all, has left.
+    share = 1.0 if done or (here["share"] is None and row.sweep > 1) else here["share"] or 0.0
     first = row.sweep == 1 and share > 0 and row.status == Status.RUNNING
     return Progress(
         share=share,

@@ -62,7 +62,7 @@ class Throttle:
         now = time.monotonic()
         if self.at_full_speed or now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
             return self.advice
-        ours = [APPLICATION, "migrate", "migrate: ledger"]
+        ours = [APPLICATION, "migrate", "migrate: ledger", "migrate: watchdog"]
         values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
         with connections[self.alias].cursor() as cursor:
             cursor.execute(LOAD, values)

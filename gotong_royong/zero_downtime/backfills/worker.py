@@ -330,5 +330,6 @@ class Worker:
 
     def _say(self, reason: str) -> None:
         if reason != self._said:
-            Backfill.objects.using(self.alias).filter(pk=self.row.pk).update(throttle=reason)
+            running = Backfill.objects.using(self.alias).filter(pk=self.row.pk, status=Backfill.Status.RUNNING)
+            running.update(throttle=reason)
             self._said = reason

@@ -1,11 +1,17 @@
 """Can staff see backfills, and steer them only if they may?"""
 
+import re
+from datetime import timedelta
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.urls import reverse
+from django.utils import timezone
 
 from accounts.models import User
+from gotong_royong.zero_downtime.admin import recently_worked_on
+from gotong_royong.zero_downtime.backfills.ranges import LEASE, LOOK
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside
 
 pytestmark = [
@@ -20,7 +26,9 @@ def row(db):
     row = Backfill.objects.create(
         name="accounts.trial", status="running", order="stripes", sweep=1, throttle="half speed"
     )
-    BackfillRange.objects.create(backfill=row, sweep=1, number=1, share=0.25, rows_done=1234, batches=7)
+    BackfillRange.objects.create(
+        backfill=row, sweep=1, number=1, share=0.25, rows_done=1234, batches=7, lower=0, upper=2048, worker="this one"
+    )
     SetAside.objects.create(backfill=row, key=["7"], error="<b>no</b>")
     return row
 
@@ -46,13 +54,17 @@ def steer(client, action, row):
 def test_who_may_look_sees_it_and_steers_nothing(row, staff):
     client = staff("view_backfill")
     page = client.get(reverse(LIST)).content.decode()
-    assert '<progress max="1" value="0.250"></progress> 25%' in page
+    assert '<progress max="1" value="0.250"></progress> 25%, 1,234 rows' in page
     assert 'name="action"' not in page
     detail = client.get(reverse("admin:zero_downtime_backfill_change", args=[row.pk])).content.decode()
     assert '<meta http-equiv="refresh" content="2">' in detail
-    assert "row 7: &lt;b&gt;no&lt;/b&gt;" in detail
+    assert "<td>7</td><td>&lt;b&gt;no&lt;/b&gt;</td>" in detail
+    assert "<td>blocks 0 to 2,048</td>" in detail
+    assert "<td>1,234</td>" in detail
+    assert "<td>this one</td>" in detail
     assert "half speed" in detail
     assert 'name="_save"' not in detail
+    assert 'name="action"' not in detail
     steer(client, "pause", row)
     row.refresh_from_db()
     assert row.status == "running"
@@ -64,6 +76,39 @@ def test_who_may_change_steers_and_it_is_written_down(row, staff):
         assert f"accounts.trial is {status}." in steer(client, action, row)
         assert LogEntry.objects.latest("pk").change_message == f"Made {status}."
     assert "ccounts.trial is pending, not paused" in steer(client, "resume", row)
+
+
+def test_its_own_page_offers_the_ways_that_are_open_and_comes_back(row, staff):
+    client = staff("change_backfill")
+    page = reverse("admin:zero_downtime_backfill_change", args=[row.pk])
+    for action, status, then in (
+        ("pause", "paused", {"resume", "cancel"}),
+        ("cancel", "canceled", {"retry"}),
+        ("retry", "pending", {"pause", "cancel"}),
+    ):
+        assert f'name="action" value="{action}"' in client.get(page).content.decode()
+        data = {"action": action, "_selected_action": [row.pk], "from_its_page": "1"}
+        answer = client.post(reverse(LIST), data, follow=True)
+        assert answer.redirect_chain == [(page, 302)]
+        assert f"accounts.trial is {status}." in answer.content.decode()
+        assert set(re.findall(r'name="action" value="(\w+)"', answer.content.decode())) == then
+
+
+def test_what_was_worked_on_last_comes_first(row):
+    now = timezone.now()
+    for number, times in enumerate(
+        [
+            {"leased_until": now + timedelta(seconds=LEASE)},
+            {"leased_until": now, "finished_at": now - timedelta(seconds=5)},
+            {"leased_until": now + timedelta(seconds=LEASE - 3)},
+        ],
+        start=2,
+    ):
+        BackfillRange.objects.create(backfill=row, sweep=1, number=number, batches=1, **times)
+    BackfillRange.objects.create(backfill=row, sweep=1, number=9)
+    look = {"leased_until": now + timedelta(seconds=LOOK - 4)}
+    BackfillRange.objects.create(backfill=row, sweep=1, number=0, batches=1, **look)
+    assert [part.number for part in recently_worked_on(row)] == [1, 2, 4, 0, 3]
 
 
 def test_others_see_nothing(row, staff):

@@ -1,12 +1,15 @@
 """Can an operator see and steer a backfill, and is he told what does not go?"""
 
 import io
+import sys
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.db.models import F, Q
 
 from gotong_royong.zero_downtime.backfills import crew, steering
 from gotong_royong.zero_downtime.models import Backfill
@@ -64,9 +67,11 @@ def test_from_the_list_to_its_end(backfill, declare, fill, ask):
     assert ask(UNDONE) == 0
 
 
-def test_pause_and_resume(backfill, at_work, ask):
+def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("pause", at_work) == f"{at_work} is paused.\n"
     time.sleep(0.3)
+    before, told = steering.find(at_work, skills.alias), backfill("list")
+    assert "held back" not in told
     left = ask("SELECT count(*) FROM skills WHERE description IS NULL")
     assert left > 0
     with pytest.raises(CommandError, match=r"is paused. backfill resume accounts.trial makes it pending"):
@@ -74,8 +79,11 @@ def test_pause_and_resume(backfill, at_work, ask):
     with pytest.raises(CommandError, match=r"is paused and cannot become paused; it can become canceled, pending"):
         backfill("pause", at_work)
     time.sleep(0.2)
+    assert backfill("list") == told
     assert ask("SELECT count(*) FROM skills WHERE description IS NULL") == left
     backfill("resume", at_work)
+    after = steering.find(at_work, skills.alias)
+    assert after.started_at - before.started_at > timedelta(seconds=0.4)  # its rate is that of the time it was at work
     assert "succeeded" in backfill("run", at_work)
 
 
@@ -101,6 +109,58 @@ def test_what_the_code_no_longer_declares_is_still_listed(backfill, skills):
     assert "accounts.of_old: pending" in backfill("list")
     with pytest.raises(CommandError, match=r"No backfill accounts.of_old is declared in the code that runs here"):
         backfill("run", "accounts.of_old")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"where": Q(nonsense=1)}, "does not fit the models of the code that runs here: Cannot resolve .*nonsense"),
+        ({"update": {"nonsense": 1}}, "does not fit the models .*: Skill has no field named 'nonsense'"),
+        ({"update": {"name": F("nonsense")}}, "does not fit the models .*: Cannot resolve .*nonsense"),
+        (
+            {"model": "accounts.Skil"},
+            "does not fit the models .* 'Skil' model. Mend its class, or run it with the code",
+        ),
+        ({"model": "Skill"}, 'does not say whose rows it changes. Write model = "app.Model" in its class'),
+        ({"model": None}, 'does not say whose rows it changes. Write model = "app.Model" in its class'),
+        ({"update": {}}, "must have either update or process. Write one of them in its class"),
+        ({"reverse": "accounts.nowhere"}, "names accounts.nowhere as its reverse, which is not declared"),
+    ],
+)
+def test_a_declaration_that_does_not_fit_is_refused_and_stays_pending(backfill, skills, declare, body, told):
+    name = declare(**body)
+    with pytest.raises(CommandError, match=f"^{name} {told}"):
+        backfill("run", name)
+    assert steering.look(name, skills.alias)[0].status in {"not started", Status.PENDING}
+
+
+def test_one_that_failed_says_why_and_goes_on_once_that_is_mended(backfill, declare, fill, ask):
+    fill(100)
+    name = declare()
+    ask("ALTER TABLE skills RENAME COLUMN description TO gone")
+    failed = (
+        r"^accounts.trial failed. ProgrammingError: column skills.description does not exist.*\n.*backfill retry acc"
+    )
+    for _ in range(2):
+        with pytest.raises(CommandError, match=failed):
+            backfill("run", name)
+    ask("ALTER TABLE skills RENAME COLUMN gone TO description")
+    backfill("retry", name)
+    assert "succeeded, 100 rows" in backfill("run", name)
+
+
+def test_a_process_that_ends_its_thread_is_no_success(backfill, declare, fill):
+    fill(10)
+    name = declare(process=lambda self, batch: sys.exit(3))
+    with pytest.raises(SystemExit, match="3"):
+        backfill("run", name)
+
+
+def test_a_reverse_is_listed_as_what_it_is_until_it_runs(backfill, declare):
+    name, reverse = declare(reverse="accounts.back"), declare("Back")
+    assert f"{reverse}: the reverse of {name}\n" in backfill("list")
+    backfill("run", reverse)
+    assert f"{reverse}: succeeded" in backfill("list")
 
 
 def test_before_the_first_migrate(scratch):

@@ -40,9 +40,13 @@ def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, s
     name, told = declare(), []
     steering.pending.connect(receiver := lambda **facts: told.append(facts["name"]))
     run_operations(skills, RunBackfill(name), atomic=False)
+    assert "About 2,500 rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: a worker" in (
+        capsys.readouterr().out
+    )
     steering.pending.disconnect(receiver)
     assert told == [name]
-    assert "About 2,500 rows, more than ZERO_DOWNTIME_BACKFILL_INLINE: left to a worker." in capsys.readouterr().out
+    run_operations(skills, RunBackfill(name), atomic=False)
+    assert f"no queue is installed, so it waits for backfill run {name}." in capsys.readouterr().out
     assert ask(UNDONE) == 2_500
     wanted = r"must be done before this, but it is pending, and about 2,500 rows .* backfill run accounts.trial"
     with pytest.raises(ZeroDowntimeError, match=wanted):
@@ -55,6 +59,14 @@ def test_the_rest_is_done_if_it_is_little(skills, fill, ask, declare):
     fill(100)
     run_operations(skills, RequireBackfill(declare()), atomic=False)
     assert ask(UNDONE) == 0
+
+
+def test_one_that_was_never_started_is_required(skills, fill, declare, settings):
+    settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
+    fill(2_500)
+    wanted = r"it is not started, and about 2,500 rows may be left. See to it with backfill run accounts.trial"
+    with pytest.raises(ZeroDowntimeError, match=wanted):
+        run_operations(skills, RequireBackfill(declare()), atomic=False)
 
 
 def test_not_in_a_transaction(skills, fill, declare):

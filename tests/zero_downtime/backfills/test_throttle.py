@@ -4,12 +4,14 @@ import time
 
 import psycopg
 import pytest
+from django.db.migrations import RunPython
 
-from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills import inline, steering
 from gotong_royong.zero_downtime.backfills.throttle import Throttle, _advice
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.load import load
+from tests.zero_downtime.test_executor import run as run_operations
 
 
 def look(database, **options):
@@ -26,6 +28,24 @@ def test_half_speed_while_others_are_at_work(skills, settings):
         assert look(skills, at_full_speed=True) == (False, "")
         settings.ZERO_DOWNTIME_BACKFILL_PACE = False
         assert look(skills) == (False, "")
+
+
+def test_the_sessions_of_a_run_are_no_others(skills, fill, declare, settings):
+    settings.ZERO_DOWNTIME_BACKFILL_INLINE = 10
+    fill(3_000)
+    reasons = set()
+
+    def process(self, batch):
+        reasons.add(look(skills).reason)
+        batch.update(description="")
+
+    name = declare(process=process)
+    run_operations(
+        skills,
+        RunPython(lambda apps, _: inline.finish(name, skills, apps.get_model("accounts", "Skill"))),
+        atomic=False,
+    )
+    assert reasons == {""}
 
 
 def test_it_waits_while_somebody_waits_for_a_backfill(skills, fill):

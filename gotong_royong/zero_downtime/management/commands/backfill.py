@@ -1,6 +1,5 @@
 """See and steer the backfills: what is done to the rows of large tables in the background."""
 
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -21,11 +20,6 @@ ACTIONS = {
     "resume": "Let a paused one go on.",
     "cancel": "End it; what it has done stays.",
     "retry": "Let one that has ended begin anew, with the rows that are still to do.",
-}
-STEER: dict[str, Callable[[Backfill], None]] = {
-    "pause": lambda row: steering.become(row, Status.PAUSED),
-    "resume": steering.resume,
-    "cancel": lambda row: steering.become(row, Status.CANCELED),
 }
 
 
@@ -54,12 +48,10 @@ class Command(BaseCommand):
             reports.print_backfill(self, row, steering.progress(row))
         elif action == "run":
             self.run(row, database, options)
-        elif action == "retry":
-            steering.retry(row)
-            self.stdout.write(f"{row} is pending again: a worker takes it up, or backfill run {row}.")
         else:
-            STEER[action](row)
-            self.stdout.write(f"{row} is {row.status}.")
+            steering.WAYS[action](row)
+            then = f" again: {steering.who_takes_up(row.name)}" if row.status == Status.PENDING else ""
+            self.stdout.write(f"{row} is {row.status}{then}.")
 
     def run(self, row: Backfill, database: str, options: dict[str, Any]) -> None:
         if options["workers"] < 1:
@@ -69,7 +61,8 @@ class Command(BaseCommand):
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
             way = "resume" if row.status == Status.PAUSED else "retry"
-            raise BackfillRefused(f"{row} is {row.status}. backfill {way} {row} makes it pending.")
+            told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
+            raise BackfillRefused(f"{row} {told}backfill {way} {row} makes it pending.")
         with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
             row = crew.run(
                 row.name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show

@@ -1,0 +1,162 @@
+"""Does a backfill wait for a replica that lags, and go on after its server has crashed? On servers of its own."""
+
+import os
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import connection, connections
+from django.db.models.functions import Upper
+
+from gotong_royong import embedded
+from gotong_royong.zero_downtime.backfills import crew, steering
+from gotong_royong.zero_downtime.models import Backfill
+from tests.test_migrations import conninfo
+from tests.zero_downtime.backfills.conftest import LOG, UNDONE
+from tests.zero_downtime.backfills.test_fire import WRONG
+
+pytestmark = pytest.mark.slow
+Status = Backfill.Status
+LEFT = "SELECT count(*) FROM skills WHERE description IS NULL"
+
+
+@contextmanager
+def served(folder):
+    """Run an embedded server on a folder of its own, and stop it in the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDDED_POSTGRES_DIR", str(folder))
+        entry = embedded.start()
+    try:
+        yield entry
+    finally:
+        embedded._leave(data(folder))
+
+
+def data(folder):
+    return folder.resolve() / embedded._version()
+
+
+def program(name):
+    try:
+        return embedded.binaries() / name
+    except ImproperlyConfigured:  # the tests run on another server
+        pytest.skip(f"{name} is missing")
+
+
+def execute(command, folder):
+    owner = folder.stat()
+    code, said = embedded._run(command, (owner.st_uid, owner.st_gid), command[0])
+    assert code == 0, said
+
+
+@pytest.fixture
+def folder():
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def skills(folder, django_db_setup, django_db_blocker):
+    """The tables and the log, on a server of their own."""
+    program("initdb")
+    with django_db_blocker.unblock(), served(folder / "primary") as entry:
+        connections.databases["primary"] = {**connection.settings_dict, **entry, "OPTIONS": {}}
+        database = connections["primary"]
+        call_command("migrate", database="primary", verbosity=0)
+        with database.cursor() as cursor:
+            cursor.execute(LOG)
+        yield database
+        database.close()
+        del connections["primary"], connections.databases["primary"]
+
+
+@pytest.fixture
+def replica(skills, folder):
+    """A streaming replica of that server, as an autocommitting connection to it."""
+    copy, primary = data(folder / "replica"), data(folder / "primary")
+    copy.mkdir(parents=True, mode=0o700)
+    os.chown(copy, primary.stat().st_uid, primary.stat().st_gid)
+    embedded._open_way((primary.stat().st_uid, primary.stat().st_gid), copy)
+    source = psycopg.conninfo.make_conninfo(**conninfo(skills) | {"dbname": "postgres"})
+    options = ["--checkpoint=fast", "--write-recovery-conf", "--no-sync", "--dbname", source, "--pgdata", copy]
+    execute([program("pg_basebackup"), *options], primary)
+    with (copy / "postgresql.auto.conf").open("a") as file:
+        file.write("wal_receiver_status_interval = 1s\n")
+    with served(folder / "replica") as entry:
+        parameters = {**conninfo(skills), "host": entry["HOST"], "port": entry["PORT"]}
+        with psycopg.connect(**parameters, autocommit=True) as standby:
+            yield standby
+
+
+@contextmanager
+def going(name, database):
+    """Let two workers go through a backfill during the block, and wait for its end."""
+
+    def go():
+        try:
+            crew.run(name, database.alias, workers=2)
+        finally:
+            connections[database.alias].close()
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_it_waits_for_a_replica_that_lags_and_goes_on_once_that_has_caught_up(
+    skills, replica, fill, declare, ask, settings
+):
+    settings.ZERO_DOWNTIME_BACKFILL_REPLICA_LAG, settings.ZERO_DOWNTIME_BACKFILL_PACE = 1, False
+    replica.execute("SELECT pg_wal_replay_pause()")
+    fill(20_000)
+    name = declare()
+    with going(name, skills):
+        until(lambda: steering.find(name, skills.alias).throttle)
+        assert "MB behind, more than 1" in steering.find(name, skills.alias).throttle
+        left = ask(LEFT)
+        assert left > 0
+        time.sleep(1.5)
+        assert ask(LEFT) == left
+        replica.execute("SELECT pg_wal_replay_resume()")
+    row = steering.find(name, skills.alias)
+    assert (row.status, row.throttle) == (Status.SUCCEEDED, "")
+    assert ask(UNDONE) == ask(WRONG) == 0
+    until(lambda: replica.execute(UNDONE).fetchone() == (0,))
+
+
+def test_a_server_that_crashes_and_starts_again_in_the_middle(skills, folder, fill, declare, ask):
+    fill(40_000)
+
+    def process(self, batch):
+        time.sleep(0.02)
+        batch.update(description=Upper("name"))
+
+    name = declare(process=process)
+    primary = data(folder / "primary")
+    restart = [program("pg_ctl"), "restart", "--mode=immediate", "--silent", "--wait", "--pgdata", primary]
+    with going(name, skills):
+        for share in (0.1, 0.4):
+            until(lambda: steering.look(name, skills.alias)[1].share > share)  # noqa: B023
+            execute([*restart, "--log", primary / "server.log"], primary)
+            skills.close()
+            assert ask(LEFT) > 0
+    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert ask(UNDONE) == ask(WRONG) == 0
+    assert ask("SELECT count(DISTINCT id) FROM written") == 40_000
