@@ -73,7 +73,8 @@ def test_a_table_that_vacuum_full_moves_in_between(skills, fill, declare, ask):
     while not done.is_set():
         ask("VACUUM FULL skills")
     thread.join()
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    row = steering.find(name, skills.alias)
+    assert row.status == Status.SUCCEEDED, row.error
     assert ask(UNDONE) == ask(WRONG) == 0
 
 
