@@ -72,6 +72,7 @@ def test_a_table_that_vacuum_full_moves_in_between(skills, fill, declare, ask):
     thread.start()
     while not done.is_set():
         ask("VACUUM FULL skills")
+        time.sleep(0.1)  # in which somebody else may get a lock
     thread.join()
     row = steering.find(name, skills.alias)
     assert row.status == Status.SUCCEEDED, row.error
