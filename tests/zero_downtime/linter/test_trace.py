@@ -177,6 +177,8 @@ class TestPlans:
             "code of shop_order has index i already, from shop.20260101020000_step"
         ]
         assert "W416" not in lint(tried, add, fill, index)[1]
+        code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        assert "W416" not in lint(tried, add, index, TestRows.LOOP.format(code=code))[2]
 
     def test_two_leaves(self, tried):
         seen = trace(tried, ADD_PAID)[0]

@@ -222,7 +222,8 @@ operations = [
 @rule(
     "W416",
     "A column is filled after it was indexed",
-    condition="RunBackfill, or an UPDATE, fills a column that an earlier migration of the plan added and has indexed.",
+    condition="RunBackfill, or an UPDATE of nothing else, fills a column that an earlier migration of the plan added "
+    "and has indexed.",
     effect="{column} of {table} has index {name} already, from {other}: each row that is filled gets a new place and "
     "an entry in every index of the table, where without {name} it could be changed in its place.",
     instead="""
@@ -237,9 +238,10 @@ class Migration(migrations.Migration):
 )
 def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
     tables = {table.name: table for table in trace.catalog.values()}
-    filled = dict.fromkeys(backfilled(trace), None) | {
-        place: one for one in trace.up.statements for place in set_by(one)
-    }
+    filled: dict[tuple[str, str], Statement | None] = dict.fromkeys(backfilled(trace))
+    for one in trace.up.statements:
+        if (places := set(set_by(one))) <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
+            filled |= dict.fromkeys(places, one)
     for (table, column), statement in filled.items():
         index, other = trace.indexed.get((table, column), ("", ""))
         if table in tables and index in tables[table].indexes:
