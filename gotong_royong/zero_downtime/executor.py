@@ -220,7 +220,7 @@ class Executor(MigrationExecutor):
                 after = self._create_project_state(with_applied_migrations=True)
                 self._record_again(migration)
             if migration in self._recalled:
-                migration.mutate_state(after, preserve=False)
+                after = migration.mutate_state(after)  # another object, so that it is not rolled on from before
             return after
 
         state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)
@@ -230,7 +230,7 @@ class Executor(MigrationExecutor):
 
     def _apply(self, state: ProjectState, migration: Migration, editor: Any) -> ProjectState:
         if type(migration).apply is not Migration.apply:
-            return migration.apply(state, editor)
+            return migration.apply(state.clone(), editor)
         self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
         self._rolling.apply(migration, editor)
         return state

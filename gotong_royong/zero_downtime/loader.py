@@ -40,9 +40,11 @@ def without_collecting() -> Iterator[None]:
 
     Looking takes a tenth of the time of a ``migrate`` that finds nothing to do. ``gc.unfreeze`` takes it back.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
         gc.freeze()
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()

@@ -113,3 +113,27 @@ def test_a_snapshot_does_not_roll_on():
         for now, state in (("then", then), ("now", rolling))
     }
     assert fields == {"then": {"id": None, "author": "Author"}, "now": {"id": None, "author": "Writer", "title": None}}
+
+
+def test_a_migration_that_applies_itself_in_its_own_way_between_others(scratch):
+    """What it changes in the state, it changes behind the back of what rolls on."""
+
+    class Own(migrations.Migration):
+        def apply(self, project_state, schema_editor, collect_sql=False):
+            return super().apply(project_state, schema_editor, collect_sql)
+
+    def field(model, name):
+        return migrations.AddField(model, name, models.TextField(null=True))
+
+    steps = [
+        (migrations.Migration, field("Book", "title")),
+        (Own, migrations.CreateModel("Publisher", [("id", ID)])),
+        (migrations.Migration, field("Publisher", "name")),
+    ]
+    executor, state = Executor(scratch), library()
+    with scratch.schema_editor(collect_sql=True) as editor:
+        for number, (kind, operation) in enumerate(steps):
+            migration = type("Migration", (kind,), {"operations": [operation]})(f"{number}", "library")
+            state = executor._apply(state, migration, editor)
+    said = [sql for sql in editor.collected_sql if not sql.startswith("--")]
+    assert [sql.split('"')[1] for sql in said] == ["library_book", "library_publisher", "library_publisher"]
