@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 
 from gotong_royong.zero_downtime import reports
 from gotong_royong.zero_downtime.backfills import ranges, steering
-from gotong_royong.zero_downtime.exceptions import BackfillRefused
+from gotong_royong.zero_downtime.exceptions import BackfillRefused, counted
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 Status = Backfill.Status
@@ -64,7 +64,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display
     def how_far(self, row: Backfill) -> SafeString:
         progress = steering.progress(row)
-        share, told = f"{progress.share:.3f}", f"{progress.share:.0%}, {progress.rows:,} rows"
+        share, told = f"{progress.share:.3f}", f"{progress.share:.0%}, {counted(progress.rows, 'row')}"
         return format_html('<progress max="1" value="{}"></progress> {}', share, told)
 
     @admin.display

@@ -1,6 +1,6 @@
 """Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read when it is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ class Settings:
     BACKFILL_INLINE: int = 100_000
     """Rows, as the planner guesses, up to which a migration does a backfill itself, not leaving it to a worker."""
 
-    BACKFILL_PACE: bool = True
-    """Whether a backfill goes at half speed while others are at work in the database."""
+    BACKFILL_IGNORE: Collection[str] = ()
+    """Which of ``backfills.throttle.REASONS`` do not hold a backfill back."""
 
     BACKFILL_REPLICA_LAG: float | None = 64.0
     """Megabytes that a replica may be behind before backfills wait for it; None for any."""

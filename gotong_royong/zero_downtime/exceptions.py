@@ -99,3 +99,8 @@ def summary(error: BaseException) -> str:
         return "Stopped by Ctrl-C or SIGTERM."
     text = " ".join(str(error).split())
     return text if isinstance(error, CommandError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def counted(count: int, noun: str) -> str:
+    """Say how many there are: ``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

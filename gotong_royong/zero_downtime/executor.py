@@ -28,6 +28,7 @@ from gotong_royong.zero_downtime.exceptions import (
     RolledBack,
     StepFailed,
     ZeroDowntimeError,
+    counted,
     summary,
 )
 from gotong_royong.zero_downtime.guard import Guard
@@ -330,7 +331,7 @@ class Executor(MigrationExecutor):
     def _what_is_left(self) -> str:
         if not self._applied:
             return ""
-        steps = f"{len(self._applied)} step{'s' * (len(self._applied) != 1)}"
+        steps = counted(len(self._applied), "step")
         return f"\nWhat {self.run} applied before that stays ({steps}): rollback takes it back."
 
     def _undo_batch(self, failed: Migration, begun: int, failure: ZeroDowntimeError) -> None:

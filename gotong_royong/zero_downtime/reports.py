@@ -20,6 +20,7 @@ from django.core.management.base import BaseCommand, OutputWrapper
 from django.db.models.functions import Now
 
 from gotong_royong.zero_downtime.backfills.steering import Progress
+from gotong_royong.zero_downtime.exceptions import counted
 from gotong_royong.zero_downtime.models import Backfill
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Plain:
 
     def run_finished(self, run: int, status: str, seconds: float, steps: int, error: str, **_: Any) -> None:
         """A run has ended; the command itself prints the error."""
-        self._print(f"Run {run} {_words(status)}: {steps} step{'s' * (steps != 1)} in {duration(seconds)}.")
+        self._print(f"Run {run} {_words(status)}: {counted(steps, 'step')} in {duration(seconds)}.")
 
     def _outcome(self, status: str) -> str:
         if status != "succeeded":
@@ -271,7 +272,7 @@ def backfill_line(row: Backfill, progress: Progress) -> str:
         told[0] += f", {progress.workers} at it" if progress.workers else ", but nobody is at it"
         told.append(f"{progress.share:.0%}" if row.sweep == 1 else f"sweep {row.sweep}, {progress.share:.0%}")
     if row.started_at:
-        told.append(f"{progress.rows:,} rows in {duration(progress.seconds)} ({progress.rate:,.0f}/s)")
+        told.append(f"{counted(progress.rows, 'row')} in {duration(progress.seconds)} ({progress.rate:,.0f}/s)")
     if progress.remaining:
         told.append(f"about {duration(progress.remaining)} left")
     if progress.set_aside:

@@ -17,7 +17,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import NotUndoable
+from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Plan
@@ -34,11 +34,12 @@ class Loss(NamedTuple):
     """What goes when a migration is taken back: how many rows of a table, or values of a column."""
 
     migration: Migration
-    what: str
+    noun: str
+    of: str
     number: int
 
     def __str__(self) -> str:
-        return f"{self.number:,} {self.what}"
+        return f"{counted(self.number, self.noun)} of {self.of}"
 
 
 def batch(executor: MigrationExecutor, alias: str, run_id: int | None = None) -> set[Key]:
@@ -169,8 +170,8 @@ def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
             for table, column in _dropped(operation, migration.app_label, state):
                 count = _count(executor.connection.alias, table, column)
                 if count:
-                    what = f"values of {table}.{column}" if column else f"rows of {table}"
-                    yield Loss(migration, what, count)
+                    noun, of = ("value", f"{table}.{column}") if column else ("row", table)
+                    yield Loss(migration, noun, of, count)
 
 
 def _flat(steps: Iterable[Operation]) -> Iterator[Operation]:

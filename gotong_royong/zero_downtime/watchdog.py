@@ -16,7 +16,7 @@ import psycopg
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, summary
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, counted, summary
 from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, described, is_patient
 
 Report = Callable[..., object]
@@ -210,8 +210,8 @@ class Watchdog(threading.Thread):
         blocks = BLOCKS.get(lock, "") or "others"
         where = f"table {longest.table}" if longest.table else "a row"
         return (
-            f"It held {lock} on {where}, which blocks {blocks}: {sessions} "
-            f"session{'s' * (sessions != 1)} waited, the longest for {longest.seconds:.1f} s, "
+            f"It held {lock} on {where}, which blocks {blocks}: "
+            f"{counted(sessions, 'session')} waited, the longest for {longest.seconds:.1f} s, "
             f"more than the block budget of {self.budget:g} s. The statement: {' '.join(self.statement.split())[:500]}"
         )
 

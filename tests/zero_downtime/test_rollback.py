@@ -91,7 +91,7 @@ def test_data_are_lost_only_if_somebody_says_yes(batches, capsys):
     with database.cursor() as cursor:
         cursor.execute("INSERT INTO users (username, email, password_hash) VALUES ('maria', 'maria@example.org', '!')")
         cursor.execute("INSERT INTO profiles (user_id, bio) SELECT id, 'carpenter' FROM users")
-    assert "loses 1 rows of profiles" in rollback(database, capsys, plan=True)
+    assert "loses 1 row of profiles" in rollback(database, capsys, plan=True)
     with pytest.raises(CommandError, match="Data would be lost"):
         rollback(database, capsys)
     assert look(database) == full

@@ -12,7 +12,7 @@ from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.backfills.statements import Work
 from gotong_royong.zero_downtime.backfills.worker import LEFT, Worker
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted
 from gotong_royong.zero_downtime.ledger import is_guarded
 from gotong_royong.zero_downtime.models import Backfill
 
@@ -163,4 +163,4 @@ def _at_once(name: str, connection: BaseDatabaseWrapper, model: type[models.Mode
 
 def _say(rows: int) -> None:
     if rows:
-        print(f"\n    {rows:,} rows, all done.", end="", flush=True)
+        print(f"\n    {counted(rows, 'row')}, all done.", end="", flush=True)

@@ -2,23 +2,26 @@
 
 What makes it wait: sessions that wait for a backfill, a replica that lags, too much WAL, a vacuum against wraparound on
 its table, a function of the project's own. What makes it pause for as long as a batch took: others at work in the same
-database, an autovacuum on its table.
+database, an autovacuum on its table. Each has a name in ``REASONS``, by which it can be switched off.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.utils.module_loading import import_string
 
 from gotong_royong.zero_downtime.backfills.ranges import LEAVES
 from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import counted, summary
 
 APPLICATION = "backfill"
 LOOK_EVERY = 1.0  # seconds
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
 RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
+REASONS = ("waiting", "replica_lag", "wal_rate", "wraparound", "load", "autovacuum", "others")
 
 # https://www.postgresql.org/docs/current/monitoring-stats.html and, for the vacuums, progress-reporting.html
 LOAD = f"""
@@ -38,6 +41,16 @@ LOAD = f"""
 """  # noqa: S608
 
 
+class Facts(NamedTuple):
+    """What the database says; sizes in megabytes, ``wal`` a second, ``vacuum`` is the statement of one on the table."""
+
+    waiting: int = 0
+    others: int = 0
+    lag: float = 0.0
+    wal: float = 0.0
+    vacuum: str = ""
+
+
 class Advice(NamedTuple):
     """What to do before the next batch; ``reason`` is empty if there is none to hold back."""
 
@@ -45,22 +58,29 @@ class Advice(NamedTuple):
     reason: str
 
 
+GO_ON = Advice(wait=False, reason="")
+
+
 class Throttle:
     """Asks the database once a second how it is, and remembers what it said.
 
     Args:
-        at_full_speed: whether to pass over all reasons.
+        at_full_speed: whether to pass over all reasons, and not only those of ``ZERO_DOWNTIME_BACKFILL_IGNORE``.
+
+    Raises:
+        ImproperlyConfigured: if that names what is no reason.
     """
 
     def __init__(self, alias: str, table: str, *, at_full_speed: bool = False) -> None:
-        self.alias, self.table, self.at_full_speed = alias, table, at_full_speed
-        self.advice = Advice(wait=False, reason="")
+        self.alias, self.table = alias, table
+        self.reasons = () if at_full_speed else reasons()
+        self.advice = GO_ON
         self._looked_at = float("-inf")
         self._wal = 0.0
 
     def look(self) -> Advice:
         now = time.monotonic()
-        if self.at_full_speed or now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
+        if not self.reasons or now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
             return self.advice
         ours = [APPLICATION, "migrate", "migrate: ledger", "migrate: watchdog"]
         values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
@@ -69,7 +89,8 @@ class Throttle:
             waiting, others, lag, wal, vacuum = cursor.fetchone()
         rate = (float(wal) - self._wal) / (now - self._looked_at) if self._wal else 0.0
         self._wal, self._looked_at = float(wal), now
-        self.advice = _advice(waiting, others, float(lag or 0), rate, vacuum or "")
+        facts = Facts(waiting, others, float(lag or 0), rate, vacuum or "")
+        self.advice = next((advice for name, advice in _advised(facts) if name in self.reasons), GO_ON)
         return self.advice
 
     def hold_back(self, seconds: float, say: Callable[[str], object], stop: Callable[[], bool]) -> None:
@@ -90,22 +111,36 @@ class Throttle:
             say(advice.reason)
 
 
-def _advice(waiting: int, others: int, lag: float, rate: float, vacuum: str) -> Advice:
-    if waiting:
-        return Advice(wait=True, reason=f"{_sessions(waiting)} for it")
-    if conf.BACKFILL_REPLICA_LAG is not None and lag > conf.BACKFILL_REPLICA_LAG:
-        return Advice(wait=True, reason=f"a replica is {lag:,.0f} MB behind, more than {conf.BACKFILL_REPLICA_LAG:g}")
-    if conf.BACKFILL_WAL_RATE is not None and rate > conf.BACKFILL_WAL_RATE:
-        return Advice(wait=True, reason=f"{rate:,.0f} MB of WAL a second, more than {conf.BACKFILL_WAL_RATE:g}")
-    if "to prevent wraparound" in vacuum:
-        return Advice(wait=True, reason="a vacuum against wraparound is at work on the table")
+def reasons() -> tuple[str, ...]:
+    """Return the reasons to go slower, without those that the settings pass over."""
+    if unknown := set(conf.BACKFILL_IGNORE) - set(REASONS):
+        raise ImproperlyConfigured(
+            f"ZERO_DOWNTIME_BACKFILL_IGNORE names {', '.join(sorted(map(repr, unknown)))}, which holds no backfill "
+            f"back. Choose from {', '.join(REASONS)}."
+        )
+    return tuple(name for name in REASONS if name not in conf.BACKFILL_IGNORE)
+
+
+def _advised(facts: Facts) -> Iterator[tuple[str, Advice]]:
+    """Yield each of the ``REASONS`` that there is now, the strongest first."""
+    if facts.waiting:
+        yield "waiting", Advice(wait=True, reason=f"{_sessions(facts.waiting)} for it")
+    if conf.BACKFILL_REPLICA_LAG is not None and facts.lag > conf.BACKFILL_REPLICA_LAG:
+        behind = f"a replica is {facts.lag:,.0f} MB behind, more than {conf.BACKFILL_REPLICA_LAG:g}"
+        yield "replica_lag", Advice(wait=True, reason=behind)
+    if conf.BACKFILL_WAL_RATE is not None and facts.wal > conf.BACKFILL_WAL_RATE:
+        written = f"{facts.wal:,.0f} MB of WAL a second, more than {conf.BACKFILL_WAL_RATE:g}"
+        yield "wal_rate", Advice(wait=True, reason=written)
+    is_against_wraparound = "to prevent wraparound" in facts.vacuum
+    if is_against_wraparound:
+        yield "wraparound", Advice(wait=True, reason="a vacuum against wraparound is at work on the table")
     if conf.BACKFILL_LOAD and (said := _said_by(conf.BACKFILL_LOAD)):
-        return Advice(wait=True, reason=said)
-    if vacuum:
-        return Advice(wait=False, reason="an autovacuum is at work on the table: half speed")
-    if conf.BACKFILL_PACE and others:
-        return Advice(wait=False, reason=f"{others} other session{'s' * (others > 1)} at work: half speed")
-    return Advice(wait=False, reason="")
+        yield "load", Advice(wait=True, reason=said)
+    if facts.vacuum and not is_against_wraparound:
+        yield "autovacuum", Advice(wait=False, reason="an autovacuum is at work on the table: half speed")
+    if facts.others:
+        others = f"{counted(facts.others, 'other session')} at work: half speed"
+        yield "others", Advice(wait=False, reason=others)
 
 
 def _sessions(count: int) -> str:
@@ -113,6 +148,9 @@ def _sessions(count: int) -> str:
 
 
 def _said_by(load: str | Callable[[], Any]) -> str:
-    """Ask the project's own function, which returns a reason to wait, or nothing."""
-    function = import_string(load) if isinstance(load, str) else load
-    return str(function() or "")
+    """Ask the project's own function, which returns a reason to wait, or nothing. That it cannot say is one, too."""
+    try:
+        function = import_string(load) if isinstance(load, str) else load
+        return str(function() or "")
+    except Exception as error:  # noqa: BLE001  whatever it is, somebody has to mend that function
+        return f"ZERO_DOWNTIME_BACKFILL_LOAD cannot be asked: {summary(error)}"

@@ -23,7 +23,7 @@ from gotong_royong.zero_downtime.backfills.ranges import LetGo
 from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES, Work
 from gotong_royong.zero_downtime.backfills.throttle import APPLICATION, Throttle
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, summary
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted, summary
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 TARGET = 0.2  # seconds that a batch shall take
@@ -33,6 +33,7 @@ LEFT = 1_000  # rows that are done by their keys, as they were found, instead of
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
 LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
 POLL = 0.1  # seconds between two looks for a range
+MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 NOT_NOW = {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK, locks.QUERY_CANCELED, "40001"}
@@ -157,10 +158,13 @@ class Worker:
     def _look(self, part: BackfillRange) -> None:
         """Do what is left if that is little; if it is more, cut the table into the ranges of a sweep.
 
-        It may have to read the whole table to find the rows, so it holds no lock of a row while it does.
+        It may have to read the whole table to find the rows, so it holds no lock of a row while it does. Where it has
+        done what it found and finds more, somebody makes rows that are to do: that is said, and ends it in the end.
         """
         size, all_rows = LEFT // 4, self.work.declaration.where is None
-        in_vain_since = None
+        in_vain_since, chased_since, found = None, None, 0
+        if part.sweep > MOST_SWEEPS:
+            raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
         while not self.stop():
             keys, at, done = [] if all_rows else self._left(), 0, 0
             is_more = len(keys) == LEFT or (all_rows and part.sweep == 1)
@@ -173,6 +177,13 @@ class Worker:
                 if self._finish(part, self._cut if is_more else self._end):
                     return
             elif done:
+                if chased_since is None:
+                    chased_since = time.monotonic()
+                else:
+                    found += done
+                    self._say(told := _keep_coming(f"{found:,} since it had done all"))
+                    if time.monotonic() - chased_since > conf.PATIENCE:
+                        raise BackfillFailed(told)
                 in_vain_since = None
                 continue
             in_vain_since = in_vain_since or time.monotonic()
@@ -220,7 +231,7 @@ class Worker:
     def _end(self, _: BackfillRange) -> None:
         """Say that nothing is left, but for the rows that were set aside."""
         if count := self.row.set_aside.count():
-            rows = f"{count} row{'s' * (count > 1)}"
+            rows = counted(count, "row")
             error = f"{rows} could not be changed: backfill show {self.row} says why, backfill retry tries again."
             steering.become(self.row, Backfill.Status.FAILED, error=error)
         else:
@@ -333,3 +344,7 @@ class Worker:
             running = Backfill.objects.using(self.alias).filter(pk=self.row.pk, status=Backfill.Status.RUNNING)
             running.update(throttle=reason)
             self._said = reason
+
+
+def _keep_coming(how_many: str) -> str:
+    return f"Rows that are still to do keep coming ({how_many}): let the code that writes them fill them, too."

@@ -63,7 +63,7 @@ def test_from_the_list_to_its_end(backfill, declare, fill, ask):
     assert ask(UNDONE) == ask(TWICE) == 0
     ask("INSERT INTO skills (name) VALUES ('late')")
     assert "is pending again" in backfill("retry", name)
-    assert "1 rows" in backfill("run", name)
+    assert " 1 row in " in backfill("run", name)
     assert ask(UNDONE) == 0
 
 

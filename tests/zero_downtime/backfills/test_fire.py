@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connections
 
 from gotong_royong.zero_downtime.backfills import crew, ranges, steering, worker
-from gotong_royong.zero_downtime.exceptions import BackfillRefused
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import UNDONE
@@ -53,6 +53,33 @@ def test_while_others_insert_update_and_delete(skills, fill, declare, run, ask, 
     steering.retry(row)
     assert run(name).status == Status.SUCCEEDED  # what came in after it had looked
     assert ask(UNDONE) == ask(WRONG) == 0
+
+
+def test_rows_to_do_that_keep_coming_are_told_of_and_not_chased_for_ever(skills, fill, declare, run, ask, settings):
+    settings.ZERO_DOWNTIME_PATIENCE = 2.0
+    fill(100)
+    ask("CREATE SEQUENCE numbers")
+    trigger = "INSERT INTO skills (name) VALUES ('late ' || nextval('numbers')); RETURN NULL"
+    ask(f"CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {trigger}; END $$")
+    ask("CREATE TRIGGER more AFTER UPDATE ON skills EXECUTE FUNCTION more()")  # one for each batch
+    name, told = declare(), set()
+    with pytest.raises(BackfillFailed, match=r"keep coming \(\d+ since it had done all\): let the code that writes"):
+        run(name, show=lambda row, progress: told.add(row.throttle))
+    assert any("keep coming" in reason for reason in told)
+    ask("DROP TRIGGER more ON skills")
+    steering.retry(steering.find(name, skills.alias))
+    assert run(name).status == Status.SUCCEEDED
+    assert ask(UNDONE) == ask(WRONG) == 0
+
+
+def test_sweeps_that_leave_as_much_as_they_find_come_to_an_end(skills, fill, declare, run, ask, monkeypatch):
+    monkeypatch.setattr(worker, "LEFT", 4)
+    fill(10)
+    trigger = "INSERT INTO skills (name) SELECT md5(random()::text) FROM generate_series(1, 4); RETURN NULL"
+    ask(f"CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {trigger}; END $$")
+    ask("CREATE TRIGGER more AFTER UPDATE ON skills EXECUTE FUNCTION more()")
+    with pytest.raises(BackfillFailed, match=r"keep coming \(4 and more in each of 10 sweeps\)"):
+        run(declare())
 
 
 def test_a_table_that_vacuum_full_moves_in_between(skills, fill, declare, ask):

@@ -123,7 +123,7 @@ def until(condition):
 def test_it_waits_for_a_replica_that_lags_and_goes_on_once_that_has_caught_up(
     skills, replica, fill, declare, ask, settings
 ):
-    settings.ZERO_DOWNTIME_BACKFILL_REPLICA_LAG, settings.ZERO_DOWNTIME_BACKFILL_PACE = 1, False
+    settings.ZERO_DOWNTIME_BACKFILL_REPLICA_LAG, settings.ZERO_DOWNTIME_BACKFILL_IGNORE = 1, {"others"}
     replica.execute("SELECT pg_wal_replay_pause()")
     fill(20_000)
     name = declare()

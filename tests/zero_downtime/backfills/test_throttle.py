@@ -4,10 +4,11 @@ import time
 
 import psycopg
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.db.migrations import RunPython
 
 from gotong_royong.zero_downtime.backfills import inline, steering
-from gotong_royong.zero_downtime.backfills.throttle import Throttle, _advice
+from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.load import load
@@ -26,7 +27,7 @@ def test_half_speed_while_others_are_at_work(skills, settings):
     with load(conninfo(skills), "SELECT 1"):
         assert look(skills) == (False, "1 other session at work: half speed")
         assert look(skills, at_full_speed=True) == (False, "")
-        settings.ZERO_DOWNTIME_BACKFILL_PACE = False
+        settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["others"]
         assert look(skills) == (False, "")
 
 
@@ -78,22 +79,54 @@ def nothing():
     return None
 
 
+def fails():
+    raise TimeoutError("no answer")
+
+
 @pytest.mark.parametrize(
-    ("facts", "advice"),
-    [
-        ((0, 0, 65.0, 0.0, ""), (True, "a replica is 65 MB behind, more than 64")),
-        ((0, 0, 0.0, 11.0, ""), (True, "11 MB of WAL a second, more than 10")),
-        ((2, 1, 65.0, 0.0, ""), (True, "2 sessions wait for it")),
-        (
-            (0, 0, 0.0, 0.0, "autovacuum: VACUUM x (to prevent wraparound)"),
-            (True, "a vacuum against wraparound is at work on the table"),
-        ),
-        ((0, 3, 0.0, 0.0, "autovacuum: VACUUM x"), (False, "an autovacuum is at work on the table: half speed")),
-    ],
+    ("load", "told"),
+    [(fails, "TimeoutError: no answer"), ("nowhere.at.all", "ModuleNotFoundError: No module named 'nowhere'")],
 )
-def test_what_each_fact_means(settings, facts, advice):
-    settings.ZERO_DOWNTIME_BACKFILL_WAL_RATE = 10
-    assert _advice(*facts) == advice
+def test_a_reason_of_the_project_that_cannot_be_asked_is_one(skills, settings, load, told):
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = load
+    assert look(skills) == (True, f"ZERO_DOWNTIME_BACKFILL_LOAD cannot be asked: {told}")
+
+
+ALL = Facts(2, 3, 65.0, 11.0, "autovacuum: VACUUM x (to prevent wraparound)")
+EACH = {
+    "waiting": (True, "2 sessions wait for it"),
+    "replica_lag": (True, "a replica is 65 MB behind, more than 64"),
+    "wal_rate": (True, "11 MB of WAL a second, more than 10"),
+    "wraparound": (True, "a vacuum against wraparound is at work on the table"),
+    "load": (True, "much to do"),
+    "autovacuum": (False, "an autovacuum is at work on the table: half speed"),
+    "others": (False, "3 other sessions at work: half speed"),
+}
+
+
+def test_what_each_fact_means_and_which_is_the_strongest(settings):
+    settings.ZERO_DOWNTIME_BACKFILL_WAL_RATE, settings.ZERO_DOWNTIME_BACKFILL_LOAD = 10, lambda: "much to do"
+    advised = dict(_advised(ALL)) | dict(_advised(ALL._replace(vacuum="autovacuum: VACUUM x")))
+    assert advised == EACH
+    assert tuple(EACH) == REASONS
+    assert [name for name, _ in _advised(ALL)] == [name for name in REASONS if name != "autovacuum"]
+    assert list(_advised(Facts(lag=64.0, wal=10.0))) == [("load", (True, "much to do"))]
+
+
+def test_each_can_be_switched_off(skills, settings):
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do"
+    with load(conninfo(skills), "SELECT 1"):
+        assert look(skills).reason == "much to do"
+        settings.ZERO_DOWNTIME_BACKFILL_IGNORE = {"load"}
+        assert look(skills).reason == "1 other session at work: half speed"
+        settings.ZERO_DOWNTIME_BACKFILL_IGNORE = set(REASONS)
+        assert look(skills) == (False, "")
+
+
+def test_what_is_no_reason_cannot_be_switched_off(skills, settings):
+    settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["replica"]
+    with pytest.raises(ImproperlyConfigured, match=r"names 'replica', which holds no .* Choose from waiting, "):
+        look(skills)
 
 
 def test_the_reason_is_shown_while_it_lasts(skills, fill, declare, run, settings):

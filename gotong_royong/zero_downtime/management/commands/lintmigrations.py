@@ -8,7 +8,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime import mistakes
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
 from gotong_royong.zero_downtime.linter import lint, reports, selection
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
 
@@ -61,8 +61,8 @@ class Command(mistakes.Plain):
         if options["format"] != "text":
             self.stdout.writelines(f"{line}\n" for line in FORMATS[options["format"]](found))
         errors = sum(one.rule.level >= ERROR for one in found)
-        counted = {"migration": seen, "error": errors, "warning": len(found) - errors}
-        said = ", ".join(f"{count} {word}{'s' * (count != 1)}" for word, count in counted.items()) + "."
+        numbers = {"migration": seen, "error": errors, "warning": len(found) - errors}
+        said = ", ".join(counted(number, noun) for noun, number in numbers.items()) + "."
         if any(one.rule.level >= (ERROR if options["fail_level"] == "ERROR" else WARNING) for one in found):
             raise ZeroDowntimeError(said)
         if options["format"] == "text" and options["verbosity"]:

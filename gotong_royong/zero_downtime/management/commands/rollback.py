@@ -6,7 +6,7 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from gotong_royong.zero_downtime import mistakes, reports, rollback
-from gotong_royong.zero_downtime.exceptions import NotUndoable
+from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
@@ -61,9 +61,7 @@ class Command(mistakes.Plain):
             if losses and not options["yes"]:
                 self.ask(len(losses))
             executor.migrate([], plan=plan)
-            self.stdout.write(
-                self.style.SUCCESS(f"Took back {len(plan)} migration{'s' * (len(plan) != 1)} in {executor.run}.")
-            )
+            self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
 
     def ask(self, count: int) -> None:
         if not sys.stdin.isatty():
