@@ -32,8 +32,11 @@ migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 	@$(BIN)/python manage.py migrate
 
 test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
+	@$(PYTEST)
+	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not once"; }
+
+coverage: $(READY) ## run the tests once and say which lines no test reaches
 	@$(PYTEST) --cov
-	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not slow"; }
 
 run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
@@ -41,7 +44,7 @@ run: migrate ## serve the admin on demo data, at PORT
 
 bench: $(READY) ## compare with stock Django and a peer; PARTS=victims,cost,linting,backfill ROWS=100000 SIZES=100,300 ROUNDS=3
 	@$(BIN)/python -m tests.bench $(if $(PARTS),--parts $(PARTS)) \
-		$(if $(ROWS),--rows $(ROWS)) $(if $(HOLD),--hold $(HOLD)) $(if $(TRIALS),--trials $(TRIALS)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(HOLD),--hold $(HOLD)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(WAYS),--ways "$(WAYS)") \
 		$(if $(SIZES),--sizes $(SIZES)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: $(READY) ## check style and types, that no migration is missing, and what each one locks and breaks
@@ -62,4 +65,4 @@ clean: ## remove what the other commands made, but not the data of the embedded 
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install migrate test run bench lint lock clean
+.PHONY: help install migrate test coverage run bench lint lock clean

@@ -36,6 +36,7 @@ TABLES = [
 every_table = pytest.mark.parametrize("model", TABLES, ids=lambda model: model.__name__)
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.django_db,
     pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),  # no static files are collected for tests
 ]

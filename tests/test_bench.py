@@ -12,6 +12,8 @@ from django.db.migrations.state import ProjectState
 from tests.bench.shop.trials import TRIALS
 from tests.test_migrations import look
 
+pytestmark = pytest.mark.once
+
 INITIAL = import_module("tests.bench.shop.migrations.0001_initial").Migration
 SAFE = {name: trial for name, trial in TRIALS.items() if trial.safe}
 

@@ -22,6 +22,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gotong_royong import embedded
 
+pytestmark = pytest.mark.once
+
 PROJECT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
 # A user of the server: starts it, then prints the value of every expression it is given, and ends with its input.

@@ -17,6 +17,8 @@ from django.db import connection
 from tests.test_migrations import conninfo, url
 from tests.test_settings import manage
 
+pytestmark = pytest.mark.once
+
 
 def one_sentence(*arguments, **environment):
     code, out, err = manage(*arguments, DEBUG="1", **environment)

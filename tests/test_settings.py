@@ -7,6 +7,8 @@ import sys
 import pytest
 from django.conf import settings
 
+pytestmark = pytest.mark.once
+
 UNREACHABLE = "postgresql://maria:s3cret-w0rd@127.0.0.1:1/gotong"
 PRODUCTION = {
     "DATABASE_URL": UNREACHABLE,

@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterable
 
 os.environ.setdefault("DEBUG", "1")  # no secret key is needed: nothing is served
 
@@ -12,6 +13,7 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 
 from tests.bench import backfill, cost, linting, victims
+from tests.bench.backfill import AMONG_OTHERS, WAYS
 from tests.bench.contenders import server
 from tests.bench.shop.trials import TRIALS
 
@@ -35,19 +37,25 @@ def parts(text: str) -> list[str]:
     return names
 
 
-def trials(text: str) -> list[str]:
-    found = [trial for trial in TRIALS if any(word in trial for word in text.split(","))]
-    if not found:
-        raise argparse.ArgumentTypeError(f"no trial has {text} in its name: choose from {', '.join(TRIALS)}")
-    return found
+def with_words(kind: str, names: Iterable[str]) -> Callable[[str], list[str]]:
+    def chosen(text: str) -> list[str]:
+        if found := [name for name in names if any(word in name for word in text.split(","))]:
+            return found
+        raise argparse.ArgumentTypeError(f"no {kind} has {text} in its name: choose from {', '.join(names)}")
+
+    return chosen
 
 
 def main() -> None:
+    ways = list(dict.fromkeys([*WAYS, *AMONG_OTHERS]))
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=f"default: {','.join(PARTS)}")
     parser.add_argument("--rows", type=numbers, help="victims (default: 1000000), backfill (250000,1000000,2000000)")
-    parser.add_argument("--trials", type=trials, default=list(TRIALS), help="victims: only those with such a word")
+    parser.add_argument(
+        "--trials", type=with_words("trial", TRIALS), default=list(TRIALS), help="victims: those with such words"
+    )
     parser.add_argument("--hold", type=float, default=3, help="victims: seconds that a reader idles in its transaction")
+    parser.add_argument("--ways", type=with_words("way", ways), default=ways, help="backfill: those with such words")
     parser.add_argument("--sizes", type=numbers, default=[100, 300, 1000], help="cost, linting: numbers of migrations")
     parser.add_argument("--rounds", type=number, default=3, help="cost, linting: how often each is timed (default: 3)")
     options = parser.parse_args()

@@ -14,6 +14,8 @@ from contributions.demo import ahead, loading
 from contributions.demo.tables import COLUMNS, text
 from tests.contributions.demos import ask, counts, digests, empty, load
 
+pytestmark = pytest.mark.once
+
 # What must find no row in any demo, and a statement after which it must find some.
 RULES = {
     "a completed task has somebody who did it, and an end after its start": (

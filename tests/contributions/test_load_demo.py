@@ -25,6 +25,8 @@ from contributions.management.commands import load_demo
 from gotong_royong.settings import BASE_DIR
 from tests.contributions.demos import CATALOG, ask, counts, digests, load
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.django_db(transaction=True)
 def test_a_second_run_says_that_the_demo_is_there():

@@ -9,6 +9,8 @@ from gotong_royong.zero_downtime.models import Run, Step
 from tests.test_migrations import look
 from tests.zero_downtime.shop import finish
 
+pytestmark = pytest.mark.once
+
 NO_TABLE = 'migrations.RunSQL("ALTER TABLE nowhere ADD COLUMN size int", migrations.RunSQL.noop)'
 INDEX = 'migrations.RunSQL("CREATE INDEX CONCURRENTLY by_size ON items (size)", "DROP INDEX CONCURRENTLY by_size")'
 INDEX_ANYHOW = INDEX.replace('"DROP INDEX CONCURRENTLY by_size"', '"DROP INDEX CONCURRENTLY IF EXISTS by_size"')

@@ -9,6 +9,8 @@ from django.conf import settings
 from gotong_royong.zero_downtime.models import Run
 from tests.test_migrations import look
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def migrated(shop):

@@ -230,6 +230,7 @@ def test_no_programs(scratch, tmp_path, settings, monkeypatch):
         backups.take(scratch, tmp_path, quiet)
 
 
+@pytest.mark.once
 def test_programs_older_than_the_server(scratch, tmp_path, settings):
     if scratch.pg_version < 170000:
         pytest.skip("The oldest programs at hand are of PostgreSQL 16.")

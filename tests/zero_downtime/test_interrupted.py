@@ -14,6 +14,8 @@ from gotong_royong.zero_downtime.models import Run
 from tests.test_migrations import look
 from tests.zero_downtime.test_executor import run
 
+pytestmark = pytest.mark.once
+
 KEY = "accounts", "20270101000000_trial"
 
 

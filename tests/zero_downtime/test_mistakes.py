@@ -7,6 +7,8 @@ from django.db.migrations.recorder import MigrationRecorder
 from tests.test_migrations import url
 from tests.test_settings import UNREACHABLE, manage
 
+pytestmark = pytest.mark.once
+
 HEAD = "from django.db import migrations\n\n\nclass Migration(migrations.Migration):\n"
 UNLOADABLE = "Migration sessions.new cannot be loaded: "
 

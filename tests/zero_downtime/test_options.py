@@ -6,6 +6,8 @@ from django.db.migrations.recorder import MigrationRecorder
 from gotong_royong.zero_downtime.models import Run, Step
 from tests.test_migrations import look, url
 
+pytestmark = pytest.mark.once
+
 ITEM = 'migrations.CreateModel("Item", [("id", models.AutoField(primary_key=True)), ("size", models.IntegerField())])'
 LEDGER = "20260211000000_create_zero_downtime_run_and_step_tables"
 

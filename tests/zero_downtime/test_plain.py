@@ -5,6 +5,8 @@ import pytest
 from tests.test_settings import UNREACHABLE
 from tests.zero_downtime.shop import Shop
 
+pytestmark = pytest.mark.once
+
 CANNOT = (
     "CommandError: cannot connect to database gotong on 127.0.0.1:1 as maria. "
     "Check DATABASE_URL and that the server is running. It said: "

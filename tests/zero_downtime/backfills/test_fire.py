@@ -174,7 +174,7 @@ datetime.datetime = Skewed
 """
 
 
-@pytest.mark.slow
+@pytest.mark.once
 def test_the_clocks_of_the_workers_do_not_matter(users, ask, tmp_path):
     """One is two days fast and one two days slow: leases are the server's, so neither takes the other for dead."""
     (tmp_path / "sitecustomize.py").write_text(SKEW)

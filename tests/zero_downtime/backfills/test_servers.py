@@ -21,7 +21,7 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE
 from tests.zero_downtime.backfills.test_fire import WRONG
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.once
 Status = Backfill.Status
 LEFT = "SELECT count(*) FROM skills WHERE description IS NULL"
 
