@@ -16,6 +16,8 @@ from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.plan import look_ahead, mentions
 from tests.test_migrations import conninfo, look
 
+pytestmark = pytest.mark.once
+
 LAST = ("accounts", "20260210231000_drop_profile_columns_from_users")
 ROWS = """
     INSERT INTO users (username, email, password_hash)

@@ -10,6 +10,8 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime.models import Run, Step
 from tests.test_migrations import look
 
+pytestmark = pytest.mark.once
+
 TASKS = "20260210132000_create_tasks_table"
 LAST = "20260210231000_drop_profile_columns_from_users"
 

@@ -15,6 +15,8 @@ from gotong_royong.zero_downtime.backfills import crew, steering
 from gotong_royong.zero_downtime.models import Backfill
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 
+pytestmark = pytest.mark.once
+
 Status = Backfill.Status
 
 

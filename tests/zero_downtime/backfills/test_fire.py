@@ -23,6 +23,8 @@ from tests.zero_downtime.backfills.conftest import UNDONE
 from tests.zero_downtime.load import load
 from tests.zero_downtime.test_executor import environment
 
+pytestmark = pytest.mark.once
+
 Status = Backfill.Status
 NAME = "accounts.populate_markov_user_ids"
 SOME = "(SELECT id FROM skills WHERE name LIKE 'skill%' OFFSET floor(random() * {}) LIMIT 1)"
@@ -174,7 +176,6 @@ datetime.datetime = Skewed
 """
 
 
-@pytest.mark.once
 def test_the_clocks_of_the_workers_do_not_matter(users, ask, tmp_path):
     """One is two days fast and one two days slow: leases are the server's, so neither takes the other for dead."""
     (tmp_path / "sitecustomize.py").write_text(SKEW)
