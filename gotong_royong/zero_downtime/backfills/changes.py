@@ -112,4 +112,4 @@ def is_lost(error: BaseException) -> bool:
     state = locks.sqlstate(error)
     if state is None:
         return isinstance(error, OperationalError | InterfaceError)
-    return state.startswith(("08", "57P")) or state == "25P03"
+    return state.startswith(("08", "57P", locks.IDLE_IN_TRANSACTION))

@@ -157,9 +157,11 @@ def change(work: Work, condition: Any, partition: str = "") -> int:
         return int(cursor.rowcount)
 
 
-def keys_of(work: Work, condition: Any, partition: str = "") -> list[Any]:
-    """Lock the rows to do that meet the condition (FOR NO KEY UPDATE) and return their keys."""
-    rows = work.to_do.filter(condition).order_by().select_for_update(of=("self",), no_key=True)
+def keys_of(work: Work, condition: Any, partition: str = "", *, lock: bool = True) -> list[Any]:
+    """Return the keys of the rows to do that meet the condition. Locks them (FOR NO KEY UPDATE) unless told not to."""
+    rows = work.to_do.filter(condition).order_by()
+    if lock:
+        rows = rows.select_for_update(of=("self",), no_key=True)
     if not partition:
         return list(rows.values_list("pk", flat=True))
     columns = [field.attname for field in key_fields(work.model)]

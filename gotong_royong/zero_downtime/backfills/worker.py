@@ -31,6 +31,7 @@ LONGEST = 4  # times that, after which its statement is canceled
 SMALLEST = 5.0  # seconds after which that of the smallest batch is
 LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
+FIRST_IN_PYTHON = 16  # rows: who knows how long each takes
 LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
@@ -66,13 +67,18 @@ class Worker:
         self.changes = Changes(row, Work(declaration, model or model_of(declaration), self.alias))
         self.table = self.connection.ops.quote_name(self.work.model._meta.db_table)
         self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
-        self.size = 0
+        self.size = 0  # of the next batch: blocks or rows, as the order is
+        self.some = FIRST_IN_PYTHON if self.in_python else LEFT // 4  # rows that are changed next by their keys
         self._said = ""
         self._lost_at: float | None = None
 
     @property
     def work(self) -> Work:
         return self.changes.work
+
+    @property
+    def in_python(self) -> bool:
+        return self.work.declaration.has_process()
 
     def run(self) -> Backfill:
         """Work until it has ended, is paused, or is to stop; return what the database says of it then.
@@ -100,7 +106,7 @@ class Worker:
                 steering.become(self.row, Backfill.Status.RUNNING, order=order, started_at=self.row.started_at or Now())
         if self.row.status != Backfill.Status.RUNNING:
             return False
-        self.size = self.size or FIRST[self.row.order]
+        self.size = self.size or (self.some if self.in_python else FIRST[self.row.order])
         if part := ranges.claim(self.connection, self.row):
             self._go_through(part)
         elif self.row.ranges.filter(sweep=self.row.sweep, finished_at=None).exists():
@@ -116,10 +122,21 @@ class Worker:
         self._lost_at = self._lost_at or time.monotonic()
         if time.monotonic() - self._lost_at > conf.PATIENCE:
             raise error
+        if locks.sqlstate(error) == locks.IDLE_IN_TRANSACTION:
+            self._or_fail(self._take_fewer)
         self.connection.close()
         time.sleep(POLL)
         with suppress(Error), self.connection.cursor() as cursor:
             cursor.execute("SELECT set_config('application_name', %s, false)", [APPLICATION])
+
+    def _take_fewer(self) -> None:
+        """Make the next batch smaller, for the session of the last one was ended."""
+        if self.size == self.some == 1:
+            raise BackfillFailed(
+                f"Its process did not use the database for more than {ranges.LEASE:g} s over a single row, which stays "
+                "locked meanwhile. Let it do there only what is quick."
+            )
+        self.size, self.some = max(1, self.size // 8), max(1, self.some // 8)
 
     def _or_fail(self, action: Callable[[], Any]) -> Any:
         """Do something; where it fails for good, write that down, so that all workers stop."""
@@ -139,7 +156,8 @@ class Worker:
 
     def _go_through(self, part: BackfillRange) -> None:
         self.changes.leave_alone_what_is_set_aside()
-        walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else self._walk_blocks
+        by_blocks = self._walk_in_python if self.in_python else self._walk_blocks
+        walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else by_blocks
         try:
             with suppress(LetGo):
                 self._or_fail(lambda: walk(part))
@@ -161,17 +179,17 @@ class Worker:
         It may have to read the whole table to find the rows, so it holds no lock of a row while it does. Where it has
         done what it found and finds more, somebody makes rows that are to do: that is said, and ends it in the end.
         """
-        size, all_rows = LEFT // 4, self.work.declaration.where is None
+        all_rows = self.work.declaration.where is None
         in_vain_since, chased_since, found = None, None, 0
         if part.sweep > MOST_SWEEPS:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
         while not self.stop():
-            keys, at, done = [] if all_rows else self._left(), 0, 0
+            keys, done = [] if all_rows else self._left(), 0
             is_more = len(keys) == LEFT or (all_rows and part.sweep == 1)
-            while at < len(keys) and not (is_more and done) and not self.stop():
-                rows, seconds = self._change_some(part, keys[at : at + size])
-                at, done = at + size, done + rows
-                size = max(1, min(LEFT, int(size * self._factor(seconds))))
+            for rows, _ in self._change_by_keys(part, keys):
+                done += rows
+                if is_more and done:
+                    break
             self.changes.leave_alone_what_is_set_aside()
             if not keys or (is_more and done):  # and where has become false for those
                 if self._finish(part, self._cut if is_more else self._end):
@@ -208,7 +226,19 @@ class Worker:
             return False
         return True
 
-    def _change_some(self, part: BackfillRange, keys: Sequence[Any]) -> tuple[int, float]:
+    def _change_by_keys(
+        self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None
+    ) -> Iterator[tuple[int, float]]:
+        """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took."""
+        at = 0
+        while at < len(keys) and not self.stop():
+            some = keys[at : at + self.some]
+            rows, seconds = self._change_some(part, some, cursor)
+            at += len(some)
+            self.some = max(1, min(LEFT, int(self.some * self._factor(seconds))))
+            yield rows, seconds
+
+    def _change_some(self, part: BackfillRange, keys: Sequence[Any], cursor: Any) -> tuple[int, float]:
         """Change those of the rows that nobody else has locked; return how many, and the seconds it took."""
         started = time.monotonic()
 
@@ -217,7 +247,8 @@ class Worker:
                 unlocked = statements.unlocked_keys(self.work, keys)
                 self.changes.of_keys(unlocked)
                 seconds = time.monotonic() - started
-                ranges.advance(self.connection, part, to=None, share=0.0, rows=len(unlocked), seconds=seconds)
+                share = 0.0 if cursor is None else _share(part, cursor)
+                ranges.advance(self.connection, part, to=cursor, share=share, rows=len(unlocked), seconds=seconds)
                 return len(unlocked)
 
         try:
@@ -267,7 +298,20 @@ class Worker:
             elif end - at > 1:
                 self.size = (end - at) // 2
             else:
-                self._skip(part, end)
+                self._go_on_at(part, end)
+                at = end
+
+    def _walk_in_python(self, part: BackfillRange) -> None:
+        """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""
+        at = part.lower if part.cursor is None else part.cursor
+        while at < part.upper and not self.stop():
+            end = min(at + FIRST[PHYSICAL], part.upper)
+            here = statements.in_blocks(self.work.model, at, end, None)
+            keys = statements.keys_of(self.work, here, part.partition, lock=False)
+            for _, seconds in self._change_by_keys(part, keys, at):
+                self.throttle.hold_back(seconds, self._say, self.stop)
+            if not self.stop():
+                self._go_on_at(part, end)
                 at = end
 
     def _change_at(self, part: BackfillRange, here: Any, to: int, size: int) -> float | None:
@@ -277,9 +321,8 @@ class Worker:
         def batch() -> None:
             with self._batch(part, size):
                 rows = self.changes.of(here, part.partition)
-                share = (to - part.lower) / (part.upper - part.lower)
                 seconds = time.monotonic() - started
-                ranges.advance(self.connection, part, to=to, share=share, rows=rows, seconds=seconds)
+                ranges.advance(self.connection, part, to=to, share=_share(part, to), rows=rows, seconds=seconds)
 
         try:
             self.changes.carefully(batch)
@@ -291,11 +334,10 @@ class Worker:
         self.throttle.hold_back(took, self._say, self.stop)
         return took
 
-    def _skip(self, part: BackfillRange, to: Any) -> None:
-        """Leave a block or a row that somebody keeps locked to the next sweep."""
+    def _go_on_at(self, part: BackfillRange, block: int) -> None:
+        """Leave what is before the block and not done, since somebody keeps it locked, to the next sweep."""
         with self._batch(part, 1):
-            share = (to - part.lower) / (part.upper - part.lower)
-            ranges.advance(self.connection, part, to=to, share=share, rows=0, seconds=0.0)
+            ranges.advance(self.connection, part, to=block, share=_share(part, block), rows=0, seconds=0.0)
 
     def _walk_keys(self, part: BackfillRange) -> None:
         at, finished, since = part.lower if part.cursor is None else part.cursor, False, time.monotonic()
@@ -344,6 +386,10 @@ class Worker:
             running = Backfill.objects.using(self.alias).filter(pk=self.row.pk, status=Backfill.Status.RUNNING)
             running.update(throttle=reason)
             self._said = reason
+
+
+def _share(part: BackfillRange, block: int) -> float:
+    return float((block - part.lower) / (part.upper - part.lower))
 
 
 def _keep_coming(how_many: str) -> str:

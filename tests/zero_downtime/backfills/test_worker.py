@@ -1,5 +1,7 @@
 """Does a backfill do every row once, in whatever order it goes, and say what it cannot do?"""
 
+import time
+
 import pytest
 from django.db.models import F, Q
 from django.db.models.functions import Upper
@@ -162,3 +164,32 @@ class TestLocks:
             row = run(declare())
         assert row.status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0
+
+
+class TestSlowPython:
+    """The session is ended that idles in its transaction, as it does while Python asks somebody else."""
+
+    @pytest.fixture(autouse=True)
+    def lease(self, monkeypatch):
+        monkeypatch.setattr(ranges, "LEASE", 0.4)
+
+    @pytest.mark.parametrize("where", [Q(description=None), None], ids=["physical", "keys"])
+    @pytest.mark.parametrize("seconds", [0.005, 0.05])
+    def test_it_gets_fewer_rows(self, fill, declare, run, ask, monkeypatch, seconds, where):
+        monkeypatch.setattr("gotong_royong.zero_downtime.backfills.worker.LEFT", 20)
+
+        def process(self, batch):
+            time.sleep(seconds * len(batch))
+            batch.update(description=Upper("name"))
+
+        fill(60)
+        row = run(declare(process=process, where=where), workers=2)
+        assert (row.status, row.order) == (Status.SUCCEEDED, "physical" if where else "keys")
+        assert ask(UNDONE) == ask(TWICE) == 0
+        assert steering.progress(row).longest_batch < 0.8
+
+    def test_it_is_told_where_one_row_takes_too_long(self, fill, declare, run, ask):
+        fill(20)
+        with pytest.raises(BackfillFailed, match=r"Its process did not use the database for more than 0.4 s over a si"):
+            run(declare(process=lambda self, batch: time.sleep(0.6)))
+        assert ask("SELECT count(*) FROM written") == 0
