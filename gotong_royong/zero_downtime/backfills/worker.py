@@ -31,7 +31,7 @@ LONGEST = 4  # times that, after which its statement is canceled
 SMALLEST = 5.0  # seconds after which that of the smallest batch is
 LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
-FIRST_IN_PYTHON = 16  # rows: who knows how long each takes
+FIRST_IN_PYTHON = 16  # rows, or blocks: who knows how long each takes
 LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
@@ -235,7 +235,7 @@ class Worker:
             some = keys[at : at + self.some]
             rows, seconds = self._change_some(part, some, cursor)
             at += len(some)
-            self.some = max(1, min(LEFT, int(self.some * self._factor(seconds))))
+            self.some = max(1, min(LARGEST[KEYS], int(self.some * self._factor(seconds))))
             yield rows, seconds
 
     def _change_some(self, part: BackfillRange, keys: Sequence[Any], cursor: Any) -> tuple[int, float]:
@@ -305,14 +305,16 @@ class Worker:
         """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""
         at = part.lower if part.cursor is None else part.cursor
         while at < part.upper and not self.stop():
-            end = min(at + FIRST[PHYSICAL], part.upper)
+            end, took = min(at + self.size, part.upper), 0.0
             here = statements.in_blocks(self.work.model, at, end, None)
             keys = statements.keys_of(self.work, here, part.partition, lock=False)
             for _, seconds in self._change_by_keys(part, keys, at):
+                took += seconds
                 self.throttle.hold_back(seconds, self._say, self.stop)
             if not self.stop():
                 self._go_on_at(part, end)
                 at = end
+                self._adapt(took)
 
     def _change_at(self, part: BackfillRange, here: Any, to: int, size: int) -> float | None:
         """Do a batch; return the seconds that it took, or None if it got no lock or took too long."""
