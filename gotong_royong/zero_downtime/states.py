@@ -79,8 +79,10 @@ class Rolling:
         return now
 
     def excerpt(self, keys: set[Key]) -> ProjectState:
-        """Return these models and those that they point to."""
-        return self._excerpt(self._needed(keys, keys) & self.state.models.keys())
+        """Return these models and those that they point to; maybe others, where these are rendered already."""
+        needed = self._needed(keys, keys) & self.state.models.keys()
+        last = self._last
+        return last if last and "apps" in vars(last) and needed <= last.models.keys() else self._excerpt(needed)
 
     def _forwards(self, operation: Operation, app: str) -> None:
         if type(operation) is RunPython:

@@ -1,7 +1,7 @@
 """What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
 
 - ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
-- ``tables``: which are there. ``code``: which the models name. ``differences``: between the two.
+- ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
 - ``observer``: sees every statement. ``rows``: something to change. ``trace``: runs migrations up and down.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """

@@ -7,6 +7,7 @@ under judgement, or before the whole deploy that it is part of: only they have u
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from django.db.migrations import Migration
@@ -137,11 +138,11 @@ class Statement:
     ends_transaction: bool = False
     rehearsed: bool = False
 
-    @property
+    @cached_property
     def held(self) -> dict[str, Lock]:
         return {lock.table: lock for lock in self.holds}
 
-    @property
+    @cached_property
     def taken(self) -> dict[str, Lock]:
         return {lock.table: lock for lock in self.takes}
 
@@ -167,7 +168,7 @@ class Pass:
     enums: tuple[tuple[str, str], ...] = ()
     """Labels that enum types had before and have no longer."""
 
-    @property
+    @cached_property
     def changes(self) -> list[Change]:
         """What became of the tables that are not as they were before."""
         return list(changes(self.before, self.after))

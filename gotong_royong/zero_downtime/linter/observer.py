@@ -9,7 +9,7 @@ no transaction is held up by a second session, which has ROW EXCLUSIVE on its ta
 import functools
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,41 +29,27 @@ from gotong_royong.zero_downtime.linter.facts import (
     changes,
     strongest,
 )
-from gotong_royong.zero_downtime.linter.tables import OIDS, TABLES, THESE_TABLES, TRACKS, table_of
+from gotong_royong.zero_downtime.linter.questions import (
+    ENUMS,
+    HELD_UP,
+    OIDS,
+    REPORT,
+    REPORTS_SINCE,
+    TABLES,
+    TABLES_OF_WORDS,
+    prepare,
+    table_of,
+)
 from gotong_royong.zero_downtime.locks import sqlstate
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 POLL = 0.002  # seconds between two looks at a statement that is held up
 
-# Only what initdb did not make: its tables have OIDs below.
-OBSERVE = """
-    SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint,
-        pg_stat_get_xact_numscans(relation), pg_stat_get_xact_tuples_inserted(relation)
-        + pg_stat_get_xact_tuples_updated(relation) + pg_stat_get_xact_tuples_deleted(relation)
-    FROM pg_locks LEFT JOIN pg_class ON oid = relation
-    WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
-      AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
-"""
-COUNTED = """
-    SELECT oid, pg_stat_get_xact_numscans(oid::oid), pg_stat_get_xact_tuples_inserted(oid::oid)
-        + pg_stat_get_xact_tuples_updated(oid::oid) + pg_stat_get_xact_tuples_deleted(oid::oid)
-    FROM unnest(%s::bigint[]) AS oid
-"""
-
-HELD_UP = """
-    SELECT relation::bigint, mode, EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s AND NOT granted)
-    FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND relation >= 16384
-"""
-TABLES_OF_WORDS = """
-    SELECT DISTINCT coalesce(indrelid, oid)::bigint FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
-    WHERE relname = ANY(%s) AND relkind IN ('r', 'p', 'm', 'i', 'I')
-"""
-ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.oid = enumtypid"
-
 # Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small.
 CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
 SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
+FORGETS = re.compile(r"\s*(DEALLOCATE|DISCARD)\b", re.IGNORECASE)  # what was prepared
 CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END)\b[^$]*", re.IGNORECASE)
 WRITE, *STRONGER = MODES[2:]
 PARENT = "ShareRowExclusiveLock"
@@ -100,8 +86,7 @@ class Observer:
         self._transaction = 0
         self._touched: set[int] = set()
         self._unsure = True  # whether something may have counted that was not seen
-        self._reported = False  # whether all counters are 0
-        self._can_report = self._session().info.server_version >= 150000
+        self._reported = False  # whether all counters are 0, or will be at the end of the transaction
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
@@ -113,9 +98,7 @@ class Observer:
 
     def tables(self, oids: list[int] | None = None) -> dict[int, Table]:
         """Return the tables as they are now, for this session. Takes no lock on them."""
-        session = self._session()
-        found = session.execute(TABLES) if oids is None else session.execute(THESE_TABLES, [oids], prepare=True)
-        rows = found.fetchall()
+        rows = self._ask("these_tables", oids) if oids else self._session().execute(TABLES).fetchall()
         self._tracks |= {oid: track for oid, track, *_ in rows}
         return {oid: table_of(*row) for oid, _, *row in rows}
 
@@ -135,7 +118,7 @@ class Observer:
         """Return those tables that are locked just now, and of those that were before, what has changed since."""
         if not (before := locked - now):
             return locked
-        rows = self._session().execute(TRACKS, [list(before)], prepare=True).fetchall()
+        rows = self._ask("tracks", before)
         return locked - {oid for oid, track in rows if self._tracks.get(oid) == track and oid in before}
 
     def enums(self) -> frozenset[tuple[str, str]]:
@@ -170,7 +153,7 @@ class Observer:
             work()
         finally:
             self.connection.execute_wrappers = wrappers
-        self._held = {(oid, mode) for oid, mode, *_ in self._session().execute(OBSERVE, prepare=True)}
+        self._held = {(oid, mode) for oid, mode, *_ in self._look()}
         self._unsure = True
 
     def rolled_back(self, catalog: Catalog) -> None:
@@ -182,18 +165,33 @@ class Observer:
         session: psycopg.Connection[Any] = self.connection.connection
         if session is not self._heard:
             session.add_notice_handler(self._hear)
+            self._prepare(session)
             self._heard = session
         return session
+
+    def _prepare(self, session: "psycopg.Connection[Any]") -> None:
+        session.execute(prepare(session.info.server_version))
+
+    def _ask(self, question: str, oids: Iterable[int] = ()) -> list[Any]:
+        values = f"('{{{','.join(map(str, oids))}}}')" if oids else ""
+        return self._session().execute(f"EXECUTE zero_downtime_{question} {values}").fetchall()
 
     def _hear(self, notice: Any) -> None:
         self._notices.append(f"{notice.sqlstate} {notice.message_primary}")
 
     def _observe(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         session, text = self._session(), str(sql)
+
+        def send() -> Any:
+            result = execute(sql, params, many, context)
+            if FORGETS.match(text):
+                self._prepare(session)
+            return result
+
         if SAVEPOINT.match(text):
-            return execute(sql, params, many, context)
+            return send()
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
-            return self._one(lambda: execute(sql, params, many, context), text)
+            return self._one(send, text)
         if not params and OWN_TRANSACTION.fullmatch(text):
             for part in sqlparse.split(text):
                 if CONTROL.fullmatch(part):
@@ -206,15 +204,21 @@ class Observer:
         session.execute("BEGIN")
         self._begin()
         try:
-            result = self._one(lambda: execute(sql, params, many, context), text)
+            result = self._one(send, text)
         except Error as error:
             session.execute("ROLLBACK")
             if sqlstate(error) in NO_TRANSACTION_PLEASE:
-                return self._watched(lambda: execute(sql, params, many, context), text)
+                return self._watched(send, text)
             raise
         if self._status() == TransactionStatus.INTRANS:
             session.execute("COMMIT")
         return result
+
+    def _look(self) -> list[Any]:
+        """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
+        rows = self._ask("observe")
+        self._reported = self._session().info.server_version >= REPORTS_SINCE
+        return rows
 
     def _status(self) -> TransactionStatus:
         return self._session().info.transaction_status
@@ -222,19 +226,19 @@ class Observer:
     def _begin(self) -> None:
         """Know that a transaction begins, which has no lock yet."""
         self._transaction, self._held = self._transaction + 1, set()
-        self._unsure, self._reported = not self._reported, False
+        self._unsure = not self._reported
         self._counts = {}
 
     def report_counts(self) -> None:
         """Outside of a transaction, let PostgreSQL report its counters, so that the next transaction begins with 0."""
-        if self._can_report:
-            self._session().execute("SELECT pg_stat_force_next_flush()")
+        if not self._reported and self._session().info.server_version >= REPORTS_SINCE:
+            self._session().execute(f"SELECT {REPORT}")
             self._reported = True
 
     def _count(self, oids: Collection[int]) -> None:
         """Look at the counters, which may have moved when nobody looked."""
-        rows = self._session().execute(COUNTED, [list(oids)]).fetchall()
-        self._counts |= {oid: Counts(*counts) for oid, *counts in rows if any(counts)}
+        if oids:
+            self._counts |= {oid: Counts(*counts) for oid, *counts in self._ask("counted", oids) if any(counts)}
 
     def _one(self, execute: Callable[[], Any], text: str) -> Any:
         """Send a statement in a transaction and note what it did there."""
@@ -251,7 +255,7 @@ class Observer:
         if changes_rows:
             session.execute("SET LOCAL enable_seqscan = off")
         self._notices.clear()
-        self._unsure = True
+        self._unsure, self._reported = True, False
         result = execute()
         notices = tuple(self._notices)
         operation = self.put_off.get(text, self.operation)
@@ -264,7 +268,7 @@ class Observer:
             return result
         if changes_rows:
             session.execute("SET LOCAL enable_seqscan = on")
-        self._note(session.execute(OBSERVE, prepare=True).fetchall(), text, operation, notices)
+        self._note(self._look(), text, operation, notices)
         return result
 
     def _note(self, rows: list[Any], text: str, operation: int, notices: tuple[str, ...]) -> None:
@@ -273,7 +277,7 @@ class Observer:
         held = {(oid, mode) for oid, mode, *_ in rows}
         taken = {(oid, mode) for oid, mode in held - self._held if oid in names}
         nodes = {oid: node for oid, _, node, *_ in rows}
-        counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed in rows}
+        counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed, *_ in rows}
         more = {
             oid: Counts(
                 *(max(now - then, 0) for now, then in zip(counts[oid], self._counts.get(oid, Counts()), strict=True))
@@ -315,7 +319,7 @@ class Observer:
 
     def _watched(self, execute: Any, text: str) -> Any:
         """Send a statement that may run in no transaction, while a second session holds it up and looks."""
-        self._unsure = True
+        self._unsure, self._reported = True, False
         words = list(set(re.findall(r"\w+", text)))
         oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [words]).fetchall()}
         old = {oid: self.catalog[oid] for oid in oids & self.of_before if oid in self.catalog}

@@ -35,6 +35,8 @@ NAMED_LIKE = "SELECT datname FROM pg_database WHERE starts_with(datname, %s) ORD
 CREATE = 'CREATE DATABASE "%s" TEMPLATE "%s"'
 DROP = 'DROP DATABASE IF EXISTS "%s" WITH (FORCE)'
 
+NOT_HERE = {"pool", "prepare_threshold"}  # psycopg would forget with its own statements also those that others prepared
+
 # The least that is lost if the server stops: the database is dropped anyway.
 OPTIONS = (
     "-c synchronous_commit=off -c jit=off -c plan_cache_mode=force_generic_plan "
@@ -147,7 +149,7 @@ def _server(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> I
 
 
 def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper) -> tuple[dict[str, Any], Any]:
-    options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key != "pool"}
+    options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key not in NOT_HERE}
     options["options"] = f"{options.get('options', '')} {OPTIONS}".strip()
     settings = {**like.settings_dict, "PASSWORD": "", "PORT": "", **settings, "OPTIONS": options}
     server = like.copy()

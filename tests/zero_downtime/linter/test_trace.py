@@ -71,6 +71,13 @@ class TestStatements:
         sql = "DO $$ BEGIN EXECUTE 'CREATE ' || 'INDEX i ON shop_order (number)'; END $$"
         assert lint(tried, NOT_ATOMIC.format(sql=sql, back="DROP INDEX CONCURRENTLY i"))[0] >= {"E103"}
 
+    @pytest.mark.parametrize("sql", ["DEALLOCATE ALL", "DISCARD ALL"])
+    def test_what_the_observer_asks_is_planned_once_and_again_where_it_was_forgotten(self, tried, sql):
+        assert lint(tried, NOT_ATOMIC.format(sql=sql, back=""), ADD_PAID) == [set(), set()]
+        with tried.cursor() as cursor:
+            cursor.execute("SELECT generic_plans FROM pg_prepared_statements WHERE name = 'zero_downtime_observe'")
+            assert cursor.fetchone()[0] >= 2
+
     def test_an_earlier_scan_is_not_a_later_one(self, tried):
         reading = "operations = [migrations.RunSQL('SELECT count(*) FROM shop_order', '')]"
         for found in lint(tried, reading, ADD_PAID, reading):

@@ -1,4 +1,8 @@
-"""Which tables are there, of what is each made, and has that changed? The questions, and what their answers mean."""
+"""What is asked of the catalog, the locks and the statistics of PostgreSQL, and what do the answers mean?
+
+A session plans once what it is asked after every statement: planning takes longer than answering, and the cursors of
+Django prepare nothing.
+"""
 
 from typing import Any
 
@@ -14,7 +18,7 @@ TRACK = """
         (SELECT string_agg(concat(x.ctid, i.ctid), '') FROM pg_index x JOIN pg_class i ON i.oid = indexrelid
          WHERE indrelid = c.oid)))
 """
-TRACKS = f"SELECT c.oid::bigint, {TRACK} FROM pg_class c WHERE c.oid = ANY(%s::oid[])"  # noqa: S608
+TRACKS = f"SELECT c.oid::bigint, {TRACK} FROM pg_class c WHERE c.oid = ANY($1)"  # noqa: S608
 ALL = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 't' AND c.oid >= 16384
@@ -42,7 +46,46 @@ TABLES = f"""
          FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = c.oid)
     {ALL}
 """  # noqa: S608
-THESE_TABLES = f"{TABLES} AND c.oid = ANY(%s::oid[])"
+THESE_TABLES = f"{TABLES} AND c.oid = ANY($1)"
+
+ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.oid = enumtypid"
+
+REPORT = "pg_stat_force_next_flush()"  # at the end of the transaction
+REPORTS_SINCE = 150000
+COUNTS = """
+    pg_stat_get_xact_numscans({0}), pg_stat_get_xact_tuples_inserted({0}) + pg_stat_get_xact_tuples_updated({0})
+    + pg_stat_get_xact_tuples_deleted({0})
+"""
+# Only what initdb did not make: its tables have OIDs below.
+OBSERVE = f"""
+    SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint, {COUNTS.format("relation")}
+        {{report}}
+    FROM pg_locks LEFT JOIN pg_class ON oid = relation
+    WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
+      AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
+"""  # noqa: S608
+COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  # noqa: S608
+
+HELD_UP = """
+    SELECT relation::bigint, mode, EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s AND NOT granted)
+    FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND relation >= 16384
+"""
+TABLES_OF_WORDS = """
+    SELECT DISTINCT coalesce(indrelid, oid)::bigint FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
+    WHERE relname = ANY(%s) AND relkind IN ('r', 'p', 'm', 'i', 'I')
+"""
+
+
+def prepare(server_version: int) -> str:
+    """Return statements after which a session answers to ``EXECUTE zero_downtime_observe`` and the others."""
+    questions = {
+        "observe": OBSERVE.format(report=f", {REPORT}" if server_version >= REPORTS_SINCE else ""),
+        "counted (oid[])": COUNTED,
+        "tracks (oid[])": TRACKS,
+        "these_tables (oid[])": THESE_TABLES,
+    }
+    prepared = (f"PREPARE zero_downtime_{name} AS {question}" for name, question in questions.items())
+    return "; ".join(["DEALLOCATE ALL", *prepared])
 
 
 def table_of(name: str, node: int | None, columns: Any, constraints: Any, indexes: Any) -> Table:
