@@ -7,7 +7,6 @@ when it was raised. Every command of the engine is a ``Plain`` one, which says i
 
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -26,7 +25,7 @@ from django.db.migrations.exceptions import (
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import UnknownApp, summary
+from gotong_royong.zero_downtime.exceptions import UnknownApp, meant, summary
 
 
 class Plain(BaseCommand):
@@ -64,11 +63,8 @@ def refuse_unknown_apps(labels: Iterable[str]) -> None:
     known = sorted(config.label for config in apps.get_app_configs())
     for label in labels:
         if label not in known:
-            meant = get_close_matches(label, known, n=1)
-            raise UnknownApp(
-                f"No installed app has the label {label!r}. "
-                + (f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(known)}.")
-            )
+            there_are = f"There are {', '.join(known)}."
+            raise UnknownApp(f"No installed app has the label {label!r}. {meant(label, known, there_are)}")
 
 
 def sentence(error: BaseException) -> str:
