@@ -45,7 +45,9 @@ from gotong_royong.zero_downtime.locks import sqlstate
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 POLL = 0.002  # seconds between two looks at a statement that is held up
 
-# Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small.
+# Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small, nor
+# a scan of all of an index for none.
+PLAN_AS_IF_LARGE = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_indexonlyscan = {0}"
 CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
 SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
@@ -253,7 +255,7 @@ class Observer:
         elif changes_rows:  # what a cursor has scanned since its statement is not this one's scan
             self._count({oid for oid, _ in self._held})
         if changes_rows:
-            session.execute("SET LOCAL enable_seqscan = off")
+            session.execute(PLAN_AS_IF_LARGE.format("off"))
         self._notices.clear()
         self._unsure, self._reported = True, False
         result = execute()
@@ -267,7 +269,7 @@ class Observer:
             )
             return result
         if changes_rows:
-            session.execute("SET LOCAL enable_seqscan = on")
+            session.execute(PLAN_AS_IF_LARGE.format("on"))
         self._note(self._look(), text, operation, notices)
         return result
 

@@ -52,6 +52,10 @@ class NetworkRefused(ConnectionRefusedError):
     """A migration wanted to reach the network."""
 
 
+FAILS = (Exception, SystemExit, TooLong)
+"""How a migration may end before its end. Ctrl-C ends the linter."""
+
+
 class _Undo(Exception):
     """Ends a transaction that has shown what it does."""
 
@@ -67,7 +71,7 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
                 rolling.apply(migration, editor)
-        except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
+        except FAILS:  # whatever it is, it is no failure of those under judgement
             _recover(connection)
             rolling = before
             for operation in migration.operations:
@@ -209,7 +213,7 @@ class _Runner:
         tables = [table for table in self.observer.catalog.values() if table.name in used]
         _allow(min(self.limit, LIMIT_OF_REHEARSAL))
         with (
-            suppress(_Undo, Exception, TooLong),  # on rows that are made up, nothing has to succeed
+            suppress(*FAILS),  # on rows that are made up, nothing has to succeed
             self.observer.rehearsal(alone=not _has_transaction(migration, number)),
             transaction.atomic(self.connection.alias),
         ):
@@ -250,7 +254,7 @@ class _Runner:
                     raise _Undo  # noqa: TRY301
         except _Undo:
             pass
-        except (Exception, TooLong) as error:  # noqa: BLE001  that it fails is what is to be told
+        except FAILS as error:  # that it fails is what is to be told
             failure = self._failure(error, observer.operation)
             _recover(self.connection)
             if migration.atomic:
@@ -273,9 +277,10 @@ class _Runner:
     def _failure(self, error: BaseException, operation: int) -> Failure:
         code = sqlstate(error)
         if isinstance(error, TooLong) or code == "57014":
-            return Failure(operation, f"It was stopped after {self.limit:g} s.", environment=True)
+            stopped = f"It was stopped after {self.limit:g} s, though it ran on tables without rows."
+            return Failure(operation, stopped, environment=True)
         missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
-        environment = missing or code in ENVIRONMENT or isinstance(error, NetworkRefused)
+        environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
         return Failure(operation, summary(error), environment)
 
 
@@ -321,6 +326,11 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
     if session is None or session.closed or session.info.transaction_status != TransactionStatus.IDLE:
         connection.close()
         connection.connect()
+
+
+def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether it is such an error, or was raised while one was handled."""
+    return error is not None and (isinstance(error, kind) or _is_because_of(error.__cause__ or error.__context__, kind))
 
 
 def _is_raw(operation: Any) -> bool:

@@ -78,6 +78,11 @@ class TestStatements:
             cursor.execute("SELECT generic_plans FROM pg_prepared_statements WHERE name = 'zero_downtime_observe'")
             assert cursor.fetchone()[0] >= 2
 
+    def test_all_of_an_index_is_read_as_much_as_all_of_its_table(self, tried):
+        sql = "INSERT INTO shop_customer (name) SELECT created::text FROM shop_order"
+        (seen,) = trace(tried, f"operations = [migrations.RunSQL({sql!r}, '')]")
+        assert seen.up.statements[0].scans == ("shop_order",)
+
     def test_an_earlier_scan_is_not_a_later_one(self, tried):
         reading = "operations = [migrations.RunSQL('SELECT count(*) FROM shop_order', '')]"
         for found in lint(tried, reading, ADD_PAID, reading):
@@ -110,6 +115,12 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
     def test_a_few_rows_that_are_always_made_are_not(self, tried):
         code = "[apps.get_model('shop', 'Customer').objects.create(name=name) for name in 'abcdefg']"
         assert lint(tried, self.LOOP.format(code=code)) == [set()]
+
+    def test_a_new_row_for_each_row_is_seen(self, tried):
+        code = "[order.__class__.objects.create(number=1, customer_id=1) for order in {}.all()]".format(
+            "apps.get_model('shop', 'Order').objects.select_related('customer')"
+        )
+        assert lint(tried, self.LOOP.format(code=code)) == [{"E111"}]
 
     def test_the_way_back_is_tried_with_rows_too(self, tried):
         code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
@@ -240,7 +251,7 @@ class TestBadInput:
     def test_one_that_does_not_end_is_stopped(self, tried, module, code):
         source = SLEEPS.format(module=module, code=code)
         seen = trace(tried, source, ADD_PAID, limit=0.3)
-        assert seen[0].up.failure.message == "It was stopped after 0.3 s."
+        assert seen[0].up.failure.message.startswith("It was stopped after 0.3 s, ")
         assert lint(tried, source, ADD_PAID, limit=0.3) == [{"W401"}, set()]
 
     def test_one_that_reaches_for_the_network_is_refused(self, tried):
@@ -252,6 +263,20 @@ class TestBadInput:
     def test_one_that_prints_does_not_write_between_the_reports(self, tried, capsys):
         lint(tried, SLEEPS.format(module="os", code="print('here')"))
         assert capsys.readouterr().out == ""
+
+    def test_one_that_exits_does_not_end_the_linter(self, tried):
+        assert lint(tried, SLEEPS.format(module="sys", code="sys.exit(3)"), ADD_PAID) == [{"E301"}, set()]
+
+    def test_one_that_is_stopped_after_another_has_failed_is_told_for_itself(self, tried):
+        failing = SLEEPS.format(module="time", code="1 / 0")
+        seen = trace(tried, failing, SLEEPS.format(module="time", code="time.sleep(9)"), limit=0.3)
+        assert [one.message for one in judge(seen[1])] == [
+            "Nothing is known about this migration: It was stopped after 0.3 s, though it ran on tables without rows."
+        ]
+
+    def test_a_library_may_wrap_what_refuses_the_network(self, tried):
+        code = "urllib.request.urlopen('http://127.0.0.1:9/')"
+        assert lint(tried, SLEEPS.format(module="urllib.request", code=code)) == [{"W401"}]
 
     def test_one_that_needs_a_role_cannot_be_judged(self, tried):
         assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]

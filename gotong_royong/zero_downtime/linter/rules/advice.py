@@ -24,8 +24,8 @@ NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
     condition="It needs what the scratch database has not, was stopped, or fails because another one before it does.",
     effect="Nothing is known about this migration: {why}",
     instead="""
-Give the scratch server what is missing (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its
-work without that.
+If another migration is named, correct that one first. Otherwise give the scratch server what is missing
+(ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
 """,
     bad="""
 operations = [
@@ -40,7 +40,7 @@ operations = [
 )
 def not_judged(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
-    if failure and trace.because_of:
+    if failure and trace.because_of and not failure.environment:
         why = f"{trace.because_of}, which it depends on, did not run. {failure.message}"
         yield Spot(trace.up, failure.operation, values={"why": why})
     elif failure and failure.environment:
