@@ -12,6 +12,7 @@ from traceback import walk_tb
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import BaseCommand, CommandError
 from django.db import Error, InterfaceError, NotSupportedError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -70,6 +71,8 @@ def refuse_unknown_apps(labels: Iterable[str]) -> None:
 def sentence(error: BaseException) -> str:
     """Say what is wrong with a migration or the database, why, and what to do; nothing if it is something else."""
     text = str(error).rstrip(".")
+    if isinstance(error, ImproperlyConfigured):
+        return str(error)
     if isinstance(error, BadMigrationError):
         return f"{text}. Write one, as makemigrations --empty does, or move the file out of its folder."
     if isinstance(error, CircularDependencyError):

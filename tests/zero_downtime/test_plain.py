@@ -94,3 +94,10 @@ def migrated(shop):
     shop.write("0002_size", 'column("items", "size")')
     shop.succeed("migrate")
     return shop
+
+
+def test_a_setting_that_leads_nowhere(shop):
+    shop.settings('ZERO_DOWNTIME_SCRATCH_DATABASE = "nowhere"\n')
+    said = shop.fail("lintmigrations")
+    assert said.startswith("CommandError: ZERO_DOWNTIME_SCRATCH_DATABASE is 'nowhere', which is neither an alias in ")
+    assert said.count("\n") == 1

@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
-from gotong_royong.zero_downtime.linter.trace import is_own
+from gotong_royong.zero_downtime.linter.trace import everything, is_own
 from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
 from gotong_royong.zero_downtime.states import Key
 
@@ -48,10 +48,10 @@ def _digest(texts: Iterable[str]) -> str:
 def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = False) -> Selection:
     """Put in order what is judged and what that depends on."""
     judged, graph = frozenset(keys), loader.graph
-    everything = dict.fromkeys(key for leaf in sorted(graph.leaf_nodes()) for key in graph.forwards_plan(leaf))
-    parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in everything}
+    ordered = everything(loader)
+    parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in ordered}
     later: set[Key] = set()
-    for key in everything:
+    for key in ordered:
         if key in judged or any(parent in later for parent in parents[key]):
             later.add(key)
     needed: set[Key] = set()
@@ -61,7 +61,7 @@ def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = F
         if key not in needed:
             needed.add(key)
             waiting += parents[key]
-    order = [key for key in everything if key in needed]
+    order = [key for key in ordered if key in needed]
     ground, plan = (tuple(key for key in order if (key in later) is is_later) for is_later in (False, True))
     return Selection(judged, ground, plan, one_deploy)
 

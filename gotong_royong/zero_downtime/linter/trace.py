@@ -21,12 +21,13 @@ from typing import Any
 from django.apps import apps
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import Migration, RunPython, RunSQL
+from django.db.migrations import Migration, RunSQL
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime.exceptions import summary
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer
@@ -74,8 +75,7 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
         except FAILS:  # whatever it is, it is no failure of those under judgement
             _recover(connection)
             rolling = before
-            for operation in migration.operations:
-                rolling.step(operation, migration.app_label)
+            _follow(rolling, migration)
 
 
 def traces(
@@ -95,14 +95,11 @@ def traces(
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
         limit: seconds for each operation.
     """
-    state = ProjectState(real_apps=loader.unmigrated_apps)
-    for key in ground:
-        loader.graph.nodes[key].mutate_state(state, preserve=False)
-    rolling = Rolling(state)
+    rolling = _rolled(loader, ground)
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
     newest = any(_is_contract(loader.graph.nodes[key]) for key in plan)
-    final = Code(Rolling(loader.project_state()) if newest else None)
+    final = Code(_rolled(loader, everything(loader)) if newest else None)
     conflicts = loader.detect_conflicts()
     running = written = Code(rolling)
     failed: set[Key] = set()
@@ -148,6 +145,27 @@ def traces(
             failed.add(key)
 
 
+def everything(loader: MigrationLoader) -> Collection[Key]:
+    """Return all migrations, each after those that it depends on."""
+    plans = map(loader.graph.forwards_plan, sorted(loader.graph.leaf_nodes()))
+    return dict.fromkeys(key for plan in plans for key in plan)
+
+
+def _rolled(loader: MigrationLoader, keys: Collection[Key]) -> Rolling:
+    """Return the state that these migrations lead to."""
+    rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
+    for key in keys:
+        _follow(rolling, loader.graph.nodes[key])
+    return rolling
+
+
+def _follow(rolling: Rolling, migration: Migration, done: int = 0) -> None:
+    """Let the state roll over what a migration has not done; what does not fit it is left out."""
+    for operation in migration.operations[done:]:
+        with suppress(Exception):
+            rolling.forwards(operation, migration.app_label)
+
+
 class _Runner:
     """Runs single migrations in the scratch database while an observer looks."""
 
@@ -159,20 +177,25 @@ class _Runner:
         moves: list[Move] = []
 
         def move() -> Move:
-            operation = migration.operations[len(moves)]
-            moves.append((operation, *rolling.step(operation, migration.app_label)))
+            number, operation = len(moves), migration.operations[len(moves)]
+            try:
+                moves.append((operation, *rolling.step(operation, migration.app_label)))
+            except Exception as error:
+                self.observer.operation = number
+                raise ZeroDowntimeError(
+                    f"{operation.describe()!r} does not fit what comes before it: {summary(error)}."
+                ) from error
             return moves[-1]
 
         def run(editor: Any) -> None:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
                 self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and isinstance(operation, RunPython):
-                    self._rehearse(migration, number, editor, operation.code, before)
+                if rehearse and _is_code(operation):
+                    self._rehearse(migration, number, editor, operation.database_forwards, before, after)
 
         passed = self._pass(migration, Direction.UP, run)
-        while len(moves) < len(migration.operations):
-            move()
+        _follow(rolling, migration, len(moves))
         return moves, passed
 
     def down(self, migration: Migration, moves: list[Move]) -> Pass:
@@ -182,8 +205,8 @@ class _Runner:
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
                 self._operation(migration, number, editor, operation.database_backwards, after, before)
-                if isinstance(operation, RunPython):
-                    self._rehearse(migration, number, editor, operation.reverse_code, after)
+                if _is_code(operation):
+                    self._rehearse(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
@@ -205,12 +228,14 @@ class _Runner:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
 
-    def _rehearse(self, migration: Migration, number: int, editor: Any, code: Any, state: ProjectState) -> None:
+    def _rehearse(
+        self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
+    ) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
-        if code in (None, RunPython.noop):
-            return
         used = {lock.table for one in self.observer.statements if one.operation == number for lock in one.holds}
         tables = [table for table in self.observer.catalog.values() if table.name in used]
+        if not tables:
+            return
         _allow(min(self.limit, LIMIT_OF_REHEARSAL))
         with (
             suppress(*FAILS),  # on rows that are made up, nothing has to succeed
@@ -218,7 +243,7 @@ class _Runner:
             transaction.atomic(self.connection.alias),
         ):
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            code(state.apps, editor)
+            run(migration.app_label, editor, old, new)
             raise _Undo
         _allow(self.limit)
 
@@ -334,8 +359,16 @@ def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bo
 
 
 def _is_raw(operation: Any) -> bool:
-    inner = getattr(operation, "database_operations", ())
-    return isinstance(operation, RunSQL | RunPython) or any(map(_is_raw, inner))
+    return _is_code(operation) or isinstance(operation, RunSQL) or any(map(_is_raw, _inner(operation)))
+
+
+def _is_code(operation: Operation) -> bool:
+    """Whether what it does cannot be written as SQL."""
+    return not operation.reduces_to_sql or any(map(_is_code, _inner(operation)))
+
+
+def _inner(operation: Operation) -> Collection[Operation]:
+    return getattr(operation, "database_operations", ())
 
 
 def _has_transaction(migration: Migration, number: int) -> bool:

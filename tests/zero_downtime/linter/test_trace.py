@@ -198,6 +198,28 @@ class TestPlans:
         code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
         assert "W416" not in lint(tried, add, index, TestRows.LOOP.format(code=code))[2]
 
+    def test_what_a_backfill_in_python_fills_is_seen_where_there_are_rows(self, tried, monkeypatch):
+        add = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True))]"""
+        index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")
+        fill = """atomic = False\noperations = [RunBackfill("shop.fill")]"""
+
+        def process(self, batch):
+            for order in batch:
+                order.code = order.number
+                order.save(update_fields=["code"])
+
+        body = {"model": "shop.Order", "where": Q(code=None), "process": process, "name": "shop.fill"}
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        found = lint(tried, add, index, fill)[2]
+        assert "W416" in found
+        assert "E111" not in found
+        assert "W416" not in lint(tried, add, fill, index)[1]
+
+    def test_a_backfill_of_all_rows_is_done_in_batches(self, tried, monkeypatch):
+        body = {"model": "shop.Order", "update": {"number": 0}, "name": "shop.fill"}
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.fill")]""") == [{"E302"}]
+
     def test_two_leaves(self, tried):
         seen = trace(tried, ADD_PAID)[0]
         assert seen.leaves == ()
@@ -219,6 +241,12 @@ class TestWaivers:
         assert lint(tried, makes) == [{"W402"}]
         (seen,) = trace(tried, makes, one_deploy=True)
         assert judge(seen, whole_history=False) == []
+
+    def test_a_waiver_of_no_rule_is_told(self, tried):
+        (seen,) = trace(tried, """operations = [IgnoreRules("E1003", reason="It is small.")]""", one_deploy=True)
+        assert [one.message for one in judge(seen, whole_history=False)] == [
+            "IgnoreRules waives E1003, which is no rule. Did you mean E103?"
+        ]
 
     def test_a_waiver_wants_a_reason(self, tried):
         with pytest.raises(ValueError, match="reason"):
@@ -263,6 +291,18 @@ class TestBadInput:
     def test_one_that_prints_does_not_write_between_the_reports(self, tried, capsys):
         lint(tried, SLEEPS.format(module="os", code="print('here')"))
         assert capsys.readouterr().out == ""
+
+    def test_one_that_does_not_fit_the_models_is_told_and_the_next_is_still_judged(self, tried):
+        misfit = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True)),
+            migrations.RemoveField("order", "nothing")]"""
+        seen = trace(tried, misfit, ADD_PAID, "stage = Stage.POST_DEPLOY\n" + ADD_PAID.replace("paid", "late"))
+        assert [[one.rule.id for one in judge(each)] for each in seen] == [["E301"], [], []]
+        assert seen[0].up.failure.operation == 1
+        assert "'Remove field nothing from order' does not fit what comes before it: " in seen[0].up.failure.message
+        assert lint(tried, ADD_PAID, misfit.replace("order", "gone")) == [set(), {"E301"}]
+
+    def test_one_whose_backfill_is_not_declared_is_told(self, tried):
+        assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.none")]""", ADD_PAID) == [{"E301"}, set()]
 
     def test_one_that_exits_does_not_end_the_linter(self, tried):
         assert lint(tried, SLEEPS.format(module="sys", code="sys.exit(3)"), ADD_PAID) == [{"E301"}, set()]

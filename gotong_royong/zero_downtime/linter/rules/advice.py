@@ -52,10 +52,10 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
 @rule(
     "W402",
     "A waiver is not used",
-    condition="IgnoreRules names a rule that this migration does not break.",
-    effect="IgnoreRules waives {waived}, which this migration does not break.",
+    condition="IgnoreRules names a rule that this migration does not break, or that does not exist.",
+    effect="IgnoreRules waives {waived}, {why}",
     instead="""
-Remove the waiver, lest it hide something later.
+Remove the waiver, lest it hide something later, or name the rule that is meant.
 """,
     bad="""
 operations = [
@@ -250,7 +250,7 @@ def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
 
 def backfilled(trace: Trace) -> Iterator[tuple[str, str]]:
     """Yield the tables and columns that the backfills of the migration say they change."""
-    for operation in trace.migration.operations:
+    for operation in () if trace.up.failure else trace.migration.operations:
         if type(operation) is RunBackfill:
             declaration = declared(operation.name)
             meta = trace.written.named(declaration.model)._meta

@@ -4,6 +4,7 @@ import dis
 import re
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from django.apps import apps
@@ -11,6 +12,7 @@ from django.db import models
 from django.db.migrations import RunPython, SeparateDatabaseAndState
 from django.db.migrations.operations.special import RunSQL
 
+from gotong_royong.zero_downtime.exceptions import UnknownBackfill
 from gotong_royong.zero_downtime.linter.differences import differences
 from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Table, Trace, changes
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
@@ -61,8 +63,9 @@ operations = [
 )
 def irreversible(trace: Trace) -> Iterator[Spot]:
     for number, operation in enumerate(trace.migration.operations):
-        if not operation.reversible:
-            yield Spot(trace.up, number, values={"operation": type(operation).__name__})
+        with suppress(UnknownBackfill):  # for which the migration fails
+            if not operation.reversible:
+                yield Spot(trace.up, number, values={"operation": type(operation).__name__})
 
 
 @rule(

@@ -47,6 +47,8 @@ class Command(mistakes.Plain):
         if options["rules"]:
             self.stdout.write(reports.document(), ending="")
             return
+        if options["explain"] and options["format"] != "text":
+            raise ZeroDowntimeError("--explain prints a table to read. Leave out --explain or --format.")
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
             raise ZeroDowntimeError(f"Database {connection.alias!r} is not PostgreSQL, whose locks are what is judged.")
@@ -61,7 +63,7 @@ class Command(mistakes.Plain):
                 found += broken
                 if options["explain"]:
                     self.stdout.writelines(f"{line}\n" for line in reports.explanation(trace))
-                elif options["format"] == "text":
+                if options["format"] == "text":
                     self.stdout.writelines(f"{line}\n" for line in reports.text(broken, self.style))
         if options["format"] != "text":
             self.stdout.writelines(f"{line}\n" for line in FORMATS[options["format"]](found))
