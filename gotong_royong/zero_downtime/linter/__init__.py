@@ -2,7 +2,8 @@
 
 - ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
 - ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
-- ``observer``: sees every statement. ``rows``: something to change. ``trace``: runs migrations up and down.
+- ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
+- ``confinement``: what nobody may do. ``trace``: runs migrations up and down.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 

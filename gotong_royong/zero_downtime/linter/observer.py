@@ -3,12 +3,11 @@
 Inside the statement's own transaction, ``pg_locks`` shows what it holds, a changed file node that it rewrote a table,
 and the statistics of the transaction which tables it scanned
 (https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-FUNCTIONS). A statement that may run in
-no transaction is held up by a second session, which has ROW EXCLUSIVE on its tables, until that has seen its locks.
+no transaction is held up until a second session has seen its locks.
 """
 
 import functools
 import re
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,9 +28,9 @@ from gotong_royong.zero_downtime.linter.facts import (
     changes,
     strongest,
 )
+from gotong_royong.zero_downtime.linter.holding_up import holding_up
 from gotong_royong.zero_downtime.linter.questions import (
     ENUMS,
-    HELD_UP,
     OIDS,
     REPORT,
     REPORTS_SINCE,
@@ -43,19 +42,23 @@ from gotong_royong.zero_downtime.linter.questions import (
 from gotong_royong.zero_downtime.locks import sqlstate
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
-POLL = 0.002  # seconds between two looks at a statement that is held up
 
 # Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small, nor
 # a scan of all of an index for none.
 PLAN_AS_IF_LARGE = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_indexonlyscan = {0}"
 CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
+OUT_OF_BOUNDS = re.compile(r"\s*(CREATE|ALTER|DROP)\s+(DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b", re.IGNORECASE)
 SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
 FORGETS = re.compile(r"\s*(DEALLOCATE|DISCARD)\b", re.IGNORECASE)  # what was prepared
 CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END)\b[^$]*", re.IGNORECASE)
 WRITE, *STRONGER = MODES[2:]
 PARENT = "ShareRowExclusiveLock"
 STRONGER_THAN_A_WRITE = set(STRONGER)
+
+
+class OutOfBounds(KeyboardInterrupt):
+    """A migration changes more than its database; like Ctrl-C, no ``except Exception`` of its own catches that."""
 
 
 class Counts(NamedTuple):
@@ -92,9 +95,17 @@ class Observer:
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
+        self._shared = 0  # how often rows were written that all databases share
+        self._blind = False
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, *, blind: bool = False) -> Iterator[None]:
+        """See each statement, and let none change what is not of this database alone.
+
+        Args:
+            blind: see nothing else.
+        """
+        self._blind = blind
         with self.connection.execute_wrapper(self._observe):
             yield
 
@@ -190,6 +201,8 @@ class Observer:
                 self._prepare(session)
             return result
 
+        if OUT_OF_BOUNDS.match(text):
+            raise OutOfBounds
         if SAVEPOINT.match(text):
             return send()
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
@@ -218,8 +231,11 @@ class Observer:
 
     def _look(self) -> list[Any]:
         """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
-        rows = self._ask("observe")
+        *rows, (*_, written) = self._ask("observe")
         self._reported = self._session().info.server_version >= REPORTS_SINCE
+        before, self._shared = self._shared, written
+        if written > before:
+            raise OutOfBounds
         return rows
 
     def _status(self) -> TransactionStatus:
@@ -249,6 +265,11 @@ class Observer:
             return execute()
         if self._status() == TransactionStatus.IDLE:
             self._begin()
+        if self._blind:
+            result = execute()
+            if self._status() == TransactionStatus.INTRANS:
+                self._look()
+            return result
         changes_rows = CHANGES_ROWS.match(text) is not None
         if self._unsure:
             self._count(self.catalog)
@@ -279,7 +300,7 @@ class Observer:
         held = {(oid, mode) for oid, mode, *_ in rows}
         taken = {(oid, mode) for oid, mode in held - self._held if oid in names}
         nodes = {oid: node for oid, _, node, *_ in rows}
-        counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed, *_ in rows}
+        counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed in rows}
         more = {
             oid: Counts(
                 *(max(now - then, 0) for now, then in zip(counts[oid], self._counts.get(oid, Counts()), strict=True))
@@ -322,11 +343,13 @@ class Observer:
     def _watched(self, execute: Any, text: str) -> Any:
         """Send a statement that may run in no transaction, while a second session holds it up and looks."""
         self._unsure, self._reported = True, False
+        if self._blind:
+            return execute()
         words = list(set(re.findall(r"\w+", text)))
         oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [words]).fetchall()}
         old = {oid: self.catalog[oid] for oid in oids & self.of_before if oid in self.catalog}
         self._notices.clear()
-        with _holding_up(self.connection, [table.name for table in old.values()]) as seen:
+        with holding_up(self.connection, [table.name for table in old.values()]) as seen:
             result = execute()
         self._transaction += 1
         self.refresh(self._made_or_dropped() | oids)
@@ -348,33 +371,3 @@ class Observer:
             )
         )
         return result
-
-
-@contextmanager
-def _holding_up(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[tuple[int, str]]]:
-    """Hold ROW EXCLUSIVE on the tables until the connection's session waits for us; collect the locks that it has."""
-    seen: set[tuple[int, str]] = set()
-    pid = connection.connection.info.backend_pid
-    second: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
-    second.autocommit = True
-    second.execute("BEGIN")
-    for name in tables:
-        quoted = ".".join(connection.ops.quote_name(part) for part in name.split("."))
-        second.execute(f"LOCK TABLE {quoted} IN ROW EXCLUSIVE MODE")
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(POLL):
-            rows = second.execute(HELD_UP, {"pid": pid}).fetchall()
-            seen.update((oid, mode) for oid, mode, _ in rows)
-            if any(waits for *_, waits in rows) and second.info.transaction_status == TransactionStatus.INTRANS:
-                second.execute("COMMIT")
-
-    thread = threading.Thread(target=look, name="holding-up", daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        thread.join()
-        second.close()

@@ -56,20 +56,21 @@ COUNTS = """
     pg_stat_get_xact_numscans({0}), pg_stat_get_xact_tuples_inserted({0}) + pg_stat_get_xact_tuples_updated({0})
     + pg_stat_get_xact_tuples_deleted({0})
 """
-# Only what initdb did not make: its tables have OIDs below.
+COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  # noqa: S608
+
+# Tablespaces, roles and their members, databases, settings of these, comments and labels, origins, subscriptions,
+# rights to set parameters: the same for all databases (https://www.postgresql.org/docs/current/catalogs-overview.html).
+SHARED = "{1213, 1260, 1261, 1262, 2964, 2396, 3592, 6000, 6100, 6243}"
+# Only what initdb did not make: its tables have OIDs below. The last row is how often rows of SHARED were written.
 OBSERVE = f"""
     SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint, {COUNTS.format("relation")}
-        {{report}}
     FROM pg_locks LEFT JOIN pg_class ON oid = relation
     WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
       AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
+    UNION ALL SELECT 0, {{report}}, NULL, sum(scans), sum(rows)
+    FROM (SELECT {COUNTS.format("oid")} FROM unnest('{{SHARED}}'::oid[]) AS oid) AS shared (scans, rows)
 """  # noqa: S608
-COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  # noqa: S608
 
-HELD_UP = """
-    SELECT relation::bigint, mode, EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s AND NOT granted)
-    FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND relation >= 16384
-"""
 TABLES_OF_WORDS = """
     SELECT DISTINCT coalesce(indrelid, oid)::bigint FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
     WHERE relname = ANY(%s) AND relkind IN ('r', 'p', 'm', 'i', 'I')
@@ -79,7 +80,7 @@ TABLES_OF_WORDS = """
 def prepare(server_version: int) -> str:
     """Return statements after which a session answers to ``EXECUTE zero_downtime_observe`` and the others."""
     questions = {
-        "observe": OBSERVE.format(report=f", {REPORT}" if server_version >= REPORTS_SINCE else ""),
+        "observe": OBSERVE.format(report=f"{REPORT}::text" if server_version >= REPORTS_SINCE else "''", SHARED=SHARED),
         "counted (oid[])": COUNTED,
         "tracks (oid[])": TRACKS,
         "these_tables (oid[])": THESE_TABLES,

@@ -8,13 +8,9 @@ is run all the same.
 import inspect
 import os
 import re
-import signal
-import socket
-import threading
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +25,9 @@ from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.linter.code import Code
+from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
-from gotong_royong.zero_downtime.linter.observer import Observer
+from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
@@ -45,15 +42,13 @@ ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
 MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
 
 
-class TooLong(KeyboardInterrupt):
-    """A migration did not end in time; like Ctrl-C, no ``except Exception`` of its own catches that."""
+OUT_OF_BOUNDS = (
+    "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
+    "linter changes nothing outside of its scratch database. Change that where servers are set up."
+)
 
 
-class NetworkRefused(ConnectionRefusedError):
-    """A migration wanted to reach the network."""
-
-
-FAILS = (Exception, SystemExit, TooLong)
+FAILS = (Exception, SystemExit, TooLong, OutOfBounds)
 """How a migration may end before its end. Ctrl-C ends the linter."""
 
 
@@ -64,11 +59,13 @@ class _Undo(Exception):
 def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
     """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
     rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
+    observer = Observer(connection)
     for key in keys:
         migration, before = loader.graph.nodes[key], rolling.snapshot()
         try:
             with (
-                _confined(LIMIT * len(migration.operations)),
+                confined(LIMIT * len(migration.operations)),
+                observer.watching(blind=True),
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
                 rolling.apply(migration, editor)
@@ -236,7 +233,7 @@ class _Runner:
         tables = [table for table in self.observer.catalog.values() if table.name in used]
         if not tables:
             return
-        _allow(min(self.limit, LIMIT_OF_REHEARSAL))
+        allow(min(self.limit, LIMIT_OF_REHEARSAL))
         with (
             suppress(*FAILS),  # on rows that are made up, nothing has to succeed
             self.observer.rehearsal(alone=not _has_transaction(migration, number)),
@@ -245,12 +242,12 @@ class _Runner:
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
             run(migration.app_label, editor, old, new)
             raise _Undo
-        _allow(self.limit)
+        allow(self.limit)
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
-        _allow(self.limit)
+        allow(self.limit)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
         alone = not editor.atomic_migration and _has_transaction(migration, number)
@@ -266,7 +263,7 @@ class _Runner:
         enums = observer.enums() if any(map(_is_raw, migration.operations)) else frozenset()
         try:
             with (
-                _confined(self.limit),
+                confined(self.limit),
                 observer.watching(),
                 self.connection.schema_editor(atomic=migration.atomic) as editor,
             ):
@@ -304,45 +301,11 @@ class _Runner:
         if isinstance(error, TooLong) or code == "57014":
             stopped = f"It was stopped after {self.limit:g} s, though it ran on tables without rows."
             return Failure(operation, stopped, environment=True)
+        if isinstance(error, OutOfBounds):
+            return Failure(operation, OUT_OF_BOUNDS, environment=True)
         missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
         environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
         return Failure(operation, summary(error), environment)
-
-
-@contextmanager
-def _confined(limit: float) -> Iterator[None]:
-    """Let nothing last longer than ``limit`` seconds, print, or reach the network.
-
-    psycopg's own connections are not Python's.
-    Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
-    """
-
-    def stop(*_: Any) -> None:
-        raise TooLong
-
-    def refuse(*_: Any) -> None:
-        raise NetworkRefused("The linter lets no migration reach the network.")
-
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(StringIO()))
-        if _can_be_interrupted():
-            stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
-            stack.callback(_allow, 0)
-        _allow(limit)
-        for name in ("connect", "connect_ex"):  # inherited from C, so that they are there again once ours are gone
-            setattr(socket.socket, name, refuse)
-            stack.callback(delattr, socket.socket, name)
-        yield
-
-
-def _can_be_interrupted() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _allow(seconds: float) -> None:
-    """Begin to count anew; 0 ends the counting."""
-    if _can_be_interrupted():
-        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _recover(connection: BaseDatabaseWrapper) -> None:

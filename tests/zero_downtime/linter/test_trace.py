@@ -6,7 +6,8 @@ from django.db.models import Q
 
 from gotong_royong.zero_downtime.backfills import declarations
 from gotong_royong.zero_downtime.linter import judge
-from tests.zero_downtime.linter.history import lint, trace
+from gotong_royong.zero_downtime.linter.trace import fill
+from tests.zero_downtime.linter.history import lint, loader_of, trace
 
 NOT_ATOMIC = "atomic = False\noperations = [migrations.RunSQL({sql!r}, {back!r})]"
 SLEEPS = """
@@ -320,6 +321,26 @@ class TestBadInput:
 
     def test_one_that_needs_a_role_cannot_be_judged(self, tried):
         assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]
+
+    @pytest.mark.parametrize("atomic", ["", "atomic = False\n"])
+    @pytest.mark.parametrize(
+        "sql",
+        ["CREATE ROLE made_by_a_linter", "DO $$ BEGIN EXECUTE 'CREATE ' || 'ROLE made_by_a_linter'; END $$",
+         "COMMENT ON DATABASE template1 IS 'made_by_a_linter'", "DROP DATABASE IF EXISTS made_by_a_linter",
+         "GRANT CREATE ON DATABASE template1 TO pg_monitor"],
+    )  # fmt: skip
+    def test_one_that_changes_what_all_databases_share_is_stopped(self, tried, atomic, sql):
+        source = f"{atomic}operations = [migrations.RunSQL({sql!r}, migrations.RunSQL.noop)]"
+        assert lint(tried, source, ADD_PAID) == [{"W401"}, set()]
+        loader = loader_of(source)
+        with tried.cursor() as cursor:
+            cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        fill(tried, loader, sorted(loader.graph.nodes))
+        with tried.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = 'made_by_a_linter'")
+            assert cursor.rowcount == 0
+            cursor.execute("SELECT FROM pg_database WHERE datname = 'template1' AND datacl::text LIKE '%pg_monitor%'")
+            assert cursor.rowcount == 0
 
     def test_one_that_forgets_using_writes_to_the_scratch_database(self, tried):
         source = """
