@@ -206,6 +206,11 @@ class Trace:
     own: bool = True
     leaves: tuple[str, ...] = ()
 
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Return all tables by their names."""
+        return {table.name: table for table in self.catalog.values()}
+
     @property
     def passes(self) -> list[Pass]:
         return [self.up, *([self.down] if self.down else [])]

@@ -184,6 +184,13 @@ class TestPlans:
         )
         assert "E202" in lint(tried, drop)[0]
 
+    def test_a_table_in_whose_place_another_comes_is_still_there_for_the_code(self, tried):
+        swap = "ALTER TABLE shop_order RENAME TO was; CREATE TABLE shop_order (LIKE was INCLUDING DEFAULTS{})"
+        back = "DROP TABLE shop_order; ALTER TABLE was RENAME TO shop_order"
+        assert "E201" not in lint(tried, f"operations = [migrations.RunSQL({swap.format('')!r}, {back!r})]")[0]
+        less = swap.format("); ALTER TABLE shop_order DROP COLUMN (note").replace("(note)", "note")
+        assert "E201" in lint(tried, f"operations = [migrations.RunSQL({less!r}, {back!r})]")[0]
+
     def test_a_backfill_says_which_columns_it_fills(self, tried, monkeypatch):
         add = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True))]"""
         index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")

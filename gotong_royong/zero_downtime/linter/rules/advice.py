@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
 from gotong_royong.zero_downtime.operations import RunBackfill
@@ -138,17 +139,7 @@ operations = [
     migrations.RemoveIndex("order", "shop_order_created"),
 ]
 """,
-    good="""
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        sql="DROP INDEX CONCURRENTLY IF EXISTS shop_order_created",
-        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS shop_order_created ON shop_order (created)",
-        state_operations=[migrations.RemoveIndex("order", "shop_order_created")],
-    ),
-]
-""",
+    good=f"{NOT_ATOMIC}\noperations = [\n{DROP_CREATED}]",
 )
 def index_dropped(trace: Trace) -> Iterator[Spot]:
     new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104"}}
@@ -159,6 +150,47 @@ def index_dropped(trace: Trace) -> Iterator[Spot]:
             is_gone = isinstance(before, Index) and not before.constraint and change.after is None
             if is_gone and not others and change.name not in new and lock and lock.mode == STRONGEST:
                 yield Spot(passed, None, statement, change.table, lock, {"name": change.name})
+
+
+NEW_INDEX = """\
+    migrations.RunSQL(
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_created_number ON shop_order (created, number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_created_number",
+        state_operations=[
+            migrations.AddIndex("order", models.Index(fields=["created", "number"], name="order_created_number")),
+        ],
+    ),
+"""
+
+
+@rule(
+    "W417",
+    "An index goes before the one that replaces it is there",
+    condition="A statement drops an index, and a later one, in another transaction, builds one that begins with the "
+    "same column; no other index does.",
+    effect="Until {name} is built, which takes longer the more rows {table} has, queries by {column} read the whole "
+    "table: {old} is gone already.",
+    instead="""
+Build {name} first, if need be under another name than {old}, and drop {old} once it is there.
+""",
+    bad=f"{NOT_ATOMIC}\noperations = [\n{DROP_CREATED}{NEW_INDEX}]",
+    good=f"{NOT_ATOMIC}\noperations = [\n{NEW_INDEX}{DROP_CREATED}]",
+)
+def index_gone_too_early(trace: Trace) -> Iterator[Spot]:
+    gone: dict[tuple[str, str], tuple[str, int]] = {}
+    for statement in trace.up.statements:
+        for change in statement.changes:
+            old, new = change.before, change.after
+            if isinstance(old, Index) and new is None:
+                gone[change.table, old.columns[0]] = change.name, statement.transaction
+            elif isinstance(new, Index) and old is None and change.table in trace.tables:
+                column = new.columns[0]
+                name, transaction = gone.get((change.table, column), ("", statement.transaction))
+                others = [index for index in trace.tables[change.table].indexes.values() if index.name != change.name]
+                serve = any(one.valid and not one.partial and one.columns[0] == column for one in others)
+                if transaction != statement.transaction and column and not serve:
+                    values = {"name": change.name, "column": column, "old": name}
+                    yield Spot(trace.up, None, statement, change.table, None, values)
 
 
 @rule(
@@ -186,7 +218,6 @@ def null_allowed(trace: Trace) -> Iterator[Spot]:
             yield spot(trace, change, column=change.name)
 
 
-NEXT = "\n# the next one\n"
 ADD_CODE = """\
 operations = [
     migrations.AddField("order", "code", models.IntegerField(null=True)),
@@ -237,14 +268,13 @@ class Migration(migrations.Migration):
     good=NEXT.join([ADD_CODE, FILL_CODE, INDEX_CODE]),
 )
 def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
-    tables = {table.name: table for table in trace.catalog.values()}
     filled: dict[tuple[str, str], Statement | None] = dict.fromkeys(backfilled(trace))
     for one in trace.up.statements:
         if (places := set(set_by(one))) <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
             filled |= dict.fromkeys(places, one)
     for (table, column), statement in filled.items():
         index, other = trace.indexed.get((table, column), ("", ""))
-        if table in tables and index in tables[table].indexes:
+        if table in trace.tables and index in trace.tables[table].indexes:
             yield Spot(trace.up, None, statement, table, None, {"column": column, "name": index, "other": other})
 
 

@@ -133,10 +133,6 @@ def _nameless(catalog: Catalog) -> dict[str, Table]:
     }
 
 
-def _by_name(catalog: Catalog) -> dict[str, Table]:
-    return {table.name: table for table in catalog.values()}
-
-
 def _became(change: Change) -> str:
     if change.after is None:
         return "missing"
@@ -201,7 +197,7 @@ def halves_disagree(trace: Trace) -> Iterator[Spot]:
     if trace.up.failure or not raw:
         return
     says_all = any(one.state_operations for one in raw)
-    tables, tables_before = _by_name(trace.catalog), _by_name(trace.up.before)
+    tables, tables_before = trace.tables, {table.name: table for table in trace.up.before.values()}
     changed = {change.table for change in trace.up.changes}
     for name in sorted(trace.written.changed_since(trace.code_before) | (changed & trace.written.keys())):
         if (model := trace.written[name])._meta.managed:
