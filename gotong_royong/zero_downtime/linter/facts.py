@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from django.db.migrations import Migration
+from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.locks import BLOCKS
@@ -212,8 +213,21 @@ class Trace:
         return {table.name: table for table in self.catalog.values()}
 
     @property
+    def operations(self) -> Iterator[tuple[int, Operation]]:
+        """Yield each operation, and those within it, with its place in the migration."""
+        for number, operation in enumerate(self.migration.operations):
+            yield from ((number, one) for one in with_inner(operation))
+
+    @property
     def passes(self) -> list[Pass]:
         return [self.up, *([self.down] if self.down else [])]
+
+
+def with_inner(operation: Operation) -> Iterator[Operation]:
+    """Yield the operation, and what a ``SeparateDatabaseAndState`` does to the database."""
+    yield operation
+    for one in getattr(operation, "database_operations", ()):
+        yield from with_inner(one)
 
 
 def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator[Change]:

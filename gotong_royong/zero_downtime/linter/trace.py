@@ -17,7 +17,7 @@ from typing import Any
 from django.apps import apps
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import Migration, RunSQL
+from django.db.migrations import Migration, RunSQL, SeparateDatabaseAndState
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
@@ -26,7 +26,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
-from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
+from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace, with_inner
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
@@ -112,7 +112,8 @@ def traces(
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
             down, reruns = None, {}
-            if not up.failure and all(operation.reversible for operation in migration.operations):
+            each = (one for operation in migration.operations for one in with_inner(operation))
+            if not up.failure and all(one.reversible for one in each):
                 reruns = run.again(migration, moves) if not migration.atomic else {}
                 down = run.down(migration, moves)
             leaves = conflicts.get(key[0], ())
@@ -214,7 +215,7 @@ class _Runner:
 
     def again(self, migration: Migration, moves: list[Move]) -> dict[int, str]:
         """Run each raw statement a second time; return for each operation why that fails."""
-        raw = [(number, move) for number, move in enumerate(moves) if isinstance(move[0], RunSQL)]
+        raw = [(number, move) for number, move in enumerate(moves) if _is_sql(move[0])]
         passes = {
             number: self._pass(migration, Direction.UP, partial(self._forwards, migration, [(number, move)]))
             for number, move in raw
@@ -236,7 +237,7 @@ class _Runner:
         allow(min(self.limit, LIMIT_OF_REHEARSAL))
         with (
             suppress(*FAILS),  # on rows that are made up, nothing has to succeed
-            self.observer.rehearsal(alone=not _has_transaction(migration, number)),
+            self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
             transaction.atomic(self.connection.alias),
         ):
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
@@ -260,7 +261,7 @@ class _Runner:
         observer.statements, observer.put_off, observer.operation = [], {}, 0
         observer.report_counts()
         before, failure = dict(observer.catalog), None
-        enums = observer.enums() if any(map(_is_raw, migration.operations)) else frozenset()
+        enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
                 confined(self.limit),
@@ -321,17 +322,15 @@ def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bo
     return error is not None and (isinstance(error, kind) or _is_because_of(error.__cause__ or error.__context__, kind))
 
 
-def _is_raw(operation: Any) -> bool:
-    return _is_code(operation) or isinstance(operation, RunSQL) or any(map(_is_raw, _inner(operation)))
-
-
 def _is_code(operation: Operation) -> bool:
     """Whether what it does cannot be written as SQL."""
-    return not operation.reduces_to_sql or any(map(_is_code, _inner(operation)))
+    return any(not one.reduces_to_sql for one in with_inner(operation))
 
 
-def _inner(operation: Operation) -> Collection[Operation]:
-    return getattr(operation, "database_operations", ())
+def _is_sql(operation: Operation) -> bool:
+    """Whether it is SQL that the migration has written itself, and nothing else."""
+    inner = [one for one in with_inner(operation) if not isinstance(one, SeparateDatabaseAndState)]
+    return bool(inner) and all(isinstance(one, RunSQL) for one in inner)
 
 
 def _has_transaction(migration: Migration, number: int) -> bool:

@@ -113,6 +113,11 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
         code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
         assert lint(tried, self.LOOP.format(code=code)) == [{"E111"}]
 
+    def test_code_within_another_operation_is_seen(self, tried):
+        code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        inside = self.LOOP.format(code=code).replace("[migrations", "[migrations.SeparateDatabaseAndState([migrations")
+        assert lint(tried, inside.replace("noop)]", "noop)])]")) == [{"E111"}]
+
     def test_a_few_rows_that_are_always_made_are_not(self, tried):
         code = "[apps.get_model('shop', 'Customer').objects.create(name=name) for name in 'abcdefg']"
         assert lint(tried, self.LOOP.format(code=code)) == [set()]
@@ -157,6 +162,39 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
     def test_code_that_fails_on_such_rows_is_not_blamed(self, tried):
         code = "[1 / 0 for order in apps.get_model('shop', 'Order').objects.all()]"
         assert lint(tried, self.LOOP.format(code=code), ADD_PAID) == [set(), set()]
+
+
+class TestRealModels:
+    """A model as the code has it today is found wherever the function names it, and another is not taken for one."""
+
+    SOURCE = """
+__name__ = "shop_step"
+import django.contrib.contenttypes.models as types
+from django.apps import apps as today
+class Work:
+    def go(self):
+        types.ContentType.objects.count()
+def work(apps, schema_editor):
+    {code}
+operations = [{operation}]
+"""
+    RUN = "migrations.RunPython(work, migrations.RunPython.noop)"
+
+    @pytest.mark.parametrize(
+        ("code", "names"),
+        [
+            ("[types.ContentType.objects.count() for _ in 'a']", "contenttypes.ContentType"),
+            ("Work().go()", "contenttypes.ContentType"),
+            ("from django.contrib.contenttypes.models import ContentType", "contenttypes.ContentType"),
+            ("today.get_model('contenttypes', 'ContentType').objects.count()", "app.Model"),
+            ("today.get_app_config('contenttypes'); apps.get_model('shop', 'Order')", None),
+        ],
+    )
+    @pytest.mark.parametrize("operation", [RUN, f"migrations.SeparateDatabaseAndState([{RUN}])"])
+    def test_it_is_found(self, tried, code, names, operation):
+        (seen,) = trace(tried, self.SOURCE.format(code=code, operation=operation))
+        told = [one.message for one in judge(seen) if one.rule.id == "E307"]
+        assert [message.split(" from the code")[0] for message in told] == ([f"work uses {names}"] if names else [])
 
 
 class TestPlans:
@@ -231,6 +269,20 @@ class TestPlans:
     def test_two_leaves(self, tried):
         seen = trace(tried, ADD_PAID)[0]
         assert seen.leaves == ()
+
+    def test_a_constraint_that_stays_valid_on_the_way_back_leads_nowhere_else(self, tried):
+        check = 'models.CheckConstraint(condition=models.Q(number__gt=0), name="positive")'
+        add = f"stage = Stage.POST_DEPLOY\noperations = [AddConstraintNotValid('order', {check})]"
+        assert lint(tried, add, "operations = [ValidateConstraint('order', 'positive')]") == [set(), set()]
+        drop = NOT_ATOMIC.format(
+            sql="ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS positive",
+            back="ALTER TABLE shop_order ADD CONSTRAINT positive CHECK (number > 0) NOT VALID",
+        )
+        assert "E304" in lint(tried, add, "operations = [ValidateConstraint('order', 'positive')]", drop)[2]
+
+    def test_raw_sql_within_another_operation_is_tried_twice(self, tried):
+        inside = "atomic = False\noperations = [migrations.SeparateDatabaseAndState([migrations.RunSQL({!r}, {!r})])]"
+        assert lint(tried, inside.format("CREATE SEQUENCE numbers", "DROP SEQUENCE numbers")) == [{"E305"}]
 
 
 class TestWaivers:

@@ -208,7 +208,7 @@ def schema_and_data(trace: Trace) -> Iterator[Spot]:
     strong = next((s for s in trace.up.statements if s.changes or any(lock.blocks for lock in s.takes)), None)
     data = [
         number
-        for number, operation in enumerate(trace.migration.operations)
+        for number, operation in trace.operations
         if isinstance(operation, RunPython) and operation.code is not RunPython.noop
     ]
     data += [s.operation for s in trace.up.statements if s.writes and not s.changes]
