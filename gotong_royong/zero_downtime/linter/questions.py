@@ -67,7 +67,7 @@ OBSERVE = f"""
     FROM pg_locks LEFT JOIN pg_class ON oid = relation
     WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
       AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
-    UNION ALL SELECT 0, {{report}}, NULL, sum(scans), sum(rows)
+    UNION ALL SELECT 0, {{report}}, NULL, sum(scans)::bigint, sum(rows)::bigint
     FROM (SELECT {COUNTS.format("oid")} FROM unnest('{{SHARED}}'::oid[]) AS oid) AS shared (scans, rows)
 """  # noqa: S608
 
