@@ -82,7 +82,6 @@ class Observer:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
         self._heard: Any = None
-        self._tracks: dict[int, str] = {}
         self.catalog: dict[int, Table] = self.tables()
         self.of_before = set(self.catalog)
         self.statements: list[Statement] = []
@@ -112,8 +111,7 @@ class Observer:
     def tables(self, oids: list[int] | None = None) -> dict[int, Table]:
         """Return the tables as they are now, for this session. Takes no lock on them."""
         rows = self._ask("these_tables", oids) if oids else self._session().execute(TABLES).fetchall()
-        self._tracks |= {oid: track for oid, track, *_ in rows}
-        return {oid: table_of(*row) for oid, _, *row in rows}
+        return {oid: table_of(*row) for oid, *row in rows}
 
     def _made_or_dropped(self) -> set[int]:
         return {oid for (oid,) in self._session().execute(OIDS).fetchall()} ^ self.catalog.keys()
@@ -126,13 +124,6 @@ class Observer:
             now = {oid: table for oid in old if (table := self.catalog.get(oid))}
             renamed = {old[oid].name for oid, table in now.items() if old[oid].has_other_names(table)}
             self.refresh({oid for oid, table in self.catalog.items() if renamed & table.targets} if renamed else set())
-
-    def _altered(self, locked: set[int], now: set[int]) -> set[int]:
-        """Return those tables that are locked just now, and of those that were before, what has changed since."""
-        if not (before := locked - now):
-            return locked
-        rows = self._ask("tracks", before)
-        return locked - {oid for oid, track in rows if self._tracks.get(oid) == track and oid in before}
 
     def enums(self) -> frozenset[tuple[str, str]]:
         return frozenset(tuple(row) for row in self._session().execute(ENUMS).fetchall())
@@ -231,7 +222,7 @@ class Observer:
 
     def _look(self) -> list[Any]:
         """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
-        *rows, (*_, written) = self._ask("observe")
+        (*_, written), *rows = self._ask("observe")
         self._reported = self._session().info.server_version >= REPORTS_SINCE
         before, self._shared = self._shared, written
         if written > before:
@@ -310,7 +301,7 @@ class Observer:
         strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
         old = {oid: self.catalog[oid] for oid in strong & set(names)}
         self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
-        self.refresh(self._altered(set(old), {oid for oid, mode in held - self._held}))
+        self.refresh(set(old))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
         writing = CHANGES_ROWS.match(text) is not None
 
@@ -323,8 +314,8 @@ class Observer:
                 operation,
                 text,
                 self._transaction,
-                takes=strongest(Lock(names[oid], mode) for oid, mode in taken),
-                holds=strongest(Lock(names[oid], mode) for oid, mode in held if oid in names),
+                takes=strongest(Lock(names[oid], mode) for oid, mode in sorted(taken)),
+                holds=strongest(Lock(names[oid], mode) for oid, mode in sorted(held) if oid in names),
                 scans=tuple(names[oid] for oid in more if more[oid].scans and not is_parent(oid)),
                 rewrites=tuple(old[oid].name for oid in old if nodes[oid] and nodes[oid] != old[oid].node),
                 writes=tuple(
@@ -354,7 +345,7 @@ class Observer:
         self._transaction += 1
         self.refresh(self._made_or_dropped() | oids)
         names = {oid: self.catalog[oid].name for oid in self.of_before if oid in self.catalog}
-        locks = strongest(Lock(names[oid], mode) for oid, mode in seen if oid in names)
+        locks = strongest(Lock(names[oid], mode) for oid, mode in sorted(seen) if oid in names)
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
         self.statements.append(
             Statement(

@@ -8,25 +8,14 @@ from typing import Any
 
 from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table
 
-# Where the rows that describe a table lie: one that is changed lies elsewhere
-# (https://www.postgresql.org/docs/current/ddl-system-columns.html).
-TRACK = """
-    md5(concat(c.ctid,
-        (SELECT string_agg(ctid::text, '') FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
-        (SELECT string_agg(ctid::text, '') FROM pg_attrdef WHERE adrelid = c.oid),
-        (SELECT string_agg(ctid::text, '') FROM pg_constraint WHERE conrelid = c.oid),
-        (SELECT string_agg(concat(x.ctid, i.ctid), '') FROM pg_index x JOIN pg_class i ON i.oid = indexrelid
-         WHERE indrelid = c.oid)))
-"""
-TRACKS = f"SELECT c.oid::bigint, {TRACK} FROM pg_class c WHERE c.oid = ANY($1)"  # noqa: S608
 ALL = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 't' AND c.oid >= 16384
       AND nspname NOT IN ('pg_toast', 'information_schema')
 """
 OIDS = f"SELECT c.oid::bigint {ALL}"
-TABLES = f"""
-    SELECT c.oid::bigint, {TRACK}, CASE nspname WHEN current_schema() THEN '' ELSE nspname || '.' END || relname,
+DESCRIBED = f"""
+    SELECT c.oid::bigint, CASE nspname WHEN current_schema() THEN '' ELSE nspname || '.' END || relname,
         pg_relation_filenode(c.oid)::bigint,
         (SELECT json_agg(json_build_array(attname, format_type(atttypid, atttypmod), attnotnull,
                 pg_get_expr(adbin, adrelid), attidentity <> '', attgenerated <> '') ORDER BY attnum)
@@ -46,7 +35,8 @@ TABLES = f"""
          FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = c.oid)
     {ALL}
 """  # noqa: S608
-THESE_TABLES = f"{TABLES} AND c.oid = ANY($1)"
+TABLES = f"{DESCRIBED} ORDER BY c.oid"
+THESE_TABLES = f"{DESCRIBED} AND c.oid = ANY($1) ORDER BY c.oid"
 
 ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.oid = enumtypid"
 
@@ -61,7 +51,7 @@ COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  
 # Tablespaces, roles and their members, databases, settings of these, comments and labels, origins, subscriptions,
 # rights to set parameters: the same for all databases (https://www.postgresql.org/docs/current/catalogs-overview.html).
 SHARED = "{1213, 1260, 1261, 1262, 2964, 2396, 3592, 6000, 6100, 6243}"
-# Only what initdb did not make: its tables have OIDs below. The last row is how often rows of SHARED were written.
+# Only what initdb did not make: its tables have OIDs below. The first row is how often rows of SHARED were written.
 OBSERVE = f"""
     SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint, {COUNTS.format("relation")}
     FROM pg_locks LEFT JOIN pg_class ON oid = relation
@@ -69,6 +59,7 @@ OBSERVE = f"""
       AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
     UNION ALL SELECT 0, {{report}}, NULL, sum(scans)::bigint, sum(rows)::bigint
     FROM (SELECT {COUNTS.format("oid")} FROM unnest('{{SHARED}}'::oid[]) AS oid) AS shared (scans, rows)
+    ORDER BY 1, 2
 """  # noqa: S608
 
 TABLES_OF_WORDS = """
@@ -82,7 +73,6 @@ def prepare(server_version: int) -> str:
     questions = {
         "observe": OBSERVE.format(report=f"{REPORT}::text" if server_version >= REPORTS_SINCE else "''", SHARED=SHARED),
         "counted (oid[])": COUNTED,
-        "tracks (oid[])": TRACKS,
         "these_tables (oid[])": THESE_TABLES,
     }
     prepared = (f"PREPARE zero_downtime_{name} AS {question}" for name, question in questions.items())
@@ -90,7 +80,7 @@ def prepare(server_version: int) -> str:
 
 
 def table_of(name: str, node: int | None, columns: Any, constraints: Any, indexes: Any) -> Table:
-    """Make a table of what ``TABLES`` returns after the first two columns."""
+    """Make a table of what ``DESCRIBED`` returns after the OID."""
     return Table(
         name,
         node,

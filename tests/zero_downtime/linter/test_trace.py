@@ -84,6 +84,12 @@ class TestStatements:
         (seen,) = trace(tried, f"operations = [migrations.RunSQL({sql!r}, '')]")
         assert seen.up.statements[0].scans == ("shop_order",)
 
+    def test_what_is_told_has_the_same_order_each_time(self, tried):
+        sql = "LOCK TABLE shop_order, django_content_type, shop_customer IN SHARE MODE"
+        (seen,) = trace(tried, f"operations = [migrations.RunSQL({sql!r}, '')]")
+        told = [lock.table for lock in seen.up.statements[0].takes]
+        assert told == ["shop_customer", "shop_order", "django_content_type"]
+
     def test_an_earlier_scan_is_not_a_later_one(self, tried):
         reading = "operations = [migrations.RunSQL('SELECT count(*) FROM shop_order', '')]"
         for found in lint(tried, reading, ADD_PAID, reading):
