@@ -43,6 +43,8 @@ def lint(
     Raises:
         ZeroDowntimeError: if there can be no scratch database.
     """
+    if not selection.judged:
+        return
     template = selection.template(loader, connection) if selection.one_deploy and selection.ground else ""
 
     def lay_ground(database: BaseDatabaseWrapper) -> None:
