@@ -5,6 +5,7 @@ The answer is one sentence that names the migration or the database; it is found
 when it was raised. Every command of the engine is a ``Plain`` one, which says it.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,6 +50,11 @@ class Plain(BaseCommand):
                 raise
             self.stderr.write("\nStopped by Ctrl-C or SIGTERM.")
             sys.exit(130)
+        except BrokenPipeError as error:
+            if not self._called_from_command_line or options["traceback"]:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at exit
+            raise CommandError("Nobody reads what it writes any more, so it stopped.") from error
         except Exception as error:
             if self._called_from_command_line and (said := sentence(error)):
                 raise CommandError(said) from error
