@@ -3,6 +3,9 @@
 They are Django's ``CommandError``, so that a command ends with the sentence and a non-zero exit, without a traceback.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from django.core.management import CommandError
 
 
@@ -91,6 +94,12 @@ class BackfillFailed(ZeroDowntimeError):
 
 class UnknownApp(ZeroDowntimeError):
     """An app that is not installed, so it has no migrations to speak of."""
+
+
+def meant(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Ask whether the known name that is nearest was meant, and say ``otherwise`` if none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else otherwise
 
 
 def summary(error: BaseException) -> str:

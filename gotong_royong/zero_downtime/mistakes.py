@@ -5,14 +5,15 @@ The answer is one sentence that names the migration or the database; it is found
 when it was raised. Every command of the engine is a ``Plain`` one, which says it.
 """
 
+import os
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import BaseCommand, CommandError
 from django.db import Error, InterfaceError, NotSupportedError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -26,7 +27,7 @@ from django.db.migrations.exceptions import (
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import UnknownApp, summary
+from gotong_royong.zero_downtime.exceptions import UnknownApp, meant, summary
 
 
 class Plain(BaseCommand):
@@ -49,6 +50,11 @@ class Plain(BaseCommand):
                 raise
             self.stderr.write("\nStopped by Ctrl-C or SIGTERM.")
             sys.exit(130)
+        except BrokenPipeError as error:
+            if not self._called_from_command_line or options["traceback"]:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at exit
+            raise CommandError("Nobody reads what it writes any more, so it stopped.") from error
         except Exception as error:
             if self._called_from_command_line and (said := sentence(error)):
                 raise CommandError(said) from error
@@ -64,16 +70,15 @@ def refuse_unknown_apps(labels: Iterable[str]) -> None:
     known = sorted(config.label for config in apps.get_app_configs())
     for label in labels:
         if label not in known:
-            meant = get_close_matches(label, known, n=1)
-            raise UnknownApp(
-                f"No installed app has the label {label!r}. "
-                + (f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(known)}.")
-            )
+            there_are = f"There are {', '.join(known)}."
+            raise UnknownApp(f"No installed app has the label {label!r}. {meant(label, known, there_are)}")
 
 
 def sentence(error: BaseException) -> str:
     """Say what is wrong with a migration or the database, why, and what to do; nothing if it is something else."""
     text = str(error).rstrip(".")
+    if isinstance(error, ImproperlyConfigured):
+        return str(error)
     if isinstance(error, BadMigrationError):
         return f"{text}. Write one, as makemigrations --empty does, or move the file out of its folder."
     if isinstance(error, CircularDependencyError):

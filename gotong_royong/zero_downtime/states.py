@@ -48,7 +48,7 @@ class Rolling:
     def step(self, operation: Operation, app: str) -> tuple[ProjectState, ProjectState]:
         """Change the state as the operation does; return excerpts of it from before and after."""
         before = self._excerpt_for(operation, app)
-        self._forwards(operation, app)
+        self.forwards(operation, app)
         self._last = self._excerpt_for(operation, app)
         return before, self._last
 
@@ -58,7 +58,7 @@ class Rolling:
         for operation in operations:
             if isinstance(operation, SeparateDatabaseAndState):
                 moves += Rolling(self.state.clone()).moves(operation.database_operations, app)
-                self._forwards(operation, app)
+                self.forwards(operation, app)
             else:
                 moves.append((operation, *self.step(operation, app)))
         return moves
@@ -79,10 +79,13 @@ class Rolling:
         return now
 
     def excerpt(self, keys: set[Key]) -> ProjectState:
-        """Return these models and those that they point to."""
-        return self._excerpt(self._needed(keys, keys) & self.state.models.keys())
+        """Return these models and those that they point to; maybe others, where these are rendered already."""
+        needed = self._needed(keys, keys) & self.state.models.keys()
+        last = self._last
+        return last if last and "apps" in vars(last) and needed <= last.models.keys() else self._excerpt(needed)
 
-    def _forwards(self, operation: Operation, app: str) -> None:
+    def forwards(self, operation: Operation, app: str) -> None:
+        """Change the state as the operation does."""
         if type(operation) is RunPython:
             return
         own, models = _own(operation, app), self.state.models

@@ -96,3 +96,18 @@ def migrated(shop):
     shop.write("0002_size", 'column("items", "size")')
     shop.succeed("migrate")
     return shop
+
+
+def test_a_setting_that_leads_nowhere(shop):
+    shop.settings('ZERO_DOWNTIME_SCRATCH_DATABASE = "nowhere"\n')
+    said = shop.fail("lintmigrations")
+    assert said.startswith("CommandError: ZERO_DOWNTIME_SCRATCH_DATABASE is 'nowhere', which is neither an alias in ")
+    assert said.count("\n") == 1
+
+
+def test_nobody_reads_the_output_to_its_end(shop):
+    process = shop.start("lintmigrations", "--rules")
+    process.stdout.close()
+    assert process.stderr.read() == "CommandError: Nobody reads what it writes any more, so it stopped.\n"
+    assert process.wait() == 1
+    process.stderr.close()

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from django.apps import apps
@@ -12,7 +11,7 @@ from django.db.models import Model, Q, QuerySet
 from django.db.models.sql import UpdateQuery
 from django.utils.module_loading import autodiscover_modules
 
-from gotong_royong.zero_downtime.exceptions import BackfillRefused, UnknownBackfill
+from gotong_royong.zero_downtime.exceptions import BackfillRefused, UnknownBackfill, meant
 
 DECLARED: dict[str, "type[Declaration]"] = {}
 
@@ -73,9 +72,8 @@ def declared(name: str) -> type[Declaration]:
     """
     autodiscover_modules("backfills")
     if name not in DECLARED:
-        near = get_close_matches(name, DECLARED, n=1)
-        meant = f"Did you mean {near[0]}?" if near else "backfill list shows those that are."
-        raise UnknownBackfill(f"No backfill {name} is declared in the code that runs here. {meant}")
+        near = meant(name, DECLARED, "backfill list shows those that are.")
+        raise UnknownBackfill(f"No backfill {name} is declared in the code that runs here. {near}")
     found = DECLARED[name]
     if bool(found.update) is found.has_process():
         raise BackfillRefused(f"{name} must have either update or process. Write one of them in its class.")

@@ -1,8 +1,9 @@
 """What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
 
 - ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
-- ``tables``: which are there. ``code``: which the models name. ``differences``: between the two.
-- ``observer``: sees every statement. ``rows``: something to change. ``trace``: runs migrations up and down.
+- ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
+- ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
+- ``confinement``: what nobody may do. ``trace``: runs migrations up and down.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 
@@ -12,6 +13,7 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
+from gotong_royong.zero_downtime.exceptions import meant
 from gotong_royong.zero_downtime.linter import rules
 from gotong_royong.zero_downtime.linter.facts import Direction, Trace
 from gotong_royong.zero_downtime.linter.registry import RULES, Spot, Violation, violation, violations
@@ -41,6 +43,8 @@ def lint(
     Raises:
         ZeroDowntimeError: if there can be no scratch database.
     """
+    if not selection.judged:
+        return
     template = selection.template(loader, connection) if selection.one_deploy and selection.ground else ""
 
     def lay_ground(database: BaseDatabaseWrapper) -> None:
@@ -72,8 +76,10 @@ def judge(trace: Trace, *, whole_history: bool = True) -> list[Violation]:
     waived = {id for waiver in waivers for id in waiver.rules}
     silenced = settings.SILENCED_SYSTEM_CHECKS
     found = [one for one in found if one.rule.id not in waived]
+    unused = {id: f"which is no rule. {meant(id, RULES, 'RULES.md has all.')}" for id in waived - RULES.keys()}
     if trace.up.failure is None and whole_history:
-        unused = (Spot(trace.up, values={"waived": id}) for id in sorted(waived - broken))
-        found += [violation(RULES["W402"], trace, spot) for spot in unused]
+        unused |= dict.fromkeys((waived & RULES.keys()) - broken, "which this migration does not break.")
+    spots = [Spot(trace.up, values={"waived": id, "why": why}) for id, why in sorted(unused.items())]
+    found += [violation(RULES["W402"], trace, spot) for spot in spots]
     found = [one for one in found if one.rule.check_id not in silenced]
     return sorted(found, key=lambda one: (one.direction == Direction.DOWN, one.operation or 0, one.rule.id))

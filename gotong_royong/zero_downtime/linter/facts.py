@@ -7,9 +7,11 @@ under judgement, or before the whole deploy that it is part of: only they have u
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from django.db.migrations import Migration
+from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.locks import BLOCKS
@@ -137,11 +139,11 @@ class Statement:
     ends_transaction: bool = False
     rehearsed: bool = False
 
-    @property
+    @cached_property
     def held(self) -> dict[str, Lock]:
         return {lock.table: lock for lock in self.holds}
 
-    @property
+    @cached_property
     def taken(self) -> dict[str, Lock]:
         return {lock.table: lock for lock in self.takes}
 
@@ -167,7 +169,7 @@ class Pass:
     enums: tuple[tuple[str, str], ...] = ()
     """Labels that enum types had before and have no longer."""
 
-    @property
+    @cached_property
     def changes(self) -> list[Change]:
         """What became of the tables that are not as they were before."""
         return list(changes(self.before, self.after))
@@ -205,9 +207,27 @@ class Trace:
     own: bool = True
     leaves: tuple[str, ...] = ()
 
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Return all tables by their names."""
+        return {table.name: table for table in self.catalog.values()}
+
+    @property
+    def operations(self) -> Iterator[tuple[int, Operation]]:
+        """Yield each operation, and those within it, with its place in the migration."""
+        for number, operation in enumerate(self.migration.operations):
+            yield from ((number, one) for one in with_inner(operation))
+
     @property
     def passes(self) -> list[Pass]:
         return [self.up, *([self.down] if self.down else [])]
+
+
+def with_inner(operation: Operation) -> Iterator[Operation]:
+    """Yield the operation, and what a ``SeparateDatabaseAndState`` does to the database."""
+    yield operation
+    for one in getattr(operation, "database_operations", ()):
+        yield from with_inner(one)
 
 
 def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator[Change]:

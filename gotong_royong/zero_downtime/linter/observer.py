@@ -3,13 +3,12 @@
 Inside the statement's own transaction, ``pg_locks`` shows what it holds, a changed file node that it rewrote a table,
 and the statistics of the transaction which tables it scanned
 (https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-FUNCTIONS). A statement that may run in
-no transaction is held up by a second session, which has ROW EXCLUSIVE on its tables, until that has seen its locks.
+no transaction is held up until a second session has seen its locks.
 """
 
 import functools
 import re
-import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,45 +28,37 @@ from gotong_royong.zero_downtime.linter.facts import (
     changes,
     strongest,
 )
-from gotong_royong.zero_downtime.linter.tables import OIDS, TABLES, THESE_TABLES, TRACKS, table_of
+from gotong_royong.zero_downtime.linter.holding_up import holding_up
+from gotong_royong.zero_downtime.linter.questions import (
+    ENUMS,
+    OIDS,
+    REPORT,
+    REPORTS_SINCE,
+    TABLES,
+    TABLES_OF_WORDS,
+    prepare,
+    table_of,
+)
 from gotong_royong.zero_downtime.locks import sqlstate
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
-POLL = 0.002  # seconds between two looks at a statement that is held up
 
-# Only what initdb did not make: its tables have OIDs below.
-OBSERVE = """
-    SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint,
-        pg_stat_get_xact_numscans(relation), pg_stat_get_xact_tuples_inserted(relation)
-        + pg_stat_get_xact_tuples_updated(relation) + pg_stat_get_xact_tuples_deleted(relation)
-    FROM pg_locks LEFT JOIN pg_class ON oid = relation
-    WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
-      AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
-"""
-COUNTED = """
-    SELECT oid, pg_stat_get_xact_numscans(oid::oid), pg_stat_get_xact_tuples_inserted(oid::oid)
-        + pg_stat_get_xact_tuples_updated(oid::oid) + pg_stat_get_xact_tuples_deleted(oid::oid)
-    FROM unnest(%s::bigint[]) AS oid
-"""
-
-HELD_UP = """
-    SELECT relation::bigint, mode, EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s AND NOT granted)
-    FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND relation >= 16384
-"""
-TABLES_OF_WORDS = """
-    SELECT DISTINCT coalesce(indrelid, oid)::bigint FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
-    WHERE relname = ANY(%s) AND relkind IN ('r', 'p', 'm', 'i', 'I')
-"""
-ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.oid = enumtypid"
-
-# Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small.
+# Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small, nor
+# a scan of all of an index for none.
+PLAN_AS_IF_LARGE = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_indexonlyscan = {0}"
 CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
 OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
+OUT_OF_BOUNDS = re.compile(r"\s*(CREATE|ALTER|DROP)\s+(DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b", re.IGNORECASE)
 SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
+FORGETS = re.compile(r"\s*(DEALLOCATE|DISCARD)\b", re.IGNORECASE)  # what was prepared
 CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END)\b[^$]*", re.IGNORECASE)
 WRITE, *STRONGER = MODES[2:]
 PARENT = "ShareRowExclusiveLock"
 STRONGER_THAN_A_WRITE = set(STRONGER)
+
+
+class OutOfBounds(KeyboardInterrupt):
+    """A migration changes more than its database; like Ctrl-C, no ``except Exception`` of its own catches that."""
 
 
 class Counts(NamedTuple):
@@ -91,7 +82,6 @@ class Observer:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
         self._heard: Any = None
-        self._tracks: dict[int, str] = {}
         self.catalog: dict[int, Table] = self.tables()
         self.of_before = set(self.catalog)
         self.statements: list[Statement] = []
@@ -100,24 +90,28 @@ class Observer:
         self._transaction = 0
         self._touched: set[int] = set()
         self._unsure = True  # whether something may have counted that was not seen
-        self._reported = False  # whether all counters are 0
-        self._can_report = self._session().info.server_version >= 150000
+        self._reported = False  # whether all counters are 0, or will be at the end of the transaction
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
+        self._shared = 0  # how often rows were written that all databases share
+        self._blind = False
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, *, blind: bool = False) -> Iterator[None]:
+        """See each statement, and let none change what is not of this database alone.
+
+        Args:
+            blind: see nothing else.
+        """
+        self._blind = blind
         with self.connection.execute_wrapper(self._observe):
             yield
 
     def tables(self, oids: list[int] | None = None) -> dict[int, Table]:
         """Return the tables as they are now, for this session. Takes no lock on them."""
-        session = self._session()
-        found = session.execute(TABLES) if oids is None else session.execute(THESE_TABLES, [oids], prepare=True)
-        rows = found.fetchall()
-        self._tracks |= {oid: track for oid, track, *_ in rows}
-        return {oid: table_of(*row) for oid, _, *row in rows}
+        rows = self._ask("these_tables", oids) if oids else self._session().execute(TABLES).fetchall()
+        return {oid: table_of(*row) for oid, *row in rows}
 
     def _made_or_dropped(self) -> set[int]:
         return {oid for (oid,) in self._session().execute(OIDS).fetchall()} ^ self.catalog.keys()
@@ -130,13 +124,6 @@ class Observer:
             now = {oid: table for oid in old if (table := self.catalog.get(oid))}
             renamed = {old[oid].name for oid, table in now.items() if old[oid].has_other_names(table)}
             self.refresh({oid for oid, table in self.catalog.items() if renamed & table.targets} if renamed else set())
-
-    def _altered(self, locked: set[int], now: set[int]) -> set[int]:
-        """Return those tables that are locked just now, and of those that were before, what has changed since."""
-        if not (before := locked - now):
-            return locked
-        rows = self._session().execute(TRACKS, [list(before)], prepare=True).fetchall()
-        return locked - {oid for oid, track in rows if self._tracks.get(oid) == track and oid in before}
 
     def enums(self) -> frozenset[tuple[str, str]]:
         return frozenset(tuple(row) for row in self._session().execute(ENUMS).fetchall())
@@ -170,7 +157,7 @@ class Observer:
             work()
         finally:
             self.connection.execute_wrappers = wrappers
-        self._held = {(oid, mode) for oid, mode, *_ in self._session().execute(OBSERVE, prepare=True)}
+        self._held = {(oid, mode) for oid, mode, *_ in self._look()}
         self._unsure = True
 
     def rolled_back(self, catalog: Catalog) -> None:
@@ -182,18 +169,35 @@ class Observer:
         session: psycopg.Connection[Any] = self.connection.connection
         if session is not self._heard:
             session.add_notice_handler(self._hear)
+            self._prepare(session)
             self._heard = session
         return session
+
+    def _prepare(self, session: "psycopg.Connection[Any]") -> None:
+        session.execute(prepare(session.info.server_version))
+
+    def _ask(self, question: str, oids: Iterable[int] = ()) -> list[Any]:
+        values = f"('{{{','.join(map(str, oids))}}}')" if oids else ""
+        return self._session().execute(f"EXECUTE zero_downtime_{question} {values}").fetchall()
 
     def _hear(self, notice: Any) -> None:
         self._notices.append(f"{notice.sqlstate} {notice.message_primary}")
 
     def _observe(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         session, text = self._session(), str(sql)
+
+        def send() -> Any:
+            result = execute(sql, params, many, context)
+            if FORGETS.match(text):
+                self._prepare(session)
+            return result
+
+        if OUT_OF_BOUNDS.match(text):
+            raise OutOfBounds
         if SAVEPOINT.match(text):
-            return execute(sql, params, many, context)
+            return send()
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
-            return self._one(lambda: execute(sql, params, many, context), text)
+            return self._one(send, text)
         if not params and OWN_TRANSACTION.fullmatch(text):
             for part in sqlparse.split(text):
                 if CONTROL.fullmatch(part):
@@ -206,15 +210,24 @@ class Observer:
         session.execute("BEGIN")
         self._begin()
         try:
-            result = self._one(lambda: execute(sql, params, many, context), text)
+            result = self._one(send, text)
         except Error as error:
             session.execute("ROLLBACK")
             if sqlstate(error) in NO_TRANSACTION_PLEASE:
-                return self._watched(lambda: execute(sql, params, many, context), text)
+                return self._watched(send, text)
             raise
         if self._status() == TransactionStatus.INTRANS:
             session.execute("COMMIT")
         return result
+
+    def _look(self) -> list[Any]:
+        """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
+        (*_, written), *rows = self._ask("observe")
+        self._reported = self._session().info.server_version >= REPORTS_SINCE
+        before, self._shared = self._shared, written
+        if written > before:
+            raise OutOfBounds
+        return rows
 
     def _status(self) -> TransactionStatus:
         return self._session().info.transaction_status
@@ -222,19 +235,19 @@ class Observer:
     def _begin(self) -> None:
         """Know that a transaction begins, which has no lock yet."""
         self._transaction, self._held = self._transaction + 1, set()
-        self._unsure, self._reported = not self._reported, False
+        self._unsure = not self._reported
         self._counts = {}
 
     def report_counts(self) -> None:
         """Outside of a transaction, let PostgreSQL report its counters, so that the next transaction begins with 0."""
-        if self._can_report:
-            self._session().execute("SELECT pg_stat_force_next_flush()")
+        if not self._reported and self._session().info.server_version >= REPORTS_SINCE:
+            self._session().execute(f"SELECT {REPORT}")
             self._reported = True
 
     def _count(self, oids: Collection[int]) -> None:
         """Look at the counters, which may have moved when nobody looked."""
-        rows = self._session().execute(COUNTED, [list(oids)]).fetchall()
-        self._counts |= {oid: Counts(*counts) for oid, *counts in rows if any(counts)}
+        if oids:
+            self._counts |= {oid: Counts(*counts) for oid, *counts in self._ask("counted", oids) if any(counts)}
 
     def _one(self, execute: Callable[[], Any], text: str) -> Any:
         """Send a statement in a transaction and note what it did there."""
@@ -243,15 +256,20 @@ class Observer:
             return execute()
         if self._status() == TransactionStatus.IDLE:
             self._begin()
+        if self._blind:
+            result = execute()
+            if self._status() == TransactionStatus.INTRANS:
+                self._look()
+            return result
         changes_rows = CHANGES_ROWS.match(text) is not None
         if self._unsure:
             self._count(self.catalog)
         elif changes_rows:  # what a cursor has scanned since its statement is not this one's scan
             self._count({oid for oid, _ in self._held})
         if changes_rows:
-            session.execute("SET LOCAL enable_seqscan = off")
+            session.execute(PLAN_AS_IF_LARGE.format("off"))
         self._notices.clear()
-        self._unsure = True
+        self._unsure, self._reported = True, False
         result = execute()
         notices = tuple(self._notices)
         operation = self.put_off.get(text, self.operation)
@@ -263,8 +281,8 @@ class Observer:
             )
             return result
         if changes_rows:
-            session.execute("SET LOCAL enable_seqscan = on")
-        self._note(session.execute(OBSERVE, prepare=True).fetchall(), text, operation, notices)
+            session.execute(PLAN_AS_IF_LARGE.format("on"))
+        self._note(self._look(), text, operation, notices)
         return result
 
     def _note(self, rows: list[Any], text: str, operation: int, notices: tuple[str, ...]) -> None:
@@ -283,7 +301,7 @@ class Observer:
         strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
         old = {oid: self.catalog[oid] for oid in strong & set(names)}
         self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
-        self.refresh(self._altered(set(old), {oid for oid, mode in held - self._held}))
+        self.refresh(set(old))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
         writing = CHANGES_ROWS.match(text) is not None
 
@@ -296,8 +314,8 @@ class Observer:
                 operation,
                 text,
                 self._transaction,
-                takes=strongest(Lock(names[oid], mode) for oid, mode in taken),
-                holds=strongest(Lock(names[oid], mode) for oid, mode in held if oid in names),
+                takes=strongest(Lock(names[oid], mode) for oid, mode in sorted(taken)),
+                holds=strongest(Lock(names[oid], mode) for oid, mode in sorted(held) if oid in names),
                 scans=tuple(names[oid] for oid in more if more[oid].scans and not is_parent(oid)),
                 rewrites=tuple(old[oid].name for oid in old if nodes[oid] and nodes[oid] != old[oid].node),
                 writes=tuple(
@@ -315,17 +333,19 @@ class Observer:
 
     def _watched(self, execute: Any, text: str) -> Any:
         """Send a statement that may run in no transaction, while a second session holds it up and looks."""
-        self._unsure = True
+        self._unsure, self._reported = True, False
+        if self._blind:
+            return execute()
         words = list(set(re.findall(r"\w+", text)))
         oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [words]).fetchall()}
         old = {oid: self.catalog[oid] for oid in oids & self.of_before if oid in self.catalog}
         self._notices.clear()
-        with _holding_up(self.connection, [table.name for table in old.values()]) as seen:
+        with holding_up(self.connection, [table.name for table in old.values()]) as seen:
             result = execute()
         self._transaction += 1
         self.refresh(self._made_or_dropped() | oids)
         names = {oid: self.catalog[oid].name for oid in self.of_before if oid in self.catalog}
-        locks = strongest(Lock(names[oid], mode) for oid, mode in seen if oid in names)
+        locks = strongest(Lock(names[oid], mode) for oid, mode in sorted(seen) if oid in names)
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
         self.statements.append(
             Statement(
@@ -342,33 +362,3 @@ class Observer:
             )
         )
         return result
-
-
-@contextmanager
-def _holding_up(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[tuple[int, str]]]:
-    """Hold ROW EXCLUSIVE on the tables until the connection's session waits for us; collect the locks that it has."""
-    seen: set[tuple[int, str]] = set()
-    pid = connection.connection.info.backend_pid
-    second: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
-    second.autocommit = True
-    second.execute("BEGIN")
-    for name in tables:
-        quoted = ".".join(connection.ops.quote_name(part) for part in name.split("."))
-        second.execute(f"LOCK TABLE {quoted} IN ROW EXCLUSIVE MODE")
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(POLL):
-            rows = second.execute(HELD_UP, {"pid": pid}).fetchall()
-            seen.update((oid, mode) for oid, mode, _ in rows)
-            if any(waits for *_, waits in rows) and second.info.transaction_status == TransactionStatus.INTRANS:
-                second.execute("COMMIT")
-
-    thread = threading.Thread(target=look, name="holding-up", daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        thread.join()
-        second.close()

@@ -4,7 +4,7 @@ The id serves the rule, its documentation, its two examples and the test that ru
 rule. ``E1xx`` blocks, ``E2xx`` breaks the running code, ``E3xx`` cannot be undone or run again, ``W4xx`` advises.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -101,9 +101,14 @@ def rule(
     return register
 
 
-class _Gaps(dict[str, Any]):
-    def __missing__(self, name: str) -> str:
-        return f"<{name}>"
+def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> str:
+    """Fill the gaps of a rule's sentence; one for which there is no value has its own name, written as in ``gap``."""
+
+    class Values(dict[str, Any]):
+        def __missing__(self, name: str) -> str:
+            return gap % name
+
+    return sentence.format_map(Values(values))
 
 
 def violations(trace: Trace) -> list[Violation]:
@@ -116,19 +121,19 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
     operation = statement.operation if statement and spot.operation is None else spot.operation
     text = " ".join(statement.sql.split()) if statement else ""
     model = trace.running.get(spot.table) or trace.written.get(spot.table)
-    values = _Gaps(
-        table=spot.table,
-        model=model._meta.object_name if model else spot.table,
-        statement=text[:300],
-        lock=lock.sql if lock else "",
-        blocks=lock.blocks if lock else "",
-        app=trace.migration.app_label,
-        migration=trace.migration.name,
-        column="column",
-        columns="columns",
-        name="name",
-    )
-    values.update(spot.values)
+    values = {
+        "table": spot.table,
+        "model": model._meta.object_name if model else spot.table,
+        "statement": text[:300],
+        "lock": lock.sql if lock else "",
+        "blocks": lock.blocks if lock else "",
+        "app": trace.migration.app_label,
+        "migration": trace.migration.name,
+        "column": "column",
+        "columns": "columns",
+        "name": "name",
+        **spot.values,
+    }
     return Violation(
         rule,
         trace.migration.app_label,
@@ -141,7 +146,7 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
         values["blocks"],
         bool(statement and spot.table in statement.scans),
         bool(statement and spot.table in statement.rewrites),
-        rule.effect.format_map(values),
-        rule.instead.format_map(values).strip("\n"),
+        filled(rule.effect, values),
+        filled(rule.instead, values).strip("\n"),
         trace.path,
     )

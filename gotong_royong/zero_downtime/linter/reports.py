@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from django.core.checks import ERROR
 from django.core.management.color import Style
 
 from gotong_royong.zero_downtime.linter.facts import Pass, Trace
-from gotong_royong.zero_downtime.linter.registry import RULES, Rule, Violation
+from gotong_royong.zero_downtime.linter.registry import RULES, Rule, Violation, filled
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 WIDTH = 72  # of a statement in the table of a trace
@@ -64,25 +63,9 @@ def place(one: Violation) -> str:
 def as_json(found: Iterable[Violation]) -> Iterator[str]:
     """Yield one object a line."""
     for one in found:
-        yield json.dumps(
-            {
-                "id": one.rule.check_id,
-                "level": level(one),
-                "app": one.app,
-                "migration": one.migration,
-                "path": one.path,
-                "direction": one.direction,
-                "operation": one.operation,
-                "statement": one.statement,
-                "table": one.table,
-                "lock": one.lock,
-                "blocks": one.blocks,
-                "scans": one.scans,
-                "rewrites": one.rewrites,
-                "message": one.message,
-                "hint": one.hint,
-            }
-        )
+        told = {"id": one.rule.check_id, "level": level(one), **vars(one)}
+        del told["rule"]
+        yield json.dumps(told)
 
 
 def level(one: Violation) -> str:
@@ -108,7 +91,7 @@ def sarif(found: Iterable[Violation]) -> Iterator[str]:
             "id": rule.check_id,
             "shortDescription": {"text": rule.title},
             "fullDescription": {"text": rule.condition},
-            "help": {"text": _with_gaps(rule.instead).strip()},
+            "help": {"text": filled(rule.instead, {}).strip()},
         }
         for rule in RULES.values()
     ]
@@ -176,23 +159,13 @@ def document() -> str:
 
 
 def _section(rule: Rule) -> str:
-    lines = [f"### {rule.id}: {rule.title}\n", f"When: {rule.condition}\n", f"> {_with_gaps(rule.effect, '*%s*')}\n"]
-    lines.append(f"```\n{_with_gaps(rule.instead).strip()}\n```\n")
+    lines = [
+        f"### {rule.id}: {rule.title}\n",
+        f"When: {rule.condition}\n",
+        f"> {filled(rule.effect, {}, gap='*%s*')}\n",
+    ]
+    lines.append(f"```\n{filled(rule.instead, {}).strip()}\n```\n")
     for word, example in (("Bad", rule.bad), ("Good", rule.good)):
         if example:
             lines.append(f"{word}:\n\n```python\n{example}\n```\n")
     return "\n".join(lines)
-
-
-class _Names(dict[str, Any]):
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.form = form
-
-    def __missing__(self, name: str) -> str:
-        return self.form % name
-
-
-def _with_gaps(sentence: str, form: str = "<%s>") -> str:
-    """Fill each gap with its own name."""
-    return sentence.format_map(_Names(form))

@@ -33,16 +33,23 @@ INSERT = """
     ON CONFLICT DO NOTHING
 """
 
+ADVANCE = f"SELECT nextval(pg_get_serial_sequence(%s, %s)) FROM generate_series(1, {ROWS})"  # noqa: S608
+
 
 def insert_rows(connection: BaseDatabaseWrapper, tables: list[Table]) -> None:
-    """Insert rows into each table; takes ROW EXCLUSIVE. Must run in a transaction, which is to be rolled back."""
+    """Insert rows into each table; takes ROW EXCLUSIVE. Must run in a transaction, which is to be rolled back.
+
+    Sequences go on, so that a row that is inserted next gets another key.
+    """
     for table in tables:
-        statement = _insert(connection, table)
+        name = ".".join(connection.ops.quote_name(part) for part in table.name.split("."))
+        filled = [column.name for column in table.columns.values() if column.identity or column.default]
         with suppress(Error), transaction.atomic(connection.alias), connection.cursor() as cursor:
-            cursor.execute(statement)
+            cursor.execute(_insert(connection, table, name))
+            cursor.executemany(ADVANCE, [(name, column) for column in filled])
 
 
-def _insert(connection: BaseDatabaseWrapper, table: Table) -> str:
+def _insert(connection: BaseDatabaseWrapper, table: Table, name: str) -> str:
     quote = connection.ops.quote_name
     key = {name for one in table.constraints.values() if one.kind == "p" for name in one.columns}
     wanted = [
@@ -51,7 +58,7 @@ def _insert(connection: BaseDatabaseWrapper, table: Table) -> str:
         if column.name in key or (column.not_null and not column.fills_itself)
     ]
     return INSERT.format(
-        table=".".join(quote(part) for part in table.name.split(".")),
+        table=name,
         columns=", ".join(quote(column.name) for column in wanted),
         values=", ".join(f"CAST({_value(column)} AS {column.type})" for column in wanted),
         rows=ROWS,

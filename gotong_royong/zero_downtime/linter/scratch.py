@@ -8,6 +8,7 @@ advisory lock on the name of its own, and drops those that nobody holds
 
 import os
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 PREFIX = "zero_downtime_scratch_"
 TEMPLATE_PREFIX = "zero_downtime_template_"
 TEMPLATES_KEPT = 3  # of one project
+LOOKS, PAUSE = 10, 0.003  # seconds
 
 MAY_CREATE = "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
 LOCK_NAME = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
@@ -33,7 +35,10 @@ WAIT_FOR_NAME = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
 UNLOCK_NAME = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 NAMED_LIKE = "SELECT datname FROM pg_database WHERE starts_with(datname, %s) ORDER BY oid DESC"
 CREATE = 'CREATE DATABASE "%s" TEMPLATE "%s"'
+SESSIONS = "SELECT FROM pg_stat_activity WHERE datname = %s"
 DROP = 'DROP DATABASE IF EXISTS "%s" WITH (FORCE)'
+
+NOT_HERE = {"pool", "prepare_threshold"}  # psycopg would forget with its own statements also those that others prepared
 
 # The least that is lost if the server stops: the database is dropped anyway.
 OPTIONS = (
@@ -94,6 +99,7 @@ def _keep(cursor: Any, name: str, template: str) -> None:
     """Copy the filled database; under another name first, so that a template is there whole or not at all."""
     unfinished = f"{PREFIX}{os.getpid()}_{uuid.uuid4().hex[:12]}"
     cursor.execute(WAIT_FOR_NAME, [unfinished])
+    _let_sessions_end(cursor, name)
     try:
         cursor.execute(CREATE % (unfinished, name))
         with suppress(Error):  # another run was faster
@@ -115,8 +121,18 @@ def _drop_leftovers(cursor: Any) -> None:
             _drop(cursor, name)
 
 
+def _let_sessions_end(cursor: Any, name: str) -> None:
+    """Wait until closed sessions are gone: a moment, where DROP and CREATE DATABASE would look again after 100 ms."""
+    for _ in range(LOOKS):
+        cursor.execute(SESSIONS, [name])
+        time.sleep(PAUSE)  # also for the last one, which is not gone as soon as it is not seen
+        if not cursor.rowcount:
+            return
+
+
 def _drop(cursor: Any, name: str) -> None:
     with suppress(Error):
+        _let_sessions_end(cursor, name)
         cursor.execute(DROP % name)
         cursor.execute(UNLOCK_NAME, [name])
 
@@ -147,7 +163,7 @@ def _server(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> I
 
 
 def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper) -> tuple[dict[str, Any], Any]:
-    options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key != "pool"}
+    options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key not in NOT_HERE}
     options["options"] = f"{options.get('options', '')} {OPTIONS}".strip()
     settings = {**like.settings_dict, "PASSWORD": "", "PORT": "", **settings, "OPTIONS": options}
     server = like.copy()

@@ -15,8 +15,9 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
-from gotong_royong.zero_downtime.linter.trace import is_own
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
+from gotong_royong.zero_downtime.linter.trace import everything, is_own
+from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
 from gotong_royong.zero_downtime.states import Key
 
 
@@ -47,10 +48,10 @@ def _digest(texts: Iterable[str]) -> str:
 def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = False) -> Selection:
     """Put in order what is judged and what that depends on."""
     judged, graph = frozenset(keys), loader.graph
-    everything = dict.fromkeys(key for leaf in sorted(graph.leaf_nodes()) for key in graph.forwards_plan(leaf))
-    parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in everything}
+    ordered = everything(loader)
+    parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in ordered}
     later: set[Key] = set()
-    for key in everything:
+    for key in ordered:
         if key in judged or any(parent in later for parent in parents[key]):
             later.add(key)
     needed: set[Key] = set()
@@ -60,7 +61,7 @@ def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = F
         if key not in needed:
             needed.add(key)
             waiting += parents[key]
-    order = [key for key in everything if key in needed]
+    order = [key for key in ordered if key in needed]
     ground, plan = (tuple(key for key in order if (key in later) is is_later) for is_later in (False, True))
     return Selection(judged, ground, plan, one_deploy)
 
@@ -74,7 +75,10 @@ def after_baseline(loader: MigrationLoader, keys: Iterable[Key]) -> list[Key]:
     """Leave out what ``ZERO_DOWNTIME_LINT_AFTER`` calls legacy: the named migrations and those of their app before."""
     legacy = set()
     for app, name in conf.LINT_AFTER.items():
-        last = named(loader, app, name)[0]
+        try:
+            last = named(loader, app, name)[0]
+        except ZeroDowntimeError as error:
+            raise ZeroDowntimeError(f"In ZERO_DOWNTIME_LINT_AFTER: {error}") from None
         legacy |= {key for key in loader.graph.forwards_plan(last) if key[0] == app}
     return [key for key in keys if key not in legacy]
 
@@ -85,6 +89,7 @@ def named(loader: MigrationLoader, app: str, name: str = "") -> list[Key]:
     Raises:
         ZeroDowntimeError: if there is none, or more than one.
     """
+    refuse_unknown_apps([app])
     keys: list[Key] = [key for key in loader.graph.nodes if key[0] == app]
     if not keys:
         apps = ", ".join(sorted(loader.migrated_apps))
@@ -96,9 +101,9 @@ def named(loader: MigrationLoader, app: str, name: str = "") -> list[Key]:
     except AmbiguityError:
         raise ZeroDowntimeError(f"More than one migration of {app} begins with {name!r}. Write more of it.") from None
     except KeyError:
-        raise ZeroDowntimeError(
-            f"No migration of {app} begins with {name!r}. They are listed by: python manage.py showmigrations {app}"
-        ) from None
+        listed = f"They are listed by: python manage.py showmigrations {app}"
+        near = meant(name, [migration for _, migration in keys], listed)
+        raise ZeroDowntimeError(f"No migration of {app} begins with {name!r}. {near}") from None
 
 
 def changed_since(loader: MigrationLoader, revision: str) -> list[Key]:

@@ -8,28 +8,26 @@ is run all the same.
 import inspect
 import os
 import re
-import signal
-import socket
-import threading
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from django.apps import apps
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import Migration, RunPython, RunSQL
+from django.db.migrations import Migration, RunSQL, SeparateDatabaseAndState
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime.exceptions import summary
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
-from gotong_royong.zero_downtime.linter.observer import Observer
+from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
+from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace, with_inner
+from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
@@ -44,12 +42,14 @@ ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
 MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
 
 
-class TooLong(KeyboardInterrupt):
-    """A migration did not end in time; like Ctrl-C, no ``except Exception`` of its own catches that."""
+OUT_OF_BOUNDS = (
+    "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
+    "linter changes nothing outside of its scratch database. Change that where servers are set up."
+)
 
 
-class NetworkRefused(ConnectionRefusedError):
-    """A migration wanted to reach the network."""
+FAILS = (Exception, SystemExit, TooLong, OutOfBounds)
+"""How a migration may end before its end. Ctrl-C ends the linter."""
 
 
 class _Undo(Exception):
@@ -59,19 +59,20 @@ class _Undo(Exception):
 def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
     """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
     rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
+    observer = Observer(connection)
     for key in keys:
         migration, before = loader.graph.nodes[key], rolling.snapshot()
         try:
             with (
-                _confined(LIMIT * len(migration.operations)),
+                confined(LIMIT * len(migration.operations)),
+                observer.watching(blind=True),
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
                 rolling.apply(migration, editor)
-        except (Exception, TooLong):  # noqa: BLE001  whatever it is, it is no failure of those under judgement
+        except FAILS:  # whatever it is, it is no failure of those under judgement
             _recover(connection)
             rolling = before
-            for operation in migration.operations:
-                rolling.step(operation, migration.app_label)
+            _follow(rolling, migration)
 
 
 def traces(
@@ -91,14 +92,11 @@ def traces(
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
         limit: seconds for each operation.
     """
-    state = ProjectState(real_apps=loader.unmigrated_apps)
-    for key in ground:
-        loader.graph.nodes[key].mutate_state(state, preserve=False)
-    rolling = Rolling(state)
+    rolling = _rolled(loader, ground)
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
     newest = any(_is_contract(loader.graph.nodes[key]) for key in plan)
-    final = Code(Rolling(loader.project_state()) if newest else None)
+    final = Code(_rolled(loader, everything(loader)) if newest else None)
     conflicts = loader.detect_conflicts()
     running = written = Code(rolling)
     failed: set[Key] = set()
@@ -114,7 +112,8 @@ def traces(
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
             down, reruns = None, {}
-            if not up.failure and all(operation.reversible for operation in migration.operations):
+            each = (one for operation in migration.operations for one in with_inner(operation))
+            if not up.failure and all(one.reversible for one in each):
                 reruns = run.again(migration, moves) if not migration.atomic else {}
                 down = run.down(migration, moves)
             leaves = conflicts.get(key[0], ())
@@ -144,6 +143,27 @@ def traces(
             failed.add(key)
 
 
+def everything(loader: MigrationLoader) -> Collection[Key]:
+    """Return all migrations, each after those that it depends on."""
+    plans = map(loader.graph.forwards_plan, sorted(loader.graph.leaf_nodes()))
+    return dict.fromkeys(key for plan in plans for key in plan)
+
+
+def _rolled(loader: MigrationLoader, keys: Collection[Key]) -> Rolling:
+    """Return the state that these migrations lead to."""
+    rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
+    for key in keys:
+        _follow(rolling, loader.graph.nodes[key])
+    return rolling
+
+
+def _follow(rolling: Rolling, migration: Migration, done: int = 0) -> None:
+    """Let the state roll over what a migration has not done; what does not fit it is left out."""
+    for operation in migration.operations[done:]:
+        with suppress(Exception):
+            rolling.forwards(operation, migration.app_label)
+
+
 class _Runner:
     """Runs single migrations in the scratch database while an observer looks."""
 
@@ -155,20 +175,25 @@ class _Runner:
         moves: list[Move] = []
 
         def move() -> Move:
-            operation = migration.operations[len(moves)]
-            moves.append((operation, *rolling.step(operation, migration.app_label)))
+            number, operation = len(moves), migration.operations[len(moves)]
+            try:
+                moves.append((operation, *rolling.step(operation, migration.app_label)))
+            except Exception as error:
+                self.observer.operation = number
+                raise ZeroDowntimeError(
+                    f"{operation.describe()!r} does not fit what comes before it: {summary(error)}."
+                ) from error
             return moves[-1]
 
         def run(editor: Any) -> None:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
                 self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and isinstance(operation, RunPython):
-                    self._rehearse(migration, number, editor, operation.code, before)
+                if rehearse and _is_code(operation):
+                    self._rehearse(migration, number, editor, operation.database_forwards, before, after)
 
         passed = self._pass(migration, Direction.UP, run)
-        while len(moves) < len(migration.operations):
-            move()
+        _follow(rolling, migration, len(moves))
         return moves, passed
 
     def down(self, migration: Migration, moves: list[Move]) -> Pass:
@@ -178,8 +203,8 @@ class _Runner:
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
                 self._operation(migration, number, editor, operation.database_backwards, after, before)
-                if isinstance(operation, RunPython):
-                    self._rehearse(migration, number, editor, operation.reverse_code, after)
+                if _is_code(operation):
+                    self._rehearse(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
@@ -190,7 +215,7 @@ class _Runner:
 
     def again(self, migration: Migration, moves: list[Move]) -> dict[int, str]:
         """Run each raw statement a second time; return for each operation why that fails."""
-        raw = [(number, move) for number, move in enumerate(moves) if isinstance(move[0], RunSQL)]
+        raw = [(number, move) for number, move in enumerate(moves) if _is_sql(move[0])]
         passes = {
             number: self._pass(migration, Direction.UP, partial(self._forwards, migration, [(number, move)]))
             for number, move in raw
@@ -201,27 +226,29 @@ class _Runner:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
 
-    def _rehearse(self, migration: Migration, number: int, editor: Any, code: Any, state: ProjectState) -> None:
+    def _rehearse(
+        self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
+    ) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
-        if code in (None, RunPython.noop):
-            return
         used = {lock.table for one in self.observer.statements if one.operation == number for lock in one.holds}
         tables = [table for table in self.observer.catalog.values() if table.name in used]
-        _allow(min(self.limit, LIMIT_OF_REHEARSAL))
+        if not tables:
+            return
+        allow(min(self.limit, LIMIT_OF_REHEARSAL))
         with (
-            suppress(_Undo, Exception, TooLong),  # on rows that are made up, nothing has to succeed
-            self.observer.rehearsal(alone=not _has_transaction(migration, number)),
+            suppress(*FAILS),  # on rows that are made up, nothing has to succeed
+            self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
             transaction.atomic(self.connection.alias),
         ):
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            code(state.apps, editor)
+            run(migration.app_label, editor, old, new)
             raise _Undo
-        _allow(self.limit)
+        allow(self.limit)
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
-        _allow(self.limit)
+        allow(self.limit)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
         alone = not editor.atomic_migration and _has_transaction(migration, number)
@@ -234,10 +261,10 @@ class _Runner:
         observer.statements, observer.put_off, observer.operation = [], {}, 0
         observer.report_counts()
         before, failure = dict(observer.catalog), None
-        enums = observer.enums() if any(map(_is_raw, migration.operations)) else frozenset()
+        enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
-                _confined(self.limit),
+                confined(self.limit),
                 observer.watching(),
                 self.connection.schema_editor(atomic=migration.atomic) as editor,
             ):
@@ -250,7 +277,7 @@ class _Runner:
                     raise _Undo  # noqa: TRY301
         except _Undo:
             pass
-        except (Exception, TooLong) as error:  # noqa: BLE001  that it fails is what is to be told
+        except FAILS as error:  # that it fails is what is to be told
             failure = self._failure(error, observer.operation)
             _recover(self.connection)
             if migration.atomic:
@@ -273,46 +300,13 @@ class _Runner:
     def _failure(self, error: BaseException, operation: int) -> Failure:
         code = sqlstate(error)
         if isinstance(error, TooLong) or code == "57014":
-            return Failure(operation, f"It was stopped after {self.limit:g} s.", environment=True)
+            stopped = f"It was stopped after {self.limit:g} s, though it ran on tables without rows."
+            return Failure(operation, stopped, environment=True)
+        if isinstance(error, OutOfBounds):
+            return Failure(operation, OUT_OF_BOUNDS, environment=True)
         missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
-        environment = missing or code in ENVIRONMENT or isinstance(error, NetworkRefused)
+        environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
         return Failure(operation, summary(error), environment)
-
-
-@contextmanager
-def _confined(limit: float) -> Iterator[None]:
-    """Let nothing last longer than ``limit`` seconds, print, or reach the network.
-
-    psycopg's own connections are not Python's.
-    Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
-    """
-
-    def stop(*_: Any) -> None:
-        raise TooLong
-
-    def refuse(*_: Any) -> None:
-        raise NetworkRefused("The linter lets no migration reach the network.")
-
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(StringIO()))
-        if _can_be_interrupted():
-            stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
-            stack.callback(_allow, 0)
-        _allow(limit)
-        for name in ("connect", "connect_ex"):  # inherited from C, so that they are there again once ours are gone
-            setattr(socket.socket, name, refuse)
-            stack.callback(delattr, socket.socket, name)
-        yield
-
-
-def _can_be_interrupted() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _allow(seconds: float) -> None:
-    """Begin to count anew; 0 ends the counting."""
-    if _can_be_interrupted():
-        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _recover(connection: BaseDatabaseWrapper) -> None:
@@ -323,9 +317,20 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
         connection.connect()
 
 
-def _is_raw(operation: Any) -> bool:
-    inner = getattr(operation, "database_operations", ())
-    return isinstance(operation, RunSQL | RunPython) or any(map(_is_raw, inner))
+def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether it is such an error, or was raised while one was handled."""
+    return error is not None and (isinstance(error, kind) or _is_because_of(error.__cause__ or error.__context__, kind))
+
+
+def _is_code(operation: Operation) -> bool:
+    """Whether what it does cannot be written as SQL."""
+    return any(not one.reduces_to_sql for one in with_inner(operation))
+
+
+def _is_sql(operation: Operation) -> bool:
+    """Whether it is SQL that the migration has written itself, and nothing else."""
+    inner = [one for one in with_inner(operation) if not isinstance(one, SeparateDatabaseAndState)]
+    return bool(inner) and all(isinstance(one, RunSQL) for one in inner)
 
 
 def _has_transaction(migration: Migration, number: int) -> bool:

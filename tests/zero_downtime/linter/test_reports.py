@@ -106,6 +106,13 @@ class TestCommand:
         out, _ = self.run("accounts", "20260210130000", explain=True)
         assert "takes ACCESS EXCLUSIVE on users, blocks reads and writes" in out
 
+        assert out.endswith("1 migration, 0 errors, 0 warnings.\n")
+
+    def test_explain_says_what_is_broken_and_is_for_reading_only(self):
+        out, _ = self.run("contenttypes", "0002", explain=True)
+        assert out.index("down:") < out.index("E202 A column goes that running code uses")
+        assert "Leave out --explain or --format" in self.run("contenttypes", explain=True, format="json")[1]
+
     def test_a_name_that_is_none(self):
         assert "No migration of accounts begins with 'x'" in self.run("accounts", "x")[1]
 

@@ -3,9 +3,9 @@
 import pytest
 
 from gotong_royong.zero_downtime.linter import RULES
+from gotong_royong.zero_downtime.linter.rules.examples import NEXT
 from tests.zero_downtime.linter.history import lint
 
-NEXT = "# the next one\n"
 WITHOUT_EXAMPLES = {"E309", "W409", "W410"}
 EXAMPLES = sorted(set(RULES) - WITHOUT_EXAMPLES)
 

@@ -11,9 +11,12 @@ import pytest
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
+from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.linter import lint
 from gotong_royong.zero_downtime.linter.scratch import PREFIX, TEMPLATE_PREFIX, scratch
+from gotong_royong.zero_downtime.linter.selection import select
 
 pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
 
@@ -166,6 +169,13 @@ def test_a_server_that_is_down_is_told(tmp_path):
         pass
     assert "on the configured one: OperationalError: connection " in notes[0]
     assert notes[0].count("\n") == 0
+
+
+def test_where_there_is_nothing_to_judge_no_server_is_needed(tmp_path):
+    down, notes, loader = connection.copy(), [], MigrationLoader(None)
+    down.settings_dict = {**down.settings_dict, "HOST": str(tmp_path)}
+    assert list(lint(down, loader, select(loader, []), note=notes.append)) == []
+    assert notes == []
 
 
 def test_without_permission_or_a_server_of_our_own_it_says_what_to_do(without_permission, monkeypatch):

@@ -42,12 +42,17 @@ def test_the_project_s_own_are_after_the_baseline_and_not_the_engine_s(loader, s
     assert {app for app, _ in selection.own(loader)} == {"accounts", "tasks", "contributions"}
     settings.ZERO_DOWNTIME_LINT_AFTER = {"accounts": "20260210230000"}
     assert [key for key in selection.own(loader) if key[0] == "accounts"] == [LAST]
+    settings.ZERO_DOWNTIME_LINT_AFTER = {"account": "20260210230000"}
+    with pytest.raises(ZeroDowntimeError, match=r"^In ZERO_DOWNTIME_LINT_AFTER: .* Did you mean accounts\?"):
+        selection.own(loader)
 
 
 @pytest.mark.parametrize(
     ("app", "name", "message"),
     [
-        ("nowhere", "", "App 'nowhere' has no migrations"),
+        ("task", "", r"No installed app has the label 'task'. Did you mean tasks\?"),
+        ("postgres", "", "App 'postgres' has no migrations"),
+        ("accounts", "20260210120000_create_user_table", r"Did you mean 20260210120000_create_users_table\?"),
         ("accounts", "2026", "More than one migration of accounts begins with '2026'"),
         ("accounts", "1999", "No migration of accounts begins with '1999'"),
     ],

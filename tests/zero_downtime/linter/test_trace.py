@@ -6,7 +6,8 @@ from django.db.models import Q
 
 from gotong_royong.zero_downtime.backfills import declarations
 from gotong_royong.zero_downtime.linter import judge
-from tests.zero_downtime.linter.history import lint, trace
+from gotong_royong.zero_downtime.linter.trace import fill
+from tests.zero_downtime.linter.history import lint, loader_of, trace
 
 NOT_ATOMIC = "atomic = False\noperations = [migrations.RunSQL({sql!r}, {back!r})]"
 SLEEPS = """
@@ -71,6 +72,24 @@ class TestStatements:
         sql = "DO $$ BEGIN EXECUTE 'CREATE ' || 'INDEX i ON shop_order (number)'; END $$"
         assert lint(tried, NOT_ATOMIC.format(sql=sql, back="DROP INDEX CONCURRENTLY i"))[0] >= {"E103"}
 
+    @pytest.mark.parametrize("sql", ["DEALLOCATE ALL", "DISCARD ALL"])
+    def test_what_the_observer_asks_is_planned_once_and_again_where_it_was_forgotten(self, tried, sql):
+        assert lint(tried, NOT_ATOMIC.format(sql=sql, back=""), ADD_PAID) == [set(), set()]
+        with tried.cursor() as cursor:
+            cursor.execute("SELECT generic_plans FROM pg_prepared_statements WHERE name = 'zero_downtime_observe'")
+            assert cursor.fetchone()[0] >= 2
+
+    def test_all_of_an_index_is_read_as_much_as_all_of_its_table(self, tried):
+        sql = "INSERT INTO shop_customer (name) SELECT created::text FROM shop_order"
+        (seen,) = trace(tried, f"operations = [migrations.RunSQL({sql!r}, '')]")
+        assert seen.up.statements[0].scans == ("shop_order",)
+
+    def test_what_is_told_has_the_same_order_each_time(self, tried):
+        sql = "LOCK TABLE shop_order, django_content_type, shop_customer IN SHARE MODE"
+        (seen,) = trace(tried, f"operations = [migrations.RunSQL({sql!r}, '')]")
+        told = [lock.table for lock in seen.up.statements[0].takes]
+        assert told == ["shop_customer", "shop_order", "django_content_type"]
+
     def test_an_earlier_scan_is_not_a_later_one(self, tried):
         reading = "operations = [migrations.RunSQL('SELECT count(*) FROM shop_order', '')]"
         for found in lint(tried, reading, ADD_PAID, reading):
@@ -100,9 +119,20 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
         code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
         assert lint(tried, self.LOOP.format(code=code)) == [{"E111"}]
 
+    def test_code_within_another_operation_is_seen(self, tried):
+        code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
+        inside = self.LOOP.format(code=code).replace("[migrations", "[migrations.SeparateDatabaseAndState([migrations")
+        assert lint(tried, inside.replace("noop)]", "noop)])]")) == [{"E111"}]
+
     def test_a_few_rows_that_are_always_made_are_not(self, tried):
         code = "[apps.get_model('shop', 'Customer').objects.create(name=name) for name in 'abcdefg']"
         assert lint(tried, self.LOOP.format(code=code)) == [set()]
+
+    def test_a_new_row_for_each_row_is_seen(self, tried):
+        code = "[order.__class__.objects.create(number=1, customer_id=1) for order in {}.all()]".format(
+            "apps.get_model('shop', 'Order').objects.select_related('customer')"
+        )
+        assert lint(tried, self.LOOP.format(code=code)) == [{"E111"}]
 
     def test_the_way_back_is_tried_with_rows_too(self, tried):
         code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
@@ -140,6 +170,39 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
         assert lint(tried, self.LOOP.format(code=code), ADD_PAID) == [set(), set()]
 
 
+class TestRealModels:
+    """A model as the code has it today is found wherever the function names it, and another is not taken for one."""
+
+    SOURCE = """
+__name__ = "shop_step"
+import django.contrib.contenttypes.models as types
+from django.apps import apps as today
+class Work:
+    def go(self):
+        types.ContentType.objects.count()
+def work(apps, schema_editor):
+    {code}
+operations = [{operation}]
+"""
+    RUN = "migrations.RunPython(work, migrations.RunPython.noop)"
+
+    @pytest.mark.parametrize(
+        ("code", "names"),
+        [
+            ("[types.ContentType.objects.count() for _ in 'a']", "contenttypes.ContentType"),
+            ("Work().go()", "contenttypes.ContentType"),
+            ("from django.contrib.contenttypes.models import ContentType", "contenttypes.ContentType"),
+            ("today.get_model('contenttypes', 'ContentType').objects.count()", "app.Model"),
+            ("today.get_app_config('contenttypes'); apps.get_model('shop', 'Order')", None),
+        ],
+    )
+    @pytest.mark.parametrize("operation", [RUN, f"migrations.SeparateDatabaseAndState([{RUN}])"])
+    def test_it_is_found(self, tried, code, names, operation):
+        (seen,) = trace(tried, self.SOURCE.format(code=code, operation=operation))
+        told = [one.message for one in judge(seen) if one.rule.id == "E307"]
+        assert [message.split(" from the code")[0] for message in told] == ([f"work uses {names}"] if names else [])
+
+
 class TestPlans:
     MAKE = """operations = [migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True)),
         ("name", models.CharField(max_length=9))])]"""
@@ -165,6 +228,13 @@ class TestPlans:
         )
         assert "E202" in lint(tried, drop)[0]
 
+    def test_a_table_in_whose_place_another_comes_is_still_there_for_the_code(self, tried):
+        swap = "ALTER TABLE shop_order RENAME TO was; CREATE TABLE shop_order (LIKE was INCLUDING DEFAULTS{})"
+        back = "DROP TABLE shop_order; ALTER TABLE was RENAME TO shop_order"
+        assert "E201" not in lint(tried, f"operations = [migrations.RunSQL({swap.format('')!r}, {back!r})]")[0]
+        less = swap.format("); ALTER TABLE shop_order DROP COLUMN (note").replace("(note)", "note")
+        assert "E201" in lint(tried, f"operations = [migrations.RunSQL({less!r}, {back!r})]")[0]
+
     def test_a_backfill_says_which_columns_it_fills(self, tried, monkeypatch):
         add = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True))]"""
         index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")
@@ -180,9 +250,45 @@ class TestPlans:
         code = "[order.save() for order in apps.get_model('shop', 'Order').objects.select_related('customer')]"
         assert "W416" not in lint(tried, add, index, TestRows.LOOP.format(code=code))[2]
 
+    def test_what_a_backfill_in_python_fills_is_seen_where_there_are_rows(self, tried, monkeypatch):
+        add = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True))]"""
+        index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")
+        fill = """atomic = False\noperations = [RunBackfill("shop.fill")]"""
+
+        def process(self, batch):
+            for order in batch:
+                order.code = order.number
+                order.save(update_fields=["code"])
+
+        body = {"model": "shop.Order", "where": Q(code=None), "process": process, "name": "shop.fill"}
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        found = lint(tried, add, index, fill)[2]
+        assert "W416" in found
+        assert "E111" not in found
+        assert "W416" not in lint(tried, add, fill, index)[1]
+
+    def test_a_backfill_of_all_rows_is_done_in_batches(self, tried, monkeypatch):
+        body = {"model": "shop.Order", "update": {"number": 0}, "name": "shop.fill"}
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.fill")]""") == [{"E302"}]
+
     def test_two_leaves(self, tried):
         seen = trace(tried, ADD_PAID)[0]
         assert seen.leaves == ()
+
+    def test_a_constraint_that_stays_valid_on_the_way_back_leads_nowhere_else(self, tried):
+        check = 'models.CheckConstraint(condition=models.Q(number__gt=0), name="positive")'
+        add = f"stage = Stage.POST_DEPLOY\noperations = [AddConstraintNotValid('order', {check})]"
+        assert lint(tried, add, "operations = [ValidateConstraint('order', 'positive')]") == [set(), set()]
+        drop = NOT_ATOMIC.format(
+            sql="ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS positive",
+            back="ALTER TABLE shop_order ADD CONSTRAINT positive CHECK (number > 0) NOT VALID",
+        )
+        assert "E304" in lint(tried, add, "operations = [ValidateConstraint('order', 'positive')]", drop)[2]
+
+    def test_raw_sql_within_another_operation_is_tried_twice(self, tried):
+        inside = "atomic = False\noperations = [migrations.SeparateDatabaseAndState([migrations.RunSQL({!r}, {!r})])]"
+        assert lint(tried, inside.format("CREATE SEQUENCE numbers", "DROP SEQUENCE numbers")) == [{"E305"}]
 
 
 class TestWaivers:
@@ -201,6 +307,12 @@ class TestWaivers:
         assert lint(tried, makes) == [{"W402"}]
         (seen,) = trace(tried, makes, one_deploy=True)
         assert judge(seen, whole_history=False) == []
+
+    def test_a_waiver_of_no_rule_is_told(self, tried):
+        (seen,) = trace(tried, """operations = [IgnoreRules("E1003", reason="It is small.")]""", one_deploy=True)
+        assert [one.message for one in judge(seen, whole_history=False)] == [
+            "IgnoreRules waives E1003, which is no rule. Did you mean E103?"
+        ]
 
     def test_a_waiver_wants_a_reason(self, tried):
         with pytest.raises(ValueError, match="reason"):
@@ -233,7 +345,7 @@ class TestBadInput:
     def test_one_that_does_not_end_is_stopped(self, tried, module, code):
         source = SLEEPS.format(module=module, code=code)
         seen = trace(tried, source, ADD_PAID, limit=0.3)
-        assert seen[0].up.failure.message == "It was stopped after 0.3 s."
+        assert seen[0].up.failure.message.startswith("It was stopped after 0.3 s, ")
         assert lint(tried, source, ADD_PAID, limit=0.3) == [{"W401"}, set()]
 
     def test_one_that_reaches_for_the_network_is_refused(self, tried):
@@ -246,8 +358,54 @@ class TestBadInput:
         lint(tried, SLEEPS.format(module="os", code="print('here')"))
         assert capsys.readouterr().out == ""
 
+    def test_one_that_does_not_fit_the_models_is_told_and_the_next_is_still_judged(self, tried):
+        misfit = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True)),
+            migrations.RemoveField("order", "nothing")]"""
+        seen = trace(tried, misfit, ADD_PAID, "stage = Stage.POST_DEPLOY\n" + ADD_PAID.replace("paid", "late"))
+        assert [[one.rule.id for one in judge(each)] for each in seen] == [["E301"], [], []]
+        assert seen[0].up.failure.operation == 1
+        assert "'Remove field nothing from order' does not fit what comes before it: " in seen[0].up.failure.message
+        assert lint(tried, ADD_PAID, misfit.replace("order", "gone")) == [set(), {"E301"}]
+
+    def test_one_whose_backfill_is_not_declared_is_told(self, tried):
+        assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.none")]""", ADD_PAID) == [{"E301"}, set()]
+
+    def test_one_that_exits_does_not_end_the_linter(self, tried):
+        assert lint(tried, SLEEPS.format(module="sys", code="sys.exit(3)"), ADD_PAID) == [{"E301"}, set()]
+
+    def test_one_that_is_stopped_after_another_has_failed_is_told_for_itself(self, tried):
+        failing = SLEEPS.format(module="time", code="1 / 0")
+        seen = trace(tried, failing, SLEEPS.format(module="time", code="time.sleep(9)"), limit=0.3)
+        assert [one.message for one in judge(seen[1])] == [
+            "Nothing is known about this migration: It was stopped after 0.3 s, though it ran on tables without rows."
+        ]
+
+    def test_a_library_may_wrap_what_refuses_the_network(self, tried):
+        code = "urllib.request.urlopen('http://127.0.0.1:9/')"
+        assert lint(tried, SLEEPS.format(module="urllib.request", code=code)) == [{"W401"}]
+
     def test_one_that_needs_a_role_cannot_be_judged(self, tried):
         assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]
+
+    @pytest.mark.parametrize("atomic", ["", "atomic = False\n"])
+    @pytest.mark.parametrize(
+        "sql",
+        ["CREATE ROLE made_by_a_linter", "DO $$ BEGIN EXECUTE 'CREATE ' || 'ROLE made_by_a_linter'; END $$",
+         "COMMENT ON DATABASE template1 IS 'made_by_a_linter'", "DROP DATABASE IF EXISTS made_by_a_linter",
+         "GRANT CREATE ON DATABASE template1 TO pg_monitor"],
+    )  # fmt: skip
+    def test_one_that_changes_what_all_databases_share_is_stopped(self, tried, atomic, sql):
+        source = f"{atomic}operations = [migrations.RunSQL({sql!r}, migrations.RunSQL.noop)]"
+        assert lint(tried, source, ADD_PAID) == [{"W401"}, set()]
+        loader = loader_of(source)
+        with tried.cursor() as cursor:
+            cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        fill(tried, loader, sorted(loader.graph.nodes))
+        with tried.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_roles WHERE rolname = 'made_by_a_linter'")
+            assert cursor.rowcount == 0
+            cursor.execute("SELECT FROM pg_database WHERE datname = 'template1' AND datacl::text LIKE '%pg_monitor%'")
+            assert cursor.rowcount == 0
 
     def test_one_that_forgets_using_writes_to_the_scratch_database(self, tried):
         source = """

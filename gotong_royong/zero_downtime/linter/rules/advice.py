@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
+from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
 from gotong_royong.zero_downtime.operations import RunBackfill
@@ -24,8 +25,8 @@ NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
     condition="It needs what the scratch database has not, was stopped, or fails because another one before it does.",
     effect="Nothing is known about this migration: {why}",
     instead="""
-Give the scratch server what is missing (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its
-work without that.
+If another migration is named, correct that one first. Otherwise give the scratch server what is missing
+(ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
 """,
     bad="""
 operations = [
@@ -40,7 +41,7 @@ operations = [
 )
 def not_judged(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
-    if failure and trace.because_of:
+    if failure and trace.because_of and not failure.environment:
         why = f"{trace.because_of}, which it depends on, did not run. {failure.message}"
         yield Spot(trace.up, failure.operation, values={"why": why})
     elif failure and failure.environment:
@@ -52,10 +53,10 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
 @rule(
     "W402",
     "A waiver is not used",
-    condition="IgnoreRules names a rule that this migration does not break.",
-    effect="IgnoreRules waives {waived}, which this migration does not break.",
+    condition="IgnoreRules names a rule that this migration does not break, or that does not exist.",
+    effect="IgnoreRules waives {waived}, {why}",
     instead="""
-Remove the waiver, lest it hide something later.
+Remove the waiver, lest it hide something later, or name the rule that is meant.
 """,
     bad="""
 operations = [
@@ -138,17 +139,7 @@ operations = [
     migrations.RemoveIndex("order", "shop_order_created"),
 ]
 """,
-    good="""
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        sql="DROP INDEX CONCURRENTLY IF EXISTS shop_order_created",
-        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS shop_order_created ON shop_order (created)",
-        state_operations=[migrations.RemoveIndex("order", "shop_order_created")],
-    ),
-]
-""",
+    good=f"{NOT_ATOMIC}\noperations = [\n{DROP_CREATED}]",
 )
 def index_dropped(trace: Trace) -> Iterator[Spot]:
     new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104"}}
@@ -159,6 +150,47 @@ def index_dropped(trace: Trace) -> Iterator[Spot]:
             is_gone = isinstance(before, Index) and not before.constraint and change.after is None
             if is_gone and not others and change.name not in new and lock and lock.mode == STRONGEST:
                 yield Spot(passed, None, statement, change.table, lock, {"name": change.name})
+
+
+NEW_INDEX = """\
+    migrations.RunSQL(
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_created_number ON shop_order (created, number)",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_created_number",
+        state_operations=[
+            migrations.AddIndex("order", models.Index(fields=["created", "number"], name="order_created_number")),
+        ],
+    ),
+"""
+
+
+@rule(
+    "W417",
+    "An index goes before the one that replaces it is there",
+    condition="A statement drops an index, and a later one, in another transaction, builds one that begins with the "
+    "same column; no other index does.",
+    effect="Until {name} is built, which takes longer the more rows {table} has, queries by {column} read the whole "
+    "table: {old} is gone already.",
+    instead="""
+Build {name} first, if need be under another name than {old}, and drop {old} once it is there.
+""",
+    bad=f"{NOT_ATOMIC}\noperations = [\n{DROP_CREATED}{NEW_INDEX}]",
+    good=f"{NOT_ATOMIC}\noperations = [\n{NEW_INDEX}{DROP_CREATED}]",
+)
+def index_gone_too_early(trace: Trace) -> Iterator[Spot]:
+    gone: dict[tuple[str, str], tuple[str, int]] = {}
+    for statement in trace.up.statements:
+        for change in statement.changes:
+            old, new = change.before, change.after
+            if isinstance(old, Index) and new is None:
+                gone[change.table, old.columns[0]] = change.name, statement.transaction
+            elif isinstance(new, Index) and old is None and change.table in trace.tables:
+                column = new.columns[0]
+                name, transaction = gone.get((change.table, column), ("", statement.transaction))
+                others = [index for index in trace.tables[change.table].indexes.values() if index.name != change.name]
+                serve = any(one.valid and not one.partial and one.columns[0] == column for one in others)
+                if transaction != statement.transaction and column and not serve:
+                    values = {"name": change.name, "column": column, "old": name}
+                    yield Spot(trace.up, None, statement, change.table, None, values)
 
 
 @rule(
@@ -186,7 +218,6 @@ def null_allowed(trace: Trace) -> Iterator[Spot]:
             yield spot(trace, change, column=change.name)
 
 
-NEXT = "\n# the next one\n"
 ADD_CODE = """\
 operations = [
     migrations.AddField("order", "code", models.IntegerField(null=True)),
@@ -237,20 +268,21 @@ class Migration(migrations.Migration):
     good=NEXT.join([ADD_CODE, FILL_CODE, INDEX_CODE]),
 )
 def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
-    tables = {table.name: table for table in trace.catalog.values()}
     filled: dict[tuple[str, str], Statement | None] = dict.fromkeys(backfilled(trace))
     for one in trace.up.statements:
-        if (places := set(set_by(one))) <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
-            filled |= dict.fromkeys(places, one)
+        if (
+            places := dict.fromkeys(set_by(one), one)
+        ).keys() <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
+            filled |= places
     for (table, column), statement in filled.items():
         index, other = trace.indexed.get((table, column), ("", ""))
-        if table in tables and index in tables[table].indexes:
+        if table in trace.tables and index in trace.tables[table].indexes:
             yield Spot(trace.up, None, statement, table, None, {"column": column, "name": index, "other": other})
 
 
 def backfilled(trace: Trace) -> Iterator[tuple[str, str]]:
     """Yield the tables and columns that the backfills of the migration say they change."""
-    for operation in trace.migration.operations:
+    for operation in () if trace.up.failure else trace.migration.operations:
         if type(operation) is RunBackfill:
             declaration = declared(operation.name)
             meta = trace.written.named(declaration.model)._meta

@@ -1,5 +1,6 @@
 """Examples that serve several rules: bodies of migrations, which only what stands before them makes bad or good."""
 
+NEXT = "\n# the next one\n"
 NOT_ATOMIC = "atomic = False\n"
 POST_DEPLOY = "stage = Stage.POST_DEPLOY\n"
 
@@ -20,6 +21,18 @@ ADD_PAID = """
 operations = [
     migrations.AddField("order", "paid", models.BooleanField(null=True)),
 ]
+"""
+DB_DEFAULT = """
+operations = [
+    migrations.AddField("order", "paid", models.BooleanField(db_default=False)),
+]
+"""
+DROP_CREATED = """\
+    migrations.RunSQL(
+        sql="DROP INDEX CONCURRENTLY IF EXISTS shop_order_created",
+        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS shop_order_created ON shop_order (created)",
+        state_operations=[migrations.RemoveIndex("order", "shop_order_created")],
+    ),
 """
 TWO_TABLES = """
 operations = [

@@ -13,7 +13,14 @@ from django.db import models
 from gotong_royong.zero_downtime.linter.differences import unique_in
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import CHECK_NOT_VALID, NOT_ATOMIC, POST_DEPLOY, UNIQUE_INDEX
+from gotong_royong.zero_downtime.linter.rules.examples import (
+    CHECK_NOT_VALID,
+    DB_DEFAULT,
+    NEXT,
+    NOT_ATOMIC,
+    POST_DEPLOY,
+    UNIQUE_INDEX,
+)
 from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
 
 AFTER_THE_DEPLOY = """
@@ -82,7 +89,7 @@ def spot(trace: Trace, change: Change, **values: Any) -> Spot:
 @rule(
     "E201",
     "A table goes that running code uses",
-    condition="A table that a model of the running code names is dropped or renamed.",
+    condition="A table that a model of the running code names is dropped, or renamed without another in its place.",
     effect="Every query of the running code on {table} fails: it is {what}.",
     instead=AFTER_THE_DEPLOY
     + """
@@ -105,13 +112,14 @@ operations = [
 """,
 )
 def table_gone(trace: Trace) -> Iterator[Spot]:
-    for change, _ in known_changes(trace):
+    for change, known in known_changes(trace):
         if isinstance(change.before, Table):
-            renamed = isinstance(change.after, Table)
-            if renamed and change.after and change.after.name == change.before.name:
+            name, after = change.before.name, change.after
+            now = trace.tables.get(name)
+            if isinstance(after, Table) and now and known.keys() <= now.columns.keys():
                 continue
-            what = f"renamed to {change.after.name}" if renamed and change.after else "dropped"
-            yield spot(trace, change._replace(table=change.before.name), what=what)
+            what = f"renamed to {after.name}" if isinstance(after, Table) else "dropped"
+            yield spot(trace, change._replace(table=name), what=what)
 
 
 @rule(
@@ -163,11 +171,7 @@ operations = [
     migrations.AddField("order", "paid", models.BooleanField(default=False)),
 ]
 """,
-    good="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(db_default=False)),
-]
-""",
+    good=DB_DEFAULT,
 )
 def required_column(trace: Trace) -> Iterator[Spot]:
     for change, known in known_changes(trace):
@@ -299,6 +303,36 @@ def label_gone(trace: Trace) -> Iterator[Spot]:
     for type_, label in trace.up.enums:
         statement = next((s for s in trace.up.statements if type_ in s.sql), None)
         yield Spot(trace.up, None, statement, "", None, {"type": type_, "label": label})
+
+
+DROP_DEFAULT = """
+operations = [
+    migrations.AlterField("order", "paid", models.BooleanField(default=False)),
+]
+"""
+
+
+@rule(
+    "E208",
+    "A default goes that running code relies on",
+    condition="A column loses its default or identity in the database, and the running code does not write it itself: "
+    "its field has db_default, or it has no field and is NOT NULL.",
+    effect="The running code leaves {column} of {table} to the database, which no longer knows what to write: its "
+    "INSERTs fail, or leave it NULL.",
+    instead="""
+Ship the code that writes {column} itself (default=… in the model, and the column as it is), and drop the default in a
+migration with stage = Stage.POST_DEPLOY.
+""",
+    bad=NEXT.join([DB_DEFAULT, DROP_DEFAULT]),
+    good=NEXT.join([DB_DEFAULT, POST_DEPLOY + DROP_DEFAULT]),
+)
+def default_gone(trace: Trace) -> Iterator[Spot]:
+    for change, known in known_changes(trace):
+        old, new = change.before, change.after
+        if isinstance(old, Column) and isinstance(new, Column) and old.fills_itself and not new.fills_itself:
+            field = known.get(change.name)
+            if field.db_returning if field else new.not_null:
+                yield spot(trace, change, column=change.name)
 
 
 @rule(

@@ -234,9 +234,8 @@ operations = [
 """,
 )
 def other_type(trace: Trace) -> Iterator[Spot]:
-    tables = {table.name: table for table in trace.catalog.values()}
     for table, key in new_constraints(trace, "f"):
-        match, target = REFERENCES.search(key.definition), tables.get(key.target or "")
+        match, target = REFERENCES.search(key.definition), trace.tables.get(key.target or "")
         if match and target and len(key.columns) == 1 and match["column"].strip('"') in target.columns:
             types = table.columns[key.columns[0]].type, target.columns[match["column"].strip('"')].type
             if types[0] != types[1]:

@@ -10,6 +10,7 @@ from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rows import ROWS
 from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_lock, statements
+from gotong_royong.zero_downtime.operations import RunBackfill
 
 MOVED_TO_ITS_OWN = """
 Put it into a migration of its own, which depends on this one, so that {lock} on {table} is let go before.
@@ -113,8 +114,9 @@ operations = [
     "A whole table is changed in one transaction",
     condition="A statement changes rows that it finds by reading a whole table of before, or code in a transaction "
     "changes more rows, one by one, the more there are.",
-    effect="Each row stays locked until the transaction ends, so whoever writes one of them waits for all, and the "
-    "table grows by a copy of itself: {statement}",
+    effect="The transaction takes longer the more rows there are. Until it ends, whoever writes one of the rows of "
+    "{table} that it wrote, or inserts the same key, waits, and no vacuum clears away what anybody leaves behind, so "
+    "that tables grow: {statement}",
     instead="""
 atomic = False
 
@@ -122,7 +124,7 @@ def fill(apps, schema_editor):
     rows = apps.get_model("{app}", "{model}").objects.using(schema_editor.connection.alias).order_by("pk")
     last = None
     while keys := list((rows.filter(pk__gt=last) if last else rows).values_list("pk", flat=True)[:1000]):
-        rows.filter(pk__gte=keys[0], pk__lte=keys[-1]).update(...)  # commits on its own
+        rows.filter(pk__gte=keys[0], pk__lte=keys[-1]).update(...)  # or delete(), or bulk_create for them; it commits
         last = keys[-1]
 
 operations = [migrations.RunPython(fill, migrations.RunPython.noop)]
@@ -150,7 +152,12 @@ operations = [
 def whole_table(trace: Trace) -> Iterator[Spot]:
     told = set()
     for passed, statement in statements(trace):
-        if statement.writes and statement.scans and not any(cause(statement, table) for table in statement.scans):
+        if (
+            statement.writes
+            and statement.scans
+            and not any(cause(statement, table) for table in statement.scans)
+            and not in_batches(trace, statement.operation)
+        ):
             table = statement.writes[0]
             if (passed.direction, statement.sql) not in told:
                 told.add((passed.direction, statement.sql))
@@ -159,9 +166,16 @@ def whole_table(trace: Trace) -> Iterator[Spot]:
         yield from row_by_row(trace)
 
 
+def in_batches(trace: Trace, number: int) -> bool:
+    """Whether that operation, which is done all at once here, commits batch by batch where there are many rows."""
+    return isinstance(trace.migration.operations[number], RunBackfill)
+
+
 def row_by_row(trace: Trace) -> Iterator[Spot]:
     """Yield the operations that changed as many rows more as there were more, when they ran where there were some."""
     for passed, number in product(trace.passes, range(len(trace.migration.operations))):
+        if in_batches(trace, number):
+            continue
         sent = [one for one in passed.statements if one.operation == number and one.transaction >= 0]
         rehearsed = [one for one in sent if one.rehearsed and one.rows]
         more = sum(one.rows for one in rehearsed) - sum(one.rows for one in sent if not one.rehearsed)
@@ -194,7 +208,7 @@ def schema_and_data(trace: Trace) -> Iterator[Spot]:
     strong = next((s for s in trace.up.statements if s.changes or any(lock.blocks for lock in s.takes)), None)
     data = [
         number
-        for number, operation in enumerate(trace.migration.operations)
+        for number, operation in trace.operations
         if isinstance(operation, RunPython) and operation.code is not RunPython.noop
     ]
     data += [s.operation for s in trace.up.statements if s.writes and not s.changes]

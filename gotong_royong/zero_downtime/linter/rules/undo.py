@@ -2,17 +2,21 @@
 
 import dis
 import re
+import sys
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from django.apps import apps
+from django.apps.registry import Apps
 from django.db import models
 from django.db.migrations import RunPython, SeparateDatabaseAndState
 from django.db.migrations.operations.special import RunSQL
 
+from gotong_royong.zero_downtime.exceptions import UnknownBackfill
 from gotong_royong.zero_downtime.linter.differences import differences
-from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Table, Trace, changes
+from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Constraint, Table, Trace, changes
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import NOT_ATOMIC, PAID, SEQUENCE
 
@@ -60,9 +64,10 @@ operations = [
     good=SEQUENCE,
 )
 def irreversible(trace: Trace) -> Iterator[Spot]:
-    for number, operation in enumerate(trace.migration.operations):
-        if not operation.reversible:
-            yield Spot(trace.up, number, values={"operation": type(operation).__name__})
+    for number, operation in trace.operations:
+        with suppress(UnknownBackfill):  # for which the migration fails
+            if not operation.reversible:
+                yield Spot(trace.up, number, values={"operation": type(operation).__name__})
 
 
 @rule(
@@ -106,6 +111,8 @@ def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
     left = {oid: table for oid, table in trace.up.after.items() if oid not in trace.down.before}
     left |= trace.down.after
     for change in changes(_nameless(trace.up.before), _nameless(left)):
+        if isinstance(change.after, Constraint) and change.before and change.after.valid:
+            continue  # a constraint that was not valid is so now: that does not want to be undone
         where = change.table if change.kind == "table" else f"{change.name} of {change.table}"
         what = f"{change.kind} {where} is {_became(change)}"
         yield Spot(trace.down, None, table=change.table, values={"what": what})
@@ -116,9 +123,9 @@ def _nameless(catalog: Catalog) -> dict[str, Table]:
     return {
         table.name: table._replace(
             constraints={
-                key: constraint._replace(name=key)
+                key: constraint._replace(name=key, definition=key)
                 for constraint in table.constraints.values()
-                for key in [constraint.definition]
+                for key in [constraint.definition.removesuffix(" NOT VALID")]
             },
             indexes={
                 key: index._replace(name=key, definition=key)
@@ -128,10 +135,6 @@ def _nameless(catalog: Catalog) -> dict[str, Table]:
         )
         for table in catalog.values()
     }
-
-
-def _by_name(catalog: Catalog) -> dict[str, Table]:
-    return {table.name: table for table in catalog.values()}
 
 
 def _became(change: Change) -> str:
@@ -198,7 +201,7 @@ def halves_disagree(trace: Trace) -> Iterator[Spot]:
     if trace.up.failure or not raw:
         return
     says_all = any(one.state_operations for one in raw)
-    tables, tables_before = _by_name(trace.catalog), _by_name(trace.up.before)
+    tables, tables_before = trace.tables, {table.name: table for table in trace.up.before.values()}
     changed = {change.table for change in trace.up.changes}
     for name in sorted(trace.written.changed_since(trace.code_before) | (changed & trace.written.keys())):
         if (model := trace.written[name])._meta.managed:
@@ -212,7 +215,7 @@ def halves_disagree(trace: Trace) -> Iterator[Spot]:
 @rule(
     "E307",
     "RunPython uses a model as it is today",
-    condition="The function of a RunPython imports a model instead of asking apps.get_model for it.",
+    condition="The function of a RunPython imports a model or asks django.apps for it, not the apps that it is given.",
     effect="{function} uses {models} from the code as it is today, not as it was when the migration was written: once "
     "a field is added or removed there, this migration fails on every new database.",
     instead="""
@@ -240,35 +243,54 @@ operations = [
 """,
 )
 def real_model(trace: Trace) -> Iterator[Spot]:
-    for number, operation in enumerate(trace.migration.operations):
+    for number, operation in trace.operations:
         if isinstance(operation, RunPython):
             for function in (operation.code, operation.reverse_code):
-                if found := sorted(_models_of(function, set()), key=lambda model: model._meta.label):
-                    names = ", ".join(model.__name__ for model in found)
-                    values = {"function": getattr(function, "__name__", "it"), "models": names}
-                    yield Spot(trace.up, number, values={**values, "label": found[0]._meta.label})
+                if found := sorted(set(_todays(function, set()))):
+                    values = {"function": getattr(function, "__name__", "it"), "label": found[0]}
+                    yield Spot(trace.up, number, values={**values, "models": ", ".join(found)})
 
 
-def _models_of(function: Any, seen: set[Any]) -> set[type[models.Model]]:
-    """Return the models of the project that a function names, itself or through functions of its own module."""
+def _todays(function: Any, seen: set[Any]) -> Iterator[str]:
+    """Yield the models of the project that a function uses, itself or through functions and classes of its module."""
+    if isinstance(function, type):
+        for one in vars(function).values():
+            yield from _todays(one, seen)
     if not isinstance(function, types.FunctionType) or function in seen:
-        return set()
+        return
     seen.add(function)
-    found: set[type[models.Model]] = set()
-    module = ""
-    for instruction in dis.get_instructions(function):
-        name = str(instruction.argval)
+    for value in _named(function.__code__, function.__globals__):
+        if isinstance(value, type) and issubclass(value, models.Model) and value._meta.apps is apps:
+            yield value._meta.label
+        elif value == apps.get_model:
+            yield "app.Model"
+        elif getattr(value, "__module__", None) == function.__module__:
+            yield from _todays(value, seen)
+
+
+def _named(code: types.CodeType, known: dict[str, Any]) -> Iterator[Any]:
+    """Yield the objects that code names, also as attributes of modules, or imports.
+
+    Args:
+        known: the globals of the code's module.
+    """
+    module, value = "", None
+    for instruction in dis.get_instructions(code):
+        name = instruction.argval
         if instruction.opname == "IMPORT_NAME":
             module = name
         elif instruction.opname == "IMPORT_FROM":
-            found |= {model for model in apps.get_models() if (model.__module__, model.__name__) == (module, name)}
+            value = getattr(sys.modules.get(module), name, None)
         elif instruction.opname == "LOAD_GLOBAL":
-            value = function.__globals__.get(name)
-            if isinstance(value, type) and issubclass(value, models.Model) and value._meta.apps is apps:
-                found.add(value)
-            elif getattr(value, "__module__", None) == function.__module__:
-                found |= _models_of(value, seen)
-    return found
+            value = known.get(name)
+        elif instruction.opname in {"LOAD_ATTR", "LOAD_METHOD"} and isinstance(value, types.ModuleType | Apps):
+            value = getattr(value, name, None)
+        elif instruction.opname not in {"CACHE", "EXTENDED_ARG", "PRECALL", "PUSH_NULL"}:
+            value = None
+        yield value
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _named(inner, known)
 
 
 @rule(

@@ -1,6 +1,8 @@
 """Say what migrations lock, scan, rewrite and break, by running them in a scratch database."""
 
+import gc
 from argparse import ArgumentParser
+from contextlib import ExitStack
 from typing import Any
 
 from django.core.checks import ERROR, WARNING
@@ -10,6 +12,7 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime import mistakes
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
 from gotong_royong.zero_downtime.linter import lint, reports, selection
+from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
 
 FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.sarif}
@@ -44,19 +47,23 @@ class Command(mistakes.Plain):
         if options["rules"]:
             self.stdout.write(reports.document(), ending="")
             return
+        if options["explain"] and options["format"] != "text":
+            raise ZeroDowntimeError("--explain prints a table to read. Leave out --explain or --format.")
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
             raise ZeroDowntimeError(f"Database {connection.alias!r} is not PostgreSQL, whose locks are what is judged.")
-        loader = MigrationLoader(None)
-        chosen = self.chosen(loader, connection, options)
         found, seen = [], 0
-        with sigterm_like_ctrl_c():
-            for trace, broken in lint(connection, loader, chosen, note=self.note):
+        with ExitStack() as stack:
+            stack.callback(gc.unfreeze)
+            stack.enter_context(sigterm_like_ctrl_c())
+            with without_collecting():
+                loader = MigrationLoader(None)
+            for trace, broken in lint(connection, loader, self.chosen(loader, connection, options), note=self.note):
                 seen += 1
                 found += broken
                 if options["explain"]:
                     self.stdout.writelines(f"{line}\n" for line in reports.explanation(trace))
-                elif options["format"] == "text":
+                if options["format"] == "text":
                     self.stdout.writelines(f"{line}\n" for line in reports.text(broken, self.style))
         if options["format"] != "text":
             self.stdout.writelines(f"{line}\n" for line in FORMATS[options["format"]](found))

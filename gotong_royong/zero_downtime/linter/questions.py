@@ -1,0 +1,90 @@
+"""What is asked of the catalog, the locks and the statistics of PostgreSQL, and what do the answers mean?
+
+A session plans once what it is asked after every statement: planning takes longer than answering, and the cursors of
+Django prepare nothing.
+"""
+
+from typing import Any
+
+from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table
+
+ALL = """
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 't' AND c.oid >= 16384
+      AND nspname NOT IN ('pg_toast', 'information_schema')
+"""
+OIDS = f"SELECT c.oid::bigint {ALL}"
+DESCRIBED = f"""
+    SELECT c.oid::bigint, CASE nspname WHEN current_schema() THEN '' ELSE nspname || '.' END || relname,
+        pg_relation_filenode(c.oid)::bigint,
+        (SELECT json_agg(json_build_array(attname, format_type(atttypid, atttypmod), attnotnull,
+                pg_get_expr(adbin, adrelid), attidentity <> '', attgenerated <> '') ORDER BY attnum)
+         FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+         WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+        (SELECT json_agg(json_build_array(conname, contype, convalidated, pg_get_constraintdef(k.oid),
+                (SELECT json_agg(attname ORDER BY place) FROM unnest(conkey) WITH ORDINALITY AS u (attnum, place)
+                 JOIN pg_attribute a USING (attnum) WHERE a.attrelid = conrelid), target.relname))
+         FROM pg_constraint k LEFT JOIN pg_class target ON target.oid = confrelid
+         WHERE conrelid = c.oid AND contype IN ('c', 'f', 'p', 'u', 'x')),
+        (SELECT json_agg(json_build_array(i.relname, indisvalid, indisunique, indpred IS NOT NULL,
+                (SELECT json_agg(coalesce(attname, '') ORDER BY place)
+                 FROM unnest(indkey::int2[]) WITH ORDINALITY AS u (attnum, place)
+                 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.attnum WHERE place <= indnkeyatts),
+                pg_get_indexdef(indexrelid),
+                EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid AND conrelid = c.oid)))
+         FROM pg_index JOIN pg_class i ON i.oid = indexrelid WHERE indrelid = c.oid)
+    {ALL}
+"""  # noqa: S608
+TABLES = f"{DESCRIBED} ORDER BY c.oid"
+THESE_TABLES = f"{DESCRIBED} AND c.oid = ANY($1) ORDER BY c.oid"
+
+ENUMS = "SELECT typname::text, enumlabel::text FROM pg_enum JOIN pg_type t ON t.oid = enumtypid"
+
+REPORT = "pg_stat_force_next_flush()"  # at the end of the transaction
+REPORTS_SINCE = 150000
+COUNTS = """
+    pg_stat_get_xact_numscans({0}), pg_stat_get_xact_tuples_inserted({0}) + pg_stat_get_xact_tuples_updated({0})
+    + pg_stat_get_xact_tuples_deleted({0})
+"""
+COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  # noqa: S608
+
+# Tablespaces, roles and their members, databases, settings of these, comments and labels, origins, subscriptions,
+# rights to set parameters: the same for all databases (https://www.postgresql.org/docs/current/catalogs-overview.html).
+SHARED = "{1213, 1260, 1261, 1262, 2964, 2396, 3592, 6000, 6100, 6243}"
+# Only what initdb did not make: its tables have OIDs below. The first row is how often rows of SHARED were written.
+OBSERVE = f"""
+    SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint, {COUNTS.format("relation")}
+    FROM pg_locks LEFT JOIN pg_class ON oid = relation
+    WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
+      AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
+    UNION ALL SELECT 0, {{report}}, NULL, sum(scans)::bigint, sum(rows)::bigint
+    FROM (SELECT {COUNTS.format("oid")} FROM unnest('{{SHARED}}'::oid[]) AS oid) AS shared (scans, rows)
+    ORDER BY 1, 2
+"""  # noqa: S608
+
+TABLES_OF_WORDS = """
+    SELECT DISTINCT coalesce(indrelid, oid)::bigint FROM pg_class LEFT JOIN pg_index ON indexrelid = oid
+    WHERE relname = ANY(%s) AND relkind IN ('r', 'p', 'm', 'i', 'I')
+"""
+
+
+def prepare(server_version: int) -> str:
+    """Return statements after which a session answers to ``EXECUTE zero_downtime_observe`` and the others."""
+    questions = {
+        "observe": OBSERVE.format(report=f"{REPORT}::text" if server_version >= REPORTS_SINCE else "''", SHARED=SHARED),
+        "counted (oid[])": COUNTED,
+        "these_tables (oid[])": THESE_TABLES,
+    }
+    prepared = (f"PREPARE zero_downtime_{name} AS {question}" for name, question in questions.items())
+    return "; ".join(["DEALLOCATE ALL", *prepared])
+
+
+def table_of(name: str, node: int | None, columns: Any, constraints: Any, indexes: Any) -> Table:
+    """Make a table of what ``DESCRIBED`` returns after the OID."""
+    return Table(
+        name,
+        node,
+        {column[0]: Column(*column) for column in columns or ()},
+        {row[0]: Constraint._make([*row[:4], tuple(row[4] or ()), row[5]]) for row in constraints or ()},
+        {row[0]: Index._make([*row[:4], tuple(row[4] or ()), *row[5:]]) for row in indexes or ()},
+    )
