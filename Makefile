@@ -33,7 +33,7 @@ migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 
 test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
 	@$(PYTEST)
-	@[ -n "$$DATABASE_URL" ] || { echo; echo "The same on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not once"; }
+	@[ -n "$$DATABASE_URL" ] || { echo; echo "What depends on the server, on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not once"; }
 
 coverage: $(READY) ## run the tests once and say which lines no test reaches
 	@$(PYTEST) --cov

@@ -26,6 +26,9 @@ class Settings:
     BACKFILL_INLINE: int = 100_000
     """Rows, as the planner guesses, up to which a migration does a backfill itself, not leaving it to a worker."""
 
+    BACKFILL_WORKERS: int = 2
+    """How many workers of the queue go through one backfill at the same time."""
+
     BACKFILL_IGNORE: Collection[str] = ()
     """Which of ``backfills.throttle.REASONS`` do not hold a backfill back."""
 

@@ -17,9 +17,8 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from django.core.management.base import BaseCommand, OutputWrapper
-from django.db.models.functions import Now
 
-from gotong_royong.zero_downtime.backfills.steering import Progress
+from gotong_royong.zero_downtime.backfills.steering import AT_WORK, Progress
 from gotong_royong.zero_downtime.exceptions import counted
 from gotong_royong.zero_downtime.models import Backfill
 
@@ -293,7 +292,7 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
         out.write(f"  verified: no row was left to do at {row.verified_at:%Y-%m-%d %H:%M:%S} UTC")
     if row.error:
         out.write(f"  error: {row.error}", style.ERROR)
-    for part in row.ranges.filter(leased_until__gt=Now(), finished_at=None).order_by("number"):
+    for part in row.ranges.filter(AT_WORK).order_by("number"):
         out.write(f"  range {part.number} ({part.share:.0%}): {part.worker}")
     for aside in row.set_aside.order_by("pk")[:20]:
         out.write(f"  set aside: {aside}", style.WARNING)

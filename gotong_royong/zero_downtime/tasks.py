@@ -13,18 +13,28 @@ from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.worker import Worker
+from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.models import Backfill
 
 logger = logging.getLogger(__name__)
-Status = Backfill.Status
+OPEN = {Backfill.Status.PENDING, Backfill.Status.RUNNING}
 
 
 @app.task(name="zero_downtime.work_on_backfill", pass_context=False)
 def work_on_backfill(name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
-    """Go through a backfill until it has ended or is paused, together with whoever else is at it."""
+    """Go through a backfill until it has ended or is paused, together with whoever else is at it.
+
+    Asks another worker to help, and leaves it alone where enough are at it.
+    """
     try:
-        Worker(steering.find(name, alias)).run()
+        row = steering.find(name, alias)
+        others = steering.progress(row).workers
+        if row.status in OPEN and others < conf.BACKFILL_WORKERS:
+            worker = Worker(row)
+            if others + 1 < conf.BACKFILL_WORKERS:
+                nudge(name=name, alias=alias)
+            worker.run()
     except ZeroDowntimeError as error:  # it is written down with the backfill, too
         logger.warning("%s", error)
     finally:
@@ -35,7 +45,7 @@ def work_on_backfill(name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
 @app.task(name="zero_downtime.look_for_backfills", queueing_lock="zero_downtime.look_for_backfills")
 def look_for_backfills(timestamp: int) -> None:
     """Take up what nobody is at: a backfill whose task got lost, or whose worker died."""
-    for row in Backfill.objects.filter(status__in=[Status.PENDING, Status.RUNNING]):
+    for row in Backfill.objects.filter(status__in=OPEN):
         if not steering.progress(row).workers:
             nudge(name=row.name, alias=DEFAULT_DB_ALIAS)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections, transaction
 from django.db.models import Avg, Count, F, Max, Q, Sum
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
@@ -18,6 +19,9 @@ from gotong_royong.zero_downtime.models import Backfill, SetAside
 
 Status = Backfill.Status
 EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+
+# As in ``ranges.CLAIM``: a look for what is left has a long lease, so a session that is gone does not count.
+AT_WORK = Q(finished_at=None, leased_until__gt=Now(), backend__in=RawSQL("SELECT pid FROM pg_stat_activity", ()))
 
 
 pending = Signal()
@@ -180,10 +184,9 @@ def progress(row: Backfill) -> Progress:
     """Return how far the backfill is; ``remaining`` is a guess from the sweep that it is in, or None."""
     ranges = row.ranges.using(row._state.db)
     all_of_them = ranges.aggregate(rows=Sum("rows_done"), batches=Sum("batches"), longest=Max("longest_batch"))
-    at_work = Q(finished_at=None, leased_until__gt=Now())
     here = ranges.filter(sweep=row.sweep).aggregate(
         share=Avg("share", filter=Q(number__gt=0)),
-        workers=Count("worker", filter=at_work, distinct=True),
+        workers=Count("worker", filter=AT_WORK, distinct=True),
         now=Max(Now()),  # by the server's clock, which also said when it began
     )
     ended: datetime | None = row.finished_at or here["now"] or row.started_at

@@ -157,6 +157,26 @@ def test_workers_killed_at_random_moments(users, ask):
     each_was_done_once(ask)
 
 
+def test_a_worker_killed_while_it_looks_for_what_is_left_is_not_at_it(users, ask):
+    """Its lease is long, for it may read a large table in silence; but its session is gone."""
+
+    def wait_for(workers):
+        deadline = time.monotonic() + 30
+        while steering.progress(steering.find(NAME, users.alias)).workers != workers:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with psycopg.connect(**conninfo(users)) as other:
+        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        worker = process(users)
+        wait_for(1)
+        worker.kill()
+        worker.wait()
+    wait_for(0)
+    assert process(users).wait(60) == 0
+    each_was_done_once(ask)
+
+
 # What Python imports before all else: the clocks of the machine are wrong by so many seconds.
 SKEW = """
 import datetime, os, sys, time

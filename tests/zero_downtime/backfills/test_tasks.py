@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from django.conf import settings as project
@@ -13,6 +14,9 @@ from tests.zero_downtime.test_executor import environment
 
 NAME = "accounts.populate_markov_user_ids"
 LEFT = "SELECT count(*) FROM users WHERE markov_user_id IS NULL"
+FILL = """
+    INSERT INTO users (username, email, password_hash) SELECT i, i, repeat('x', 99) FROM generate_series(3001, 200000) i
+"""
 ENQUEUED = "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'zero_downtime.work_on_backfill'"
 
 
@@ -50,6 +54,28 @@ def test_a_worker_takes_up_what_is_left_to_it(users, ask):
     worker(users)
     assert ask(LEFT) == 0
     assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+
+
+@pytest.mark.once
+def test_two_workers_of_the_queue_share_a_backfill(users, ask):
+    manage(users, "migrate", "procrastinate")
+    ask(FILL)
+    environ = {**environment(users), "BACKFILL_QUEUE": "1"}
+    command = [sys.executable, "manage.py", "procrastinate", "worker"]
+    workers = [subprocess.Popen(command, env=environ, cwd=project.BASE_DIR, stderr=subprocess.PIPE) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        manage(users, "backfill", "pause", NAME)
+        manage(users, "backfill", "resume", NAME)
+        while steering.find(NAME, users.alias).status != Backfill.Status.SUCCEEDED:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for each in workers:
+            each.terminate()
+        told = [each.communicate(timeout=30)[1] for each in workers]
+    assert ask(LEFT) == 0
+    assert ask("SELECT count(DISTINCT worker) FROM zero_downtime_backfill_range WHERE number > 0") == 2, told
 
 
 def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, ask):
