@@ -20,19 +20,16 @@ from gotong_royong.zero_downtime.backfills import ranges, statements, steering
 from gotong_royong.zero_downtime.backfills.changes import Changes, is_lost
 from gotong_royong.zero_downtime.backfills.declarations import declared, model_of
 from gotong_royong.zero_downtime.backfills.ranges import LetGo
-from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES, Work
+from gotong_royong.zero_downtime.backfills.sizes import AMONG_OTHERS, FIRST, FIRST_IN_PYTHON, LARGEST, TARGET, Size
+from gotong_royong.zero_downtime.backfills.statements import KEYS, STRIPES, Work
 from gotong_royong.zero_downtime.backfills.throttle import APPLICATION, Throttle
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted, summary
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
-TARGET = 0.2  # seconds that a batch shall take
 LONGEST = 4  # times that, after which its statement is canceled
 SMALLEST = 5.0  # seconds after which that of the smallest batch is
 LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
-FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
-FIRST_IN_PYTHON = 16  # rows, or blocks: who knows how long each takes
-LARGEST = {KEYS: 100_000, PHYSICAL: ranges.BLOCKS, STRIPES: ranges.BLOCKS}
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
 
@@ -67,14 +64,21 @@ class Worker:
         self.changes = Changes(row, Work(declaration, model or model_of(declaration), self.alias))
         self.table = self.connection.ops.quote_name(self.work.model._meta.db_table)
         self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
-        self.size = 0  # of the next batch: blocks or rows, as the order is
-        self.some = FIRST_IN_PYTHON if self.in_python else LEFT // 4  # rows that are changed next by their keys
+        self.some = Size(FIRST_IN_PYTHON if self.in_python else LEFT // 4, LARGEST[KEYS])
+        self._sizes = {
+            order: Size(FIRST_IN_PYTHON if self.in_python else first, LARGEST[order]) for order, first in FIRST.items()
+        }
         self._said = ""
         self._lost_at: float | None = None
 
     @property
     def work(self) -> Work:
         return self.changes.work
+
+    @property
+    def size(self) -> Size:
+        """How many blocks or rows the next batch has; ``some`` is for rows that are changed by their keys."""
+        return self._sizes[self.row.order]
 
     @property
     def in_python(self) -> bool:
@@ -106,7 +110,6 @@ class Worker:
                 steering.become(self.row, Backfill.Status.RUNNING, order=order, started_at=self.row.started_at or Now())
         if self.row.status != Backfill.Status.RUNNING:
             return False
-        self.size = self.size or (self.some if self.in_python else FIRST[self.row.order])
         if part := ranges.claim(self.connection, self.row):
             self._go_through(part)
         elif self.row.ranges.filter(sweep=self.row.sweep, finished_at=None).exists():
@@ -131,12 +134,13 @@ class Worker:
 
     def _take_fewer(self) -> None:
         """Make the next batch smaller, for the session of the last one was ended."""
-        if self.size == self.some == 1:
+        if self.size.now == self.some.now == 1:
             raise BackfillFailed(
                 f"Its process did not use the database for more than {ranges.LEASE:g} s over a single row, which stays "
                 "locked meanwhile. Let it do there only what is quick."
             )
-        self.size, self.some = max(1, self.size // 8), max(1, self.some // 8)
+        self.size.divide(8)
+        self.some.divide(8)
 
     def _or_fail(self, action: Callable[[], Any]) -> Any:
         """Do something; where it fails for good, write that down, so that all workers stop."""
@@ -232,10 +236,10 @@ class Worker:
         """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took."""
         at = 0
         while at < len(keys) and not self.stop():
-            some = keys[at : at + self.some]
+            some = keys[at : at + self.some.now]
             rows, seconds = self._change_some(part, some, cursor)
             at += len(some)
-            self.some = max(1, min(LARGEST[KEYS], int(self.some * self._factor(seconds))))
+            self.some.follow(len(some), seconds, self._target())
             yield rows, seconds
 
     def _change_some(self, part: BackfillRange, keys: Sequence[Any], cursor: Any) -> tuple[int, float]:
@@ -282,7 +286,7 @@ class Worker:
     def _walk_blocks(self, part: BackfillRange) -> None:
         at = part.lower if part.cursor is None else part.cursor
         while at < part.upper and not self.stop():
-            end = min(at + self.size, part.upper)
+            end = min(at + self.size.now, part.upper)
             batches = statements.batches_in(at, end, striped=self.row.order == STRIPES)
             slowest: float | None = 0.0
             for number, (lower, upper, stripe) in enumerate(batches, 1):
@@ -293,10 +297,10 @@ class Worker:
                 if slowest is None:
                     break
             if slowest is not None:
+                self.size.follow(end - at, slowest, self._target())
                 at = end
-                self._adapt(slowest)
             elif end - at > 1:
-                self.size = (end - at) // 2
+                self.size.now = (end - at) // 2
             else:
                 self._go_on_at(part, end)
                 at = end
@@ -305,7 +309,7 @@ class Worker:
         """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""
         at = part.lower if part.cursor is None else part.cursor
         while at < part.upper and not self.stop():
-            end, took = min(at + self.size, part.upper), 0.0
+            end, took = min(at + self.size.now, part.upper), 0.0
             here = statements.in_blocks(self.work.model, at, end, None)
             keys = statements.keys_of(self.work, here, part.partition, lock=False)
             for _, seconds in self._change_by_keys(part, keys, at):
@@ -313,8 +317,8 @@ class Worker:
                 self.throttle.hold_back(seconds, self._say, self.stop)
             if not self.stop():
                 self._go_on_at(part, end)
+                self.size.follow(end - at, took, self._target())
                 at = end
-                self._adapt(took)
 
     def _change_at(self, part: BackfillRange, here: Any, to: int, size: int) -> float | None:
         """Do a batch; return the seconds that it took, or None if it got no lock or took too long."""
@@ -346,8 +350,8 @@ class Worker:
         done = part.rows_done
 
         def batch() -> tuple[Any, int]:
-            with self._batch(part, self.size):
-                end = statements.key_at(self.work, at, part.upper, self.size)
+            with self._batch(part, self.size.now):
+                end = statements.key_at(self.work, at, part.upper, self.size.now)
                 rows = self.changes.of(statements.in_keys(self.work.model, at, end or part.upper))
                 share = 1.0 if end is None else min(0.99, (done + rows) / self._rows_in_a_range)
                 seconds = time.monotonic() - started
@@ -363,13 +367,14 @@ class Worker:
                     raise
                 if time.monotonic() - since > conf.PATIENCE:
                     raise BackfillFailed("Somebody keeps the next row locked. End that session.") from error
-                self.size = max(1, self.size // 2)
+                self.size.divide(2)
                 time.sleep(POLL)
                 continue
             finished = end is None
             at, done, since = end, done + rows, time.monotonic()
-            self._adapt(time.monotonic() - started)
-            self.throttle.hold_back(time.monotonic() - started, self._say, self.stop)
+            took = time.monotonic() - started
+            self.size.follow(rows if finished else self.size.now, took, self._target())
+            self.throttle.hold_back(took, self._say, self.stop)
 
     @cached_property
     def _rows_in_a_range(self) -> float:
@@ -377,11 +382,8 @@ class Worker:
         rows = table.rows if table and table.rows else 1
         return rows / max(1, self.row.ranges.filter(sweep=self.row.sweep, number__gt=0).count())
 
-    def _factor(self, seconds: float) -> float:
-        return min(2.0, max(0.5, self.target / max(seconds, 0.001)))
-
-    def _adapt(self, seconds: float) -> None:
-        self.size = max(1, min(int(self.size * self._factor(seconds)), LARGEST[self.row.order]))
+    def _target(self) -> float:
+        return min(self.target, AMONG_OTHERS) if self.throttle.advice.reason else self.target
 
     def _say(self, reason: str) -> None:
         if reason != self._said:

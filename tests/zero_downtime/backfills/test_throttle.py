@@ -31,6 +31,24 @@ def test_half_speed_while_others_are_at_work(skills, settings):
         assert look(skills) == (False, "")
 
 
+def test_batches_are_short_while_others_are_at_work(skills, fill, declare, run):
+    """Each row takes a millisecond, so that what a batch takes is how many rows it has."""
+
+    def process(self, batch):
+        time.sleep(0.001 * len(batch))
+        batch.update(description="")
+
+    fill(4_000)
+    row = run(name := declare(process=process), at_full_speed=False)
+    alone = steering.progress(row).batches
+    with skills.cursor() as cursor:
+        cursor.execute("UPDATE skills SET description = NULL")
+    steering.retry(row)
+    with load(conninfo(skills), "SELECT 1"):
+        row = run(name, at_full_speed=False)
+    assert steering.progress(row).batches > 2 * alone
+
+
 def test_the_sessions_of_a_run_are_no_others(skills, fill, declare, settings):
     settings.ZERO_DOWNTIME_BACKFILL_INLINE = 10
     fill(3_000)

@@ -1,0 +1,30 @@
+"""How large is the next batch, so that it takes as long as it shall?"""
+
+from gotong_royong.zero_downtime.backfills.ranges import BLOCKS
+from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES
+
+TARGET = 0.2  # seconds that a batch shall take
+AMONG_OTHERS = 0.05  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
+
+FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
+FIRST_IN_PYTHON = 16  # rows, or blocks: who knows how long each takes
+LARGEST = {KEYS: 100_000, PHYSICAL: BLOCKS, STRIPES: BLOCKS}
+
+
+class Size:
+    """A number of rows or blocks that follows the time that they took: ``now`` is that of the next batch."""
+
+    def __init__(self, first: int, largest: int) -> None:
+        self.now, self.largest = first, largest
+
+    def follow(self, done: int, seconds: float, target: float) -> None:
+        """Have so many next that they take about ``target`` seconds, after ``done`` took ``seconds``.
+
+        Where fewer than it is now were left to be done, that they were quick says nothing.
+        """
+        factor = min(2.0, max(0.5, target / max(seconds, 0.001)))
+        if factor <= 1 or done >= self.now:
+            self.now = max(1, min(int(done * factor), self.largest))
+
+    def divide(self, by: int) -> None:
+        self.now = max(1, self.now // by)
