@@ -270,9 +270,8 @@ class Migration(migrations.Migration):
 def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
     filled: dict[tuple[str, str], Statement | None] = dict.fromkeys(backfilled(trace))
     for one in trace.up.statements:
-        if (
-            places := dict.fromkeys(set_by(one), one)
-        ).keys() <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
+        places = dict.fromkeys(set_by(one), one)
+        if places.keys() <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
             filled |= places
     for (table, column), statement in filled.items():
         index, other = trace.indexed.get((table, column), ("", ""))
