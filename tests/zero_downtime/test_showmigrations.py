@@ -190,11 +190,11 @@ def test_a_ledger_that_may_not_be_read(scratch, package, show):
             cursor.execute(f"RESET ROLE; DROP OWNED BY {reader}; DROP ROLE {reader}")
 
 
-def test_another_vendors_database(package, django_db_blocker, capsys):
+def test_another_vendors_database(package, django_db_blocker, capsys, tmp_path):
     connections.databases["lite"] = {
         **connections.databases["default"],
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": ":memory:",
+        "NAME": tmp_path / "lite.sqlite3",  # one in memory is not closed
         "OPTIONS": {},
     }
     try:
