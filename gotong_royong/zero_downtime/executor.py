@@ -142,6 +142,7 @@ class Executor(MigrationExecutor):
             plan = self.migration_plan(targets)
         unmakes_ledger = any(backwards and migration.app_label == APP for migration, backwards in plan)
         if not plan:
+            ledger.bury_the_dead(self.alias, self.report)
             self.report("nothing_to_do")
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
@@ -329,10 +330,9 @@ class Executor(MigrationExecutor):
         return state
 
     def _what_is_left(self) -> str:
-        if not self._applied:
-            return ""
-        steps = counted(len(self._applied), "step")
-        return f"\nWhat {self.run} applied before that stays ({steps}): rollback takes it back."
+        left = len(self._applied)
+        told = f"\nWhat {self.run} applied before that stays ({counted(left, 'step')}): rollback takes it back."
+        return told if left else ""
 
     def _undo_batch(self, failed: Migration, begun: int, failure: ZeroDowntimeError) -> None:
         """Undo what this run applied, newest first, and what a migration that is not atomic left half done.

@@ -172,6 +172,18 @@ class TestOneRunner:
 
 
 class TestKilled:
+    def test_a_run_that_was_killed_after_its_last_step_is_recognized_where_nothing_is_left_to_do(self, scratch, capsys):
+        call_command("migrate", database=scratch.alias, verbosity=0)
+        run = Run.objects.using(scratch.alias).get()
+        Run.objects.using(scratch.alias).update(status=Status.RUNNING, finished_at=None)
+        capsys.readouterr()
+        call_command("migrate", database=scratch.alias)
+        output = capsys.readouterr().out
+        assert f"Found run {run.pk} (migrate) by " in output
+        assert "No migrations to apply." in output
+        run.refresh_from_db()
+        assert (run.status, bool(run.finished_at)) == (Status.DIED, True)
+
     def test_a_run_that_was_killed_is_recognized_and_finished(self, scratch):
         call_command("migrate", database=scratch.alias, verbosity=0)
         expected = look(scratch)
