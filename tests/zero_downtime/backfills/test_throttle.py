@@ -31,6 +31,7 @@ def test_half_speed_while_others_are_at_work(skills, settings):
         assert look(skills) == (False, "")
 
 
+@pytest.mark.once
 def test_batches_are_short_while_others_are_at_work(skills, fill, declare, run):
     """Each row takes a millisecond, so that what a batch takes is how many rows it has."""
 
@@ -46,7 +47,7 @@ def test_batches_are_short_while_others_are_at_work(skills, fill, declare, run):
     steering.retry(row)
     with load(conninfo(skills), "SELECT 1"):
         row = run(name, at_full_speed=False)
-    assert steering.progress(row).batches > 2 * alone
+    assert steering.progress(row).batches > 1.5 * alone  # it would be as many
 
 
 def test_the_sessions_of_a_run_are_no_others(skills, fill, declare, settings):
