@@ -124,8 +124,15 @@ def prune(alias: str, days: int) -> None:
     Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days)).delete()
 
 
-# Without the right to use its schema or to read it, a table is as good as none.
-READABLE = "SELECT coalesce(has_table_privilege(to_regclass(%s), 'SELECT'), false)"
+# Without a right to it, or to use its schema, a table is as good as none.
+MAY = "SELECT coalesce(has_table_privilege(to_regclass(%s), %s), false)"
+
+
+def may(privilege: str, model: type[models.Model], alias: str) -> bool:
+    """Whether the table of the model is there for this role, with that privilege."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(MAY, [model._meta.db_table, privilege])
+        return bool(cursor.fetchone()[0])
 
 
 def latest_steps(alias: str, *columns: str) -> dict[tuple[str, str], Any]:
@@ -136,10 +143,8 @@ def latest_steps(alias: str, *columns: str) -> dict[tuple[str, str], Any]:
     """
     if connections[alias].vendor != "postgresql":
         return {}
-    with connections[alias].cursor() as cursor:
-        cursor.execute(READABLE, [Step._meta.db_table])
-        if not cursor.fetchone()[0]:
-            return {}
+    if not may("SELECT", Step, alias):
+        return {}
     succeeded = Step.objects.using(alias).filter(status=Status.SUCCEEDED).order_by("app", "name", "-pk")
     rows = succeeded.distinct("app", "name").values_list("app", "name", "direction", *columns, named=True)
     return {(step.app, step.name): step for step in rows}
