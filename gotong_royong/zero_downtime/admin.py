@@ -55,6 +55,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         row: Backfill = context["original"]
         more = {
             "ways": steering.ways(row) if self.has_steer_permission(request) else (),
+            "steered": row.steered.all()[:MOST_RANGES],
             "ranges": recently_worked_on(row)[:MOST_RANGES],
             "set_aside": row.set_aside.order_by("pk")[:MOST_SET_ASIDE],
             "not_shown": max(0, row.set_aside.count() - MOST_SET_ASIDE),
@@ -104,7 +105,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
         for row in queryset:
             try:
-                steering.WAYS[way](row)
+                steering.steer(row, way, f"{request.user.get_username()}, in the admin")
             except BackfillRefused as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:

@@ -4,10 +4,8 @@ It writes on a session of its own, which a migration's rollback does not reach. 
 keeps other runs away, so both end with the process.
 """
 
-import getpass
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -158,7 +156,7 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
     bury_the_dead(alias, report)
     started = time.monotonic()
     run = Run.objects.using(alias).create(
-        command=command, who=f"{getpass.getuser()}@{socket.gethostname()}", process=os.getpid(), revision=revision()
+        command=command, who=models.whoami(), process=os.getpid(), revision=revision()
     )
     report("run_started", run=run.pk, command=command, steps=count)
     steps = Steps(alias, run)

@@ -4,6 +4,8 @@ A run is one command that changes the schema, a step is one migration in it, up 
 Django's own table says; here stands who applied them, when, and who had to wait for it.
 """
 
+import getpass
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -84,6 +86,11 @@ class Step(models.Model):
 
     def __str__(self) -> str:
         return f"{self.app}.{self.name} {self.direction}"
+
+
+def whoami() -> str:
+    """Return the system user and the host, as they stand in the ledger."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def finish(row: Run | Step, status: Status, **values: Any) -> None:
@@ -258,3 +265,19 @@ class SetAside(models.Model):
 
     def __str__(self) -> str:
         return f"row {', '.join(self.key)}: {self.error}"
+
+
+class Steered(models.Model):
+    """That somebody has paused, resumed, canceled or retried a backfill."""
+
+    backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="steered")
+    way = models.CharField(max_length=20)
+    who = models.CharField(max_length=255, help_text="The system user and the host, or the user of the admin.")
+    at = models.DateTimeField(db_default=models.Func(function="now"))
+
+    class Meta:
+        db_table = "zero_downtime_steered"
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.way} by {self.who} at {self.at:%Y-%m-%d %H:%M:%S} UTC"

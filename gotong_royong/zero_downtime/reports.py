@@ -292,6 +292,8 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
         out.write(f"  verified: no row was left to do at {row.verified_at:%Y-%m-%d %H:%M:%S} UTC")
     if row.error:
         out.write(f"  error: {row.error}", style.ERROR)
+    for steered in row.steered.all()[:5]:
+        out.write(f"  {steered}")
     for part in row.ranges.filter(AT_WORK).order_by("number"):
         out.write(f"  range {part.number} ({part.share:.0%}): {part.worker}")
     for aside in row.set_aside.order_by("pk")[:20]:

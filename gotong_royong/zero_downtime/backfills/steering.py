@@ -15,7 +15,7 @@ from django.dispatch import Signal
 
 from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
-from gotong_royong.zero_downtime.models import Backfill, SetAside
+from gotong_royong.zero_downtime.models import Backfill, Steered
 
 Status = Backfill.Status
 EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
@@ -61,7 +61,7 @@ def is_recorded(alias: str) -> bool:
     if connections[alias].vendor != "postgresql":
         return False
     with connections[alias].cursor() as cursor:
-        cursor.execute(EXISTS, [SetAside._meta.db_table])
+        cursor.execute(EXISTS, [Steered._meta.db_table])
         return bool(cursor.fetchone()[0])
 
 
@@ -161,6 +161,17 @@ def resume(row: Backfill) -> None:
 
 
 WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
+
+
+def steer(row: Backfill, way: str, who: str) -> None:
+    """Go one of the ``WAYS``, and write down who did.
+
+    Raises:
+        BackfillRefused: if that is not open now.
+    """
+    with transaction.atomic(using=row._state.db):
+        WAYS[way](row)
+        row.steered.create(way=way, who=who)
 
 
 def ways(row: Backfill) -> list[str]:

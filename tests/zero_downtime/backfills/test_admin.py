@@ -76,6 +76,10 @@ def test_who_may_change_steers_and_it_is_written_down(row, staff):
         assert f"accounts.trial is {status}." in steer(client, action, row)
         assert LogEntry.objects.latest("pk").change_message == f"Made {status}."
     assert "ccounts.trial is pending, not paused" in steer(client, "resume", row)
+    page = client.get(reverse("admin:zero_downtime_backfill_change", args=[row.pk])).content.decode()
+    assert re.findall(r"<td>(\w+)</td><td>([^<]*), in the admin</td>", page) == [
+        (action, "staff") for action in ("retry", "cancel", "resume", "pause")
+    ]
 
 
 def test_its_own_page_offers_the_ways_that_are_open_and_comes_back(row, staff):

@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.models import F, Q
 
 from gotong_royong.zero_downtime.backfills import crew, steering
-from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.models import Backfill, whoami
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 
 pytestmark = pytest.mark.once
@@ -71,6 +71,7 @@ def test_from_the_list_to_its_end(backfill, declare, fill, ask):
 
 def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("pause", at_work) == f"{at_work} is paused.\n"
+    assert f"  pause by {whoami()} at " in backfill("show", at_work)
     time.sleep(0.3)
     before, told = steering.find(at_work, skills.alias), backfill("list")
     assert "held back" not in told
@@ -84,6 +85,7 @@ def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("list") == told
     assert ask("SELECT count(*) FROM skills WHERE description IS NULL") == left
     backfill("resume", at_work)
+    assert [steered.way for steered in before.steered.all()] == ["resume", "pause"]  # and not what was refused
     after = steering.find(at_work, skills.alias)
     assert after.started_at - before.started_at > timedelta(seconds=0.4)  # its rate is that of the time it was at work
     assert "succeeded" in backfill("run", at_work)

@@ -9,7 +9,7 @@ from gotong_royong.zero_downtime import reports
 from gotong_royong.zero_downtime.backfills import crew, declarations, steering
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
-from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.models import Backfill, whoami
 
 Status = Backfill.Status
 ACTIONS = {
@@ -49,7 +49,7 @@ class Command(BaseCommand):
         elif action == "run":
             self.run(row, database, options)
         else:
-            steering.WAYS[action](row)
+            steering.steer(row, action, whoami())
             then = f" again: {steering.who_takes_up(row.name)}" if row.status == Status.PENDING else ""
             self.stdout.write(f"{row} is {row.status}{then}.")
 
