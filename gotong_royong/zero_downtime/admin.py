@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Case, F, QuerySet, When
+from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -121,6 +121,6 @@ def recently_worked_on(row: Backfill) -> QuerySet[BackfillRange]:
 
     Of a range that a worker has let go, which is None until another one goes on with it, that is not known.
     """
-    lease = Case(When(number=0, then=timedelta(seconds=ranges.LOOK)), default=timedelta(seconds=ranges.LEASE))
-    worked_on = row.ranges.filter(batches__gt=0).annotate(at=Coalesce("finished_at", F("leased_until") - lease))
+    last = Coalesce("finished_at", F("leased_until") - timedelta(seconds=ranges.LEASE))
+    worked_on = row.ranges.filter(batches__gt=0).annotate(at=last)
     return worked_on.order_by(F("at").desc(nulls_first=True), "-sweep", "number")

@@ -61,7 +61,7 @@ class TransactionPooling(ZeroDowntimeError):
         super().__init__(
             "This database connection goes through a proxy that pools transactions (such as PgBouncer with "
             "pool_mode = transaction), where session settings and the lock that keeps deploys apart mean nothing. "
-            "Set DATABASE_URL to the server itself, or to a pool of sessions, and migrate again."
+            "Set DATABASE_URL to the server itself, or to a pool of sessions, and run this again."
         )
 
 

@@ -27,6 +27,21 @@ auth_type = any
 pool_mode = {mode}
 """
 
+ITEM = """
+from django.db import models
+class Item(models.Model):
+    id = models.IntegerField(primary_key=True)
+    class Meta:
+        db_table = "items"
+"""
+FILL = """
+from gotong_royong.zero_downtime.backfills import Declaration
+class Fill(Declaration):
+    model = "shop.Item"
+    where = None
+    update = {"id": 1}
+"""
+
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer (Debian's package of that name)")
 
 
@@ -77,9 +92,14 @@ def test_a_pool_of_transactions_is_refused_and_one_of_sessions_is_not(shop, scra
             said = shop.fail(command, DATABASE_URL=address)
             assert said.startswith("TransactionPooling: This database connection goes through a proxy that pools ")
             assert said.endswith(
-                "Set DATABASE_URL to the server itself, or to a pool of sessions, and migrate again.\n"
+                "Set DATABASE_URL to the server itself, or to a pool of sessions, and run this again.\n"
             )
         assert look(scratch) == before
+        shop.models(ITEM)
+        (shop.migrations.parent / "backfills.py").write_text(FILL)
+        shop.succeed("migrate")
+        said = shop.fail("backfill", "run", "shop.fill", DATABASE_URL=address)
+        assert "TransactionPooling: This database connection goes through a proxy" in said
         return
     assert "Applying shop.0001_items... OK" in shop.succeed("migrate", DATABASE_URL=address)
     assert Run.objects.using(scratch.alias).get().status == "succeeded"

@@ -8,9 +8,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.backfills import ranges, statements, steering
+from gotong_royong.zero_downtime.backfills.batches import LEFT
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.backfills.statements import Work
-from gotong_royong.zero_downtime.backfills.worker import LEFT, Worker
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted
 from gotong_royong.zero_downtime.ledger import is_guarded

@@ -19,26 +19,28 @@ from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 LEASE = 30.0  # seconds that a worker may be silent
-LOOK = 86_400.0  # seconds that a look for what is left may take, in which it is silent
 BLOCKS = 2_048  # of a table's file in a range: 16 MB
-LEASES = {"lease": LEASE, "look": LOOK}
 MOST_RANGES = 1_000  # that a sweep has
 SAMPLE = 20_000  # rows from which the bounds of key ranges are chosen
 
 RANGE, BACKFILL = BackfillRange._meta.db_table, Backfill._meta.db_table
 
-LEASED_UNTIL = "clock_timestamp() + CASE number WHEN 0 THEN %(look)s ELSE %(lease)s END * interval '1 second'"
+LEASED_UNTIL = "clock_timestamp() + %(lease)s * interval '1 second'"
 
-# A range is free if nobody has it, or if who had it is gone: its session, or its lease.
+# A range is free if nobody has it, or if who had it is gone: its session, or its lease. A look for what is left reads
+# the whole table in one statement, which its lease need not outlast.
+HELD = """EXISTS (
+    SELECT FROM pg_stat_activity WHERE pid = backend AND (
+        leased_until > clock_timestamp() OR (state = 'active' AND query_start < leased_until)
+    )
+)"""
 CLAIM = f"""
     UPDATE {RANGE} SET token = token + 1, worker = %(worker)s, backend = pg_backend_pid(),
                        leased_until = {LEASED_UNTIL}
     WHERE id = (
         SELECT part.id FROM {RANGE} part JOIN {BACKFILL} whole ON whole.id = part.backfill_id
         WHERE whole.id = %(backfill)s AND whole.status = 'running' AND part.sweep = whole.sweep
-              AND part.finished_at IS NULL
-              AND (part.leased_until IS NULL OR part.leased_until < clock_timestamp()
-                   OR part.backend NOT IN (SELECT pid FROM pg_stat_activity))
+              AND part.finished_at IS NULL AND NOT {HELD}
         ORDER BY part.number LIMIT 1 FOR UPDATE OF part SKIP LOCKED
     )
     RETURNING id, token
@@ -64,7 +66,15 @@ ADVANCE = f"""
     WHERE id = %(range)s
 """  # noqa: S608
 
+RENEW = f"""
+    UPDATE {RANGE} part SET leased_until = {LEASED_UNTIL} FROM {BACKFILL} whole
+    WHERE part.id = %(range)s AND token = %(token)s AND whole.id = part.backfill_id AND whole.status = 'running'
+"""  # noqa: S608
+
 RELEASE = f"UPDATE {RANGE} SET leased_until = NULL WHERE id = %s AND token = %s AND finished_at IS NULL"  # noqa: S608
+
+# Says whether a partition is still there.
+THERE = "SELECT to_regclass(%s) IS NOT NULL"
 
 # The sweep is named, so that of two workers one begins the next.
 NEXT_SWEEP = f"""
@@ -111,7 +121,7 @@ def worker_name() -> str:
 def claim(connection: BaseDatabaseWrapper, row: Backfill) -> BackfillRange | None:
     """Take the first range that nobody holds; None if there is none now."""
     with connection.cursor() as cursor:
-        cursor.execute(CLAIM, {"worker": worker_name(), **LEASES, "backfill": row.pk})
+        cursor.execute(CLAIM, {"worker": worker_name(), "lease": LEASE, "backfill": row.pk})
         found = cursor.fetchone()
     if not found:
         return None
@@ -141,9 +151,16 @@ def advance(
 ) -> None:
     """Write down in the batch's own transaction how far the range is done; it is finished when ``share`` is 1."""
     json = BackfillRange._meta.get_field("cursor").get_db_prep_value(to, connection)
-    values = {"cursor": json, "share": share, "rows": rows, "seconds": seconds, **LEASES, "range": part.pk}
+    values = {"cursor": json, "share": share, "rows": rows, "seconds": seconds, "lease": LEASE, "range": part.pk}
     with connection.cursor() as cursor:
         cursor.execute(ADVANCE, values)
+
+
+def renew(connection: BaseDatabaseWrapper, part: BackfillRange) -> bool:
+    """Keep the range for another lease; False if we are to let go of it. Takes a row lock on it for a moment."""
+    with connection.cursor() as cursor:
+        cursor.execute(RENEW, {"range": part.pk, "token": part.token, "lease": LEASE})
+        return bool(cursor.rowcount)
 
 
 def release(connection: BaseDatabaseWrapper, part: BackfillRange) -> None:
@@ -164,6 +181,13 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
     with connection.cursor() as cursor:
         cursor.execute(PARTS, {"table": name})
         return [Part(table if is_partition else "", blocks) for table, blocks, is_partition in cursor.fetchall()]
+
+
+def is_there(connection: BaseDatabaseWrapper, part: BackfillRange) -> bool:
+    """Whether the partition that the range is of has not been dropped."""
+    with connection.cursor() as cursor:
+        cursor.execute(THERE, [part.partition])
+        return bool(cursor.fetchone()[0])
 
 
 def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STR
 
 TARGET = 0.2  # seconds that a batch shall take
 AMONG_OTHERS = 0.05  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
+SLICE = 0.002  # seconds that a slice of a batch shall take then, between two pauses
 
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
 FIRST_IN_PYTHON = 16  # rows, or blocks: who knows how long each takes
@@ -24,7 +25,7 @@ class Size:
         """
         factor = min(2.0, max(0.5, target / max(seconds, 0.001)))
         if factor <= 1 or done >= self.now:
-            self.now = max(1, min(int(done * factor), self.largest))
+            self.now = max(1, min(round(done * factor), self.largest))
 
     def divide(self, by: int) -> None:
         self.now = max(1, self.now // by)

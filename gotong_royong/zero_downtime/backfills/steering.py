@@ -8,20 +8,20 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import Avg, Count, F, Max, Q, Sum
+from django.db.models import Avg, BooleanField, Count, F, Max, Q, Sum
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
 from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
+from gotong_royong.zero_downtime.backfills.ranges import HELD
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, Steered
 
 Status = Backfill.Status
 EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
 
-# As in ``ranges.CLAIM``: a look for what is left has a long lease, so a session that is gone does not count.
-AT_WORK = Q(finished_at=None, leased_until__gt=Now(), backend__in=RawSQL("SELECT pid FROM pg_stat_activity", ()))
+AT_WORK = Q(RawSQL(HELD, (), output_field=BooleanField()), finished_at=None)  # noqa: S611
 
 
 pending = Signal()

@@ -22,8 +22,10 @@ LOOK_EVERY = 1.0  # seconds
 PAUSE = 0.8  # of the time of a batch; short ones cost more, so that together it comes to half speed
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
 RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
+QUEUE = r"%procrastinate\_%"  # the last statement of sessions that look for tasks every few seconds, which is no work
 REASONS = ("waiting", "replica_lag", "wal_rate", "wraparound", "load", "autovacuum", "others")
 
+# Sessions of other roles have no state for who is no member of pg_read_all_stats, so that they may be at work.
 # https://www.postgresql.org/docs/current/monitoring-stats.html and, for the vacuums, progress-reporting.html
 LOAD = f"""
     SELECT (SELECT count(*) FROM pg_stat_activity waiting WHERE wait_event_type = 'Lock' AND application_name <> %(us)s
@@ -31,13 +33,13 @@ LOAD = f"""
                         WHERE pid = ANY(pg_blocking_pids(waiting.pid)) AND application_name = %(us)s)),
            (SELECT count(*) FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND datname = current_database()
-                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s)
-                  AND (state = 'active' OR state_change > clock_timestamp() - %(recently)s::interval)),
+                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s) AND query NOT LIKE %(queue)s
+                  AND (state IS NULL OR state = 'active' OR state_change > clock_timestamp() - %(recently)s::interval)),
            (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
             WHERE state IN ('streaming', 'catchup')),
            pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1048576,
            (SELECT max(query) FROM pg_stat_progress_vacuum JOIN pg_stat_activity USING (pid)
-            WHERE backend_type = 'autovacuum worker'
+            WHERE backend_type = 'autovacuum worker' AND pg_stat_activity.datname = current_database()
                   AND relid IN (SELECT oid FROM ({LEAVES}) AS leaves))
 """  # noqa: S608
 
@@ -85,6 +87,7 @@ class Throttle:
             return self.advice
         ours = [APPLICATION, "migrate", "migrate: ledger", "migrate: watchdog"]
         values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
+        values["queue"] = QUEUE
         with connections[self.alias].cursor() as cursor:
             cursor.execute(LOAD, values)
             waiting, others, lag, wal, vacuum = cursor.fetchone()

@@ -1,6 +1,9 @@
 """A table of skills whose descriptions are to be filled, backfills that do so, and a log of the rows they write."""
 
 import itertools
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 from django.core.management import call_command
@@ -24,6 +27,32 @@ LOG = """
 FILL = "INSERT INTO skills (name) SELECT '{0} ' || i FROM generate_series(1, {1}) i"
 UNDONE = "SELECT count(*) FROM skills WHERE description IS DISTINCT FROM upper(name)"
 TWICE = "SELECT count(*) FROM (SELECT FROM written WHERE is_now IS NOT NULL GROUP BY id HAVING count(*) > 1) AS twice"
+
+
+@contextmanager
+def going(name, database, workers=2):
+    """Let workers go through a backfill during the block, and wait for its end."""
+
+    def go():
+        try:
+            crew.run(name, database.alias, workers=workers)
+        finally:
+            connections[database.alias].close()
+
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

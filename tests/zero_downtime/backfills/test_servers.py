@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,10 @@ from django.db import connection, connections
 from django.db.models.functions import Upper
 
 from gotong_royong import embedded
-from gotong_royong.zero_downtime.backfills import crew, steering
+from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
-from tests.zero_downtime.backfills.conftest import LOG, UNDONE
+from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
 from tests.zero_downtime.backfills.test_fire import WRONG
 
 pytestmark = pytest.mark.once
@@ -92,32 +91,6 @@ def replica(skills, folder):
         parameters = {**conninfo(skills), "host": entry["HOST"], "port": entry["PORT"]}
         with psycopg.connect(**parameters, autocommit=True) as standby:
             yield standby
-
-
-@contextmanager
-def going(name, database):
-    """Let two workers go through a backfill during the block, and wait for its end."""
-
-    def go():
-        try:
-            crew.run(name, database.alias, workers=2)
-        finally:
-            connections[database.alias].close()
-
-    thread = threading.Thread(target=go)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_it_waits_for_a_replica_that_lags_and_goes_on_once_that_has_caught_up(

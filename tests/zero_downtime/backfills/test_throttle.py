@@ -7,10 +7,11 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db.migrations import RunPython
 
-from gotong_royong.zero_downtime.backfills import inline, steering
+from gotong_royong.zero_downtime.backfills import inline, ranges, steering
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
+from tests.zero_downtime.backfills.conftest import going, until
 from tests.zero_downtime.load import load
 from tests.zero_downtime.test_executor import run as run_operations
 
@@ -146,6 +147,56 @@ def test_what_is_no_reason_cannot_be_switched_off(skills, settings):
     settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["replica"]
     with pytest.raises(ImproperlyConfigured, match=r"names 'replica', which holds no .* Choose from waiting, "):
         look(skills)
+
+
+def test_sessions_of_the_queue_that_look_for_tasks_are_not_at_work(skills):
+    with psycopg.connect(**conninfo(skills), autocommit=True) as queue:
+        queue.execute("SELECT 'procrastinate_jobs'")
+        assert look(skills) == (False, "")
+        queue.execute("SELECT 'procrastinates'")
+        assert look(skills).reason == "1 other session at work: half speed"
+
+
+class TestHeldBack:
+    """The project's own function says to wait, for as long as it is wanted."""
+
+    @pytest.fixture
+    def held_back(self, skills, fill, declare, settings):
+        held = {"reason": "much to do"}
+        settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: held["reason"]
+        fill(900)
+        name = declare()
+        with going(name, skills):
+            try:
+                until(lambda: steering.look(name, skills.alias)[0].throttle)
+                yield name
+            finally:
+                held["reason"] = ""
+
+    def test_the_few_rows_of_a_look_are_held_back_too(self, held_back, skills):
+        time.sleep(0.5)
+        assert 0 < steering.look(held_back, skills.alias)[1].rows < 900
+
+    def test_whoever_waits_is_at_it_for_longer_than_a_lease(self, monkeypatch, request, skills):
+        monkeypatch.setattr(ranges, "LEASE", 1.0)
+        held_back = request.getfixturevalue("held_back")
+        time.sleep(1.5)
+        assert steering.look(held_back, skills.alias)[1].workers == 1
+
+    def test_it_is_paused_at_once_and_says_why_it_waits_after_that(self, held_back, skills):
+        row = steering.find(held_back, skills.alias)
+        steering.pause(row)
+        until(lambda: not steering.progress(row).workers)
+        assert steering.find(held_back, skills.alias).throttle == ""
+
+    def test_who_takes_over_does_not_say_what_another_one_said(self, skills, fill, declare, run):
+        fill(5_000)
+        row = steering.find(declare(), skills.alias)
+        steering.become(row, Backfill.Status.RUNNING, order="stripes")
+        Backfill.objects.using(skills.alias).update(throttle="what a worker said that was killed")
+        told = set()
+        run(row.name, show=lambda row, progress: told.add(row.throttle))
+        assert "" in told or steering.find(row.name, skills.alias).throttle == ""
 
 
 def test_the_reason_is_shown_while_it_lasts(skills, fill, declare, run, settings):

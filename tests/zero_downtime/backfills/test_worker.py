@@ -7,6 +7,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Upper
 
 from gotong_royong.zero_downtime.backfills import ranges, steering
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
@@ -146,6 +147,32 @@ class TestFailing:
         ask("DROP TABLE skills CASCADE")
         with pytest.raises(BackfillFailed, match='relation "skills" does not exist'):
             run(declare())
+
+    def test_a_partition_that_is_dropped_in_the_middle(self, fill, declare, ask, skills):
+        ask("ALTER TABLE skills RENAME TO old; CREATE TABLE skills (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH (id)")
+        for part in range(3):
+            ask(f"CREATE TABLE part{part} PARTITION OF skills FOR VALUES WITH (MODULUS 3, REMAINDER {part})")
+        fill(6_000)
+        row = steering.find(declare(), skills.alias)
+
+        def drop():
+            if row.ranges.filter(number__gt=0, finished_at=None).exists():
+                ask("DROP TABLE IF EXISTS part2")
+
+        assert Worker(row, stop=drop).run().status == Status.SUCCEEDED
+        assert ask("SELECT to_regclass('part2')") is None
+        assert ask(UNDONE) == 0
+
+    def test_a_declaration_that_has_changed_while_it_was_paused(self, fill, declare, run, ask, skills):
+        fill(10)
+        row = steering.find(declare(), skills.alias)
+        steering.become(row, Status.RUNNING, order="stripes", sweep=1)
+        steering.pause(row)
+        steering.resume(row)
+        name = declare(where=None)
+        with pytest.raises(BackfillFailed, match=r"begun in the order of stripes, which .* no longer allows.\n.*retry"):
+            run(name)
+        assert ask("SELECT count(*) FROM written") == 0
 
     def test_unknown(self, run):
         with pytest.raises(UnknownBackfill, match=r"Did you mean accounts.populate_markov_user_ids\?"):

@@ -1,0 +1,249 @@
+"""How does a worker change one batch of rows, and how many rows has the next one?
+
+A batch, where its range goes on, and what it counts are one transaction. Its size follows the time that it took. What
+got no lock or took too long changes nothing, and is the caller's to try again. While others are at work a batch goes on
+in slices of a few blocks with pauses in between: whoever commits waits until all WAL that was written before is on the
+disk, so that there should never be much of it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from django.db import OperationalError, connections, transaction
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.backfills import ranges, statements
+from gotong_royong.zero_downtime.backfills.changes import Changes
+from gotong_royong.zero_downtime.backfills.ranges import BLOCKS, LetGo
+from gotong_royong.zero_downtime.backfills.sizes import AMONG_OTHERS, FIRST, FIRST_IN_PYTHON, LARGEST, SLICE, Size
+from gotong_royong.zero_downtime.backfills.statements import KEYS
+from gotong_royong.zero_downtime.backfills.throttle import PAUSE, Throttle
+from gotong_royong.zero_downtime.exceptions import BackfillFailed
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+
+T = TypeVar("T")
+
+LONGEST = 4  # times that a batch shall take, after which its statement is canceled
+SMALLEST = 5.0  # seconds after which that of the smallest batch is
+LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+NOT_NOW = {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK, locks.QUERY_CANCELED, "40001"}
+
+
+class Batches:
+    """The batches of one worker, which all lock rows FOR NO KEY UPDATE, and its range.
+
+    Args:
+        stop: whether to let go after the batch at hand.
+        target: seconds that a batch shall take, which is how long others may wait for a row of it.
+    """
+
+    def __init__(
+        self, row: Backfill, changes: Changes, throttle: Throttle, *, stop: Callable[[], bool], target: float
+    ) -> None:
+        self.row, self.changes, self.throttle, self.stop, self.target = row, changes, throttle, stop, target
+        self.alias = changes.alias
+        self.connection = connections[self.alias]
+        self.in_python = changes.work.declaration.has_process()
+        self.some = Size(FIRST_IN_PYTHON if self.in_python else LEFT // 4, LARGEST[KEYS])
+        self.slice = Size(1, BLOCKS)
+        self._sizes = {
+            order: Size(FIRST_IN_PYTHON if self.in_python else first, LARGEST[order]) for order, first in FIRST.items()
+        }
+        self.held_up = ""
+        self._said: str | None = None
+
+    @property
+    def size(self) -> Size:
+        """How many blocks or rows the next batch has; ``some`` is for rows that are changed by their keys."""
+        return self._sizes[self.row.order]
+
+    def take_fewer(self) -> None:
+        """Make the next batch smaller, for the session of the last one was ended.
+
+        Raises:
+            BackfillFailed: if there is nothing smaller.
+        """
+        if self.size.now == self.some.now == 1:
+            raise BackfillFailed(
+                f"Its process did not use the database for more than {ranges.LEASE:g} s over a single row, which stays "
+                "locked meanwhile. Let it do there only what is quick."
+            )
+        self.size.divide(8)
+        self.some.divide(8)
+
+    @contextmanager
+    def fenced(self, part: BackfillRange, size: int) -> Iterator[None]:
+        """Open a batch's transaction, unless the range is no longer ours.
+
+        Raises:
+            LetGo: if it is not.
+        """
+        longest = SMALLEST if size == 1 else LONGEST * self.target
+        with transaction.atomic(using=self.alias):
+            if not ranges.is_still_ours(self.connection, part, longest):
+                raise LetGo
+            yield
+
+    def unless_held_up(self, batch: Callable[[], T]) -> T | None:
+        """Do it; return None if it got no lock or took too long, for which ``held_up`` is PostgreSQL's code then."""
+        try:
+            return batch()
+        except OperationalError as error:
+            state = locks.sqlstate(error)
+            if state not in NOT_NOW:
+                raise
+            self.held_up = state or ""
+            return None
+
+    def why_held_up(self) -> str:
+        """Say what the last batch that was held up waited for, and what is to be done."""
+        if self.held_up == locks.QUERY_CANCELED:
+            return (
+                f"One of its last rows takes longer than {SMALLEST:g} s to change, after which that is canceled. See "
+                "what its update, or a trigger of the table, does there."
+            )
+        return "Somebody keeps the table or its last rows locked. End that session."
+
+    def by_blocks(
+        self, part: BackfillRange, blocks: tuple[int, int, int | None], *, to: int, size: int
+    ) -> float | None:
+        """Change the rows in these blocks; return the seconds that it took, or None if it was held up.
+
+        Args:
+            blocks: from where to before where, and the stripe of them.
+            to: the block where the range goes on.
+            size: of how many blocks the batch is a part.
+        """
+        started = time.monotonic()
+
+        def batch() -> float:
+            with self.fenced(part, size):
+                rows = sum(self._slices(part, *blocks))
+                seconds = time.monotonic() - started
+                ranges.advance(self.connection, part, to=to, share=share(part, to), rows=rows, seconds=seconds)
+            return time.monotonic() - started
+
+        took = self.unless_held_up(lambda: self.changes.carefully(batch))
+        if took is not None:
+            self.rest(part, self.last_slice)
+        return took
+
+    def _slices(self, part: BackfillRange, lower: int, upper: int, stripe: int | None) -> Iterator[int]:
+        is_paced, at = bool(self.throttle.advice.reason), lower
+        while at < upper:
+            end = min(at + self.slice.now, upper) if is_paced else upper
+            started = time.monotonic()
+            yield self.changes.of(statements.in_blocks(self.changes.work.model, at, end, stripe), part.partition)
+            self.last_slice = time.monotonic() - started
+            if is_paced:
+                self.slice.follow(end - at, self.last_slice, SLICE)
+            if end < upper:
+                time.sleep(PAUSE * self.last_slice)
+            at = end
+
+    def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
+        """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.
+
+        Args:
+            cursor: where the range goes on, if that is to be written down.
+        """
+        at = 0
+        while at < len(keys) and not self.stop():
+            some = keys[at : at + self.some.now]
+            started = time.monotonic()
+            batch = partial(self._some, part, some, cursor)
+            rows = self.unless_held_up(partial(self.changes.carefully, batch))
+            seconds = time.monotonic() - started
+            at += len(some)
+            self.some.follow(len(some), seconds, self.target_now())
+            yield rows or 0, seconds
+            self.rest(part, seconds)
+
+    def _some(self, part: BackfillRange, keys: Sequence[Any], cursor: Any) -> int:
+        """Change those of the rows that nobody else has locked; return how many."""
+        started = time.monotonic()
+        with self.fenced(part, len(keys)):
+            unlocked = statements.unlocked_keys(self.changes.work, keys)
+            self.changes.of_keys(unlocked)
+            done = 0.0 if cursor is None else share(part, cursor)
+            seconds = time.monotonic() - started
+            ranges.advance(self.connection, part, to=cursor, share=done, rows=len(unlocked), seconds=seconds)
+            return len(unlocked)
+
+    def next_keys(self, part: BackfillRange, at: Any, rows_in_a_range: float) -> tuple[Any, int] | None:
+        """Change the rows with the next keys after ``at``; return the last of these keys and how many rows.
+
+        Args:
+            rows_in_a_range: from which, and what it counted before, follows how much of the range is done.
+
+        Returns:
+            None if it was held up; the key is None at the end of the range.
+        """
+        started = time.monotonic()
+
+        def batch() -> tuple[Any, int]:
+            with self.fenced(part, self.size.now):
+                end = statements.key_at(self.changes.work, at, part.upper, self.size.now)
+                rows = self.changes.of(statements.in_keys(self.changes.work.model, at, end or part.upper))
+                done = 1.0 if end is None else min(0.99, (part.rows_done + rows) / rows_in_a_range)
+                seconds = time.monotonic() - started
+                ranges.advance(self.connection, part, to=end, share=done, rows=rows, seconds=seconds)
+            return end, rows
+
+        done = self.unless_held_up(lambda: self.changes.carefully(batch))
+        seconds = time.monotonic() - started
+        if done is None:
+            self.size.divide(2)
+        else:
+            self.size.follow(done[1] if done[0] is None else self.size.now, seconds, self.target_now())
+            self.rest(part, seconds)
+        return done
+
+    def finish(self, part: BackfillRange, action: Callable[[BackfillRange], object]) -> bool:
+        """End a range with what is to be done then, in one transaction; return whether that got its locks."""
+
+        def batch() -> bool:
+            with self.fenced(part, 1):
+                action(part)
+                ranges.advance(self.connection, part, to=part.upper, share=1.0, rows=0, seconds=0.0)
+            return True
+
+        return self.unless_held_up(batch) or False
+
+    def go_on_at(self, part: BackfillRange, block: int) -> None:
+        """Leave what is before the block and not done, since somebody keeps it locked, to the next sweep."""
+        with self.fenced(part, 1):
+            ranges.advance(self.connection, part, to=block, share=share(part, block), rows=0, seconds=0.0)
+
+    def target_now(self) -> float:
+        """Return the seconds that the next batch shall take."""
+        return min(self.target, AMONG_OTHERS) if self.throttle.advice.reason else self.target
+
+    def rest(self, part: BackfillRange, seconds: float) -> None:
+        """Pause for as long as there is a reason to, and keep the range meanwhile.
+
+        Args:
+            seconds: how long the last batch or slice took.
+        """
+        self.throttle.hold_back(seconds, self.say, lambda: self.stop() or not ranges.renew(self.connection, part))
+
+    def say(self, reason: str) -> None:
+        """Show why the backfill is held back, or that it is not."""
+        if reason != self._said:
+            running = Backfill.objects.using(self.alias).filter(pk=self.row.pk, status=Backfill.Status.RUNNING)
+            running.exclude(throttle=reason).update(throttle=reason)
+            self._said = reason
+
+    def forget_what_was_said(self) -> None:
+        """Say the reason again, for others may have said another one meanwhile."""
+        self._said = None
+
+
+def share(part: BackfillRange, block: int) -> float:
+    """Return how much of the range is before the block."""
+    return float((block - part.lower) / (part.upper - part.lower))

@@ -1,0 +1,56 @@
+"""Do batches leave room for others, and say what holds them up?"""
+
+import pytest
+
+from gotong_royong.zero_downtime.backfills import batches, steering
+from gotong_royong.zero_downtime.exceptions import BackfillFailed
+from gotong_royong.zero_downtime.models import Backfill
+from tests.test_migrations import conninfo
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
+from tests.zero_downtime.load import holding, load
+
+Status = Backfill.Status
+
+COUNT = """
+    CREATE TABLE statements ();
+    CREATE FUNCTION count_statement() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO statements DEFAULT VALUES;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER count_statement AFTER UPDATE ON skills FOR EACH STATEMENT EXECUTE FUNCTION count_statement();
+"""
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_they_go_on_in_slices_while_others_are_at_work(skills, fill, declare, run, ask, index):
+    fill(10_000)
+    ask(COUNT)
+    if index:
+        ask("CREATE INDEX ON skills (description)")
+    with load(conninfo(skills), "SELECT 1"):
+        row = run(declare(), at_full_speed=False)
+    assert row.status == Status.SUCCEEDED
+    assert ask("SELECT count(*) FROM statements") > 1.3 * steering.progress(row).batches  # it would be as many
+    assert ask(UNDONE) == ask(TWICE) == 0
+
+
+@pytest.mark.parametrize("where", [{}, {"where": None}], ids=["physical", "keys"])
+def test_a_row_that_takes_too_long_is_told_apart_from_one_that_somebody_keeps_locked(
+    fill, declare, run, ask, settings, monkeypatch, where
+):
+    settings.ZERO_DOWNTIME_PATIENCE = 1.0
+    monkeypatch.setattr(batches, "SMALLEST", 0.1)
+    fill(3)
+    ask("CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$")
+    ask("CREATE TRIGGER dawdle BEFORE UPDATE ON skills FOR EACH ROW EXECUTE FUNCTION dawdle()")
+    with pytest.raises(BackfillFailed, match=r"One of its last rows takes longer than 0.1 s to change"):
+        run(declare(**where))
+
+
+def test_a_lock_timeout_of_the_role_does_not_end_a_look(skills, fill, declare, run, ask):
+    fill(100)
+    skills.settings_dict["OPTIONS"] |= {"options": "-c lock_timeout=50ms"}
+    with holding(conninfo(skills), "LOCK TABLE skills", 0.5):
+        assert run(declare()).status == Status.SUCCEEDED
+    assert ask(UNDONE) == 0
