@@ -37,7 +37,17 @@ INDEXED = f"""
     )
 """  # noqa: S608
 
-PLAIN = f"SELECT count(*) > 0 AND bool_and(relkind = 'r') FROM ({LEAVES}) AS leaves"  # noqa: S608
+# May one go through the blocks of the table, or of its partitions? Those are addressed themselves, by the name of the
+# table, so rights and policies of the table do not hold for them, and a schema in its name is in the way. What inherits
+# from a table has blocks of its own, but an update of the table reaches them.
+PLAIN = f"""
+    SELECT count(*) > 0 AND bool_and(leaves.relkind = 'r' AND (leaves.oid = whole.oid OR (
+        leaves.relispartition AND NOT leaves.relrowsecurity AND NOT whole.relrowsecurity
+        AND has_table_privilege(leaves.oid, 'SELECT') AND has_table_privilege(leaves.oid, 'UPDATE')
+        AND has_schema_privilege(leaves.relnamespace, 'USAGE') AND %(table)s NOT LIKE '%%"."%%'
+    )))
+    FROM ({LEAVES}) AS leaves, pg_class AS whole WHERE whole.oid = to_regclass(%(table)s)
+"""  # noqa: S608
 
 TID: "models.Field[Any, Any]" = models.Field()
 TID.set_attributes_from_name("ctid")
@@ -54,8 +64,8 @@ class Work:
 
     @cached_property
     def rows(self) -> models.QuerySet[Any]:
-        """All rows of the model, as no manager of its own would hide them."""
-        return self.model._base_manager.using(self.alias)
+        """All rows of the model: it is asked past its managers, which may hide some."""
+        return models.QuerySet(self.model, using=self.alias)
 
     @property
     def to_do(self) -> models.QuerySet[Any]:
@@ -233,8 +243,8 @@ def _locked(work: Work, keys: Sequence[Any], *, skip_locked: bool = False) -> li
     ours = models.Q()
     for parent in work.parents:
         name = parent._meta.pk.name
-        inherited = parent._base_manager.using(work.alias).filter(pk__in=rows.values(name))
-        ours &= models.Q(**{f"{name}__in": locked(inherited)})
+        inherited: models.QuerySet[Any] = models.QuerySet(parent, using=work.alias)
+        ours &= models.Q(**{f"{name}__in": locked(inherited.filter(pk__in=rows.values(name)))})
     ours &= models.Q(pk__in=locked(rows))
     return list(work.to_do.filter(ours).order_by().values_list("pk", flat=True))
 

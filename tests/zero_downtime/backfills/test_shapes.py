@@ -6,14 +6,26 @@ from django.db.models import F, Q
 from django.db.models.functions import Upper
 
 from accounts.models import Skill
-from gotong_royong.zero_downtime.backfills import declarations
+from gotong_royong.zero_downtime.backfills import declarations, ranges
 from gotong_royong.zero_downtime.exceptions import BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.operations import RunBackfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 from tests.zero_downtime.load import holding
+from tests.zero_downtime.test_executor import run as run_operations
 
 Status = Backfill.Status
+
+
+@pytest.fixture
+def limited(skills, ask):
+    """A role that may do with the tables what their owner may, but for partitions that come later."""
+    role = f"limited_{skills.alias}"
+    ask(f"CREATE ROLE {role}")
+    ask(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    yield role
+    ask(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 class TestWhatUsersWriteMeanwhile:
@@ -97,3 +109,78 @@ class TestTables:
         row = run(declare(**body))
         assert (row.status, row.set_aside.count()) == (Status.FAILED, 1)
         assert ask("SELECT array_agg(place) FROM user_skills WHERE endorsements_count = 0") == [7]
+
+    @pytest.mark.parametrize("how", [{"process": lambda self, batch: batch.update(v="y")}, {"update": {"v": "y"}}])
+    @pytest.mark.parametrize("by", ["", "PARTITION BY HASH (id)"])
+    def test_in_another_schema(self, skills, declare, run, ask, model, how, by):
+        ask(f"CREATE SCHEMA other; CREATE TABLE other.plain (id bigint PRIMARY KEY, v text) {by}")
+        for part in range(2 if by else 0):
+            partition = f"PARTITION OF other.plain FOR VALUES WITH (MODULUS 2, REMAINDER {part})"
+            ask(f"CREATE TABLE other.plain{part} {partition}")
+        ask("INSERT INTO other.plain SELECT generate_series(1, 3000); ANALYZE other.plain")
+        model("Plain", meta={"db_table": 'other"."plain'}, v=models.TextField(null=True))
+        row = run(declare(model="accounts.Plain", where=Q(v=None), **how))
+        assert row.status == Status.SUCCEEDED
+        assert (row.order == "keys") is bool(by)
+        assert ask("SELECT count(*) FROM other.plain WHERE v = 'y'") == 3_000
+
+    def test_tables_that_inherit_from_it(self, skills, fill, declare, run, ask, settings, capsys):
+        settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
+        fill(100)
+        ask("CREATE TABLE more () INHERITS (skills)")
+        ask("INSERT INTO more (name) SELECT i FROM generate_series(1, 3000) i; ANALYZE more")
+        name = declare()
+        run_operations(skills, RunBackfill(name), atomic=False)
+        assert "About 3,100 rows, more than ZERO_DOWNTIME_BACKFILL_INLINE" in capsys.readouterr().out
+        row = run(name)
+        assert (row.status, row.order, ask(UNDONE)) == (Status.SUCCEEDED, "keys", 0)
+
+    @pytest.mark.parametrize("where", [None, Q(description=None)])
+    def test_a_view(self, fill, declare, run, ask, where):
+        fill(3_000)
+        ask("ALTER TABLE skills RENAME TO theirs; CREATE VIEW skills AS SELECT * FROM theirs")
+        row = run(declare(where=where))
+        assert (row.status, row.order, ask(UNDONE)) == (Status.SUCCEEDED, "keys", 0)
+
+    def test_a_foreign_table_is_not_sampled(self, skills, ask, model, monkeypatch):
+        """This one could not even be asked, for its wrapper does nothing."""
+        monkeypatch.setattr(ranges, "BLOCKS", 8)
+        part = model("Part", k=models.IntegerField(primary_key=True))
+        ask("CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing")
+        ask("CREATE TABLE part (k int) PARTITION BY RANGE (k)")
+        ask("CREATE TABLE here PARTITION OF part FOR VALUES FROM (0) TO (9999)")
+        ask("INSERT INTO part SELECT generate_series(0, 9998)")
+        assert len(ranges.cut_by_keys(skills, part, ranges.parts_of(skills, part))) > 3
+        ask("CREATE FOREIGN TABLE there PARTITION OF part FOR VALUES FROM (9999) TO (99999) SERVER nowhere")
+        cut = ranges.cut_by_keys(skills, part, ranges.parts_of(skills, part))
+        assert cut == [{"lower": None, "upper": None}]
+
+    @pytest.mark.parametrize("python", [False, True])
+    @pytest.mark.parametrize("secure", [False, True])
+    def test_partitions_to_which_only_their_table_leads(self, skills, fill, declare, run, ask, limited, secure, python):
+        ask(
+            "ALTER TABLE skills RENAME TO old; CREATE TABLE skills (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH (id)"
+        )
+        ask(f"GRANT ALL ON skills TO {limited}")
+        ask("CREATE TABLE part PARTITION OF skills FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+        fill(3_000)
+        if secure:
+            ask("ALTER TABLE skills ENABLE ROW LEVEL SECURITY")
+            ask(f"CREATE POLICY theirs ON skills TO {limited} USING (name LIKE '%7'); GRANT ALL ON part TO {limited}")
+        skills.settings_dict["OPTIONS"] = {"options": f"-c role={limited}"}
+        how = {"process": lambda self, batch: batch.update(description=Upper("name"))} if python else {}
+        row = run(declare(**how))
+        assert (row.status, row.order) == (Status.SUCCEEDED, "keys")
+        assert ask(UNDONE) == (2_700 if secure else 0)
+
+    def test_a_manager_that_hides_rows(self, fill, declare, run, ask, skills, model):
+        class Some(models.Manager):
+            def get_queryset(self):
+                return super().get_queryset().exclude(v="hidden")
+
+        meta = {"base_manager_name": "objects"}
+        model("Kept", skills, meta=meta, v=models.TextField(null=True), objects=Some())
+        ask("INSERT INTO kept (v) SELECT CASE WHEN i % 3 = 0 THEN 'hidden' END FROM generate_series(1, 300) i")
+        row = run(declare(model="accounts.Kept", where=~Q(v="done") | Q(v=None), update={"v": "done"}))
+        assert row.status == Status.SUCCEEDED
+        assert ask("SELECT count(*) FROM kept WHERE v = 'done'") == 300
