@@ -45,6 +45,8 @@ class Declaration:
     def process(self, batch: QuerySet[Any]) -> None:
         """Change the rows of ``batch``, which are locked (FOR NO KEY UPDATE) until the batch is committed with them.
 
+        So is what an inherited model has of them in the tables of its parents, but not what ``where`` joins to them.
+
         Whatever it raises is written down for the row that it cannot do, once that is found. Its session is ended if
         it does not use the database for 30 seconds.
         """

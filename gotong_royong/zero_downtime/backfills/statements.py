@@ -1,4 +1,4 @@
-"""Which rows does a batch have, and how are they changed by one statement?
+"""Which rows does a batch have, and how are they changed: by one statement, or by their keys once they are locked?
 
 In physical order a batch is a range of the table's blocks, which PostgreSQL reads by a TID range scan. Where no index
 covers what is written, it goes over them in stripes: each pass takes some of the rows of every block, and the space
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, models
@@ -69,8 +70,13 @@ class Work:
 
     @property
     def to_do(self) -> models.QuerySet[Any]:
-        """The rows that are still to do, as far as SQL can say."""
-        rows = self.rows if self.declaration.where is None else self.rows.filter(self.declaration.where)
+        """The rows that are still to do, each once, in no order, as far as SQL can say."""
+        rows = self.rows.order_by()
+        if self.declaration.where is not None:
+            rows = rows.filter(self.declaration.where)
+        fields = [getattr(join, "join_field", None) for join in rows.query.alias_map.values()]
+        if any(getattr(field, "multiple", False) for field in fields):  # a join to many
+            rows = rows.distinct()
         return rows.exclude(pk__in=self.set_aside) if self.set_aside else rows
 
     @cached_property
@@ -260,16 +266,28 @@ def change_keys(work: Work, keys: Sequence[Any]) -> None:
     if declaration.where is not None:
         for key in work.to_do.filter(pk__in=keys).values_list("pk", flat=True)[:1]:
             did = "process" if declaration.has_process() else "update"
+            told = ", ".join(map(str, as_text(work.model, key)))
             raise BackfillFailed(
-                f"The where of {declaration.name} is still true for row {', '.join(as_text(key))} after its {did}, so "
-                f"it would go on for ever. Nothing of this batch is left."
+                f"The where of {declaration.name} is still true for row {told} after its {did}, so it would go on for "
+                "ever. Nothing of this batch is left."
             )
 
 
-def as_text(key: Any) -> list[str]:
-    return [str(value) for value in (key if isinstance(key, tuple) else (key,))]
+def as_text(model: type[models.Model], key: Any) -> list[Any]:
+    """Return the values of a key as fixtures have them: as texts, but for JSON, which stays what it is."""
+    values = key if isinstance(key, tuple) else (key,)
+    pairs = zip(_key_values(model), values, strict=True)
+    return [field.value_to_string(SimpleNamespace(**{field.attname: value})) for field, value in pairs]
 
 
-def from_text(model: type[models.Model], texts: Sequence[str]) -> Any:
-    values = tuple(field.to_python(text) for field, text in zip(key_fields(model), texts, strict=True))
+def from_text(model: type[models.Model], texts: Sequence[Any]) -> Any:
+    values = tuple(field.to_python(text) for field, text in zip(_key_values(model), texts, strict=True))
     return values if len(values) > 1 else values[0]
+
+
+def _key_values(model: type[models.Model]) -> Iterator[Any]:
+    """Yield for each field of the key the one that knows its values: for a foreign key, what that points to."""
+    for field in key_fields(model):
+        while field.remote_field:
+            field = field.target_field
+        yield field

@@ -159,11 +159,11 @@ class Worker:
             ) from error
 
     def _go_through(self, part: BackfillRange) -> None:
-        self.changes.leave_alone_what_is_set_aside()
         by_blocks = self._walk_in_python if self.in_python else self._walk_blocks
         walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else by_blocks
         try:
             with suppress(LetGo):
+                self._or_fail(self.changes.leave_alone_what_is_set_aside)
                 self._or_fail(lambda: walk(part))
         finally:
             with suppress(Error):
@@ -248,12 +248,11 @@ class Worker:
 
         def batch() -> int:
             with self._batch(part, len(keys)):
-                unlocked = statements.unlocked_keys(self.work, keys)
-                self.changes.of_keys(unlocked)
+                rows = self.changes.of_keys(statements.unlocked_keys(self.work, keys))
                 seconds = time.monotonic() - started
                 share = 0.0 if cursor is None else _share(part, cursor)
-                ranges.advance(self.connection, part, to=cursor, share=share, rows=len(unlocked), seconds=seconds)
-                return len(unlocked)
+                ranges.advance(self.connection, part, to=cursor, share=share, rows=rows, seconds=seconds)
+                return rows
 
         try:
             rows = self.changes.carefully(batch)

@@ -1,13 +1,16 @@
 """Does a backfill also do what is no plain table: joins, inherited models, views, partitions, keys of any type?"""
 
 import pytest
+from django.contrib.postgres.fields import ArrayField, IntegerRangeField
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Upper
 
 from accounts.models import Skill
-from gotong_royong.zero_downtime.backfills import declarations, ranges
-from gotong_royong.zero_downtime.exceptions import BackfillRefused
+from gotong_royong.zero_downtime.backfills import declarations, ranges, steering
+from gotong_royong.zero_downtime.backfills.changes import Changes
+from gotong_royong.zero_downtime.backfills.statements import Work
+from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RunBackfill
 from tests.test_migrations import conninfo
@@ -184,3 +187,86 @@ class TestTables:
         row = run(declare(model="accounts.Kept", where=~Q(v="done") | Q(v=None), update={"v": "done"}))
         assert row.status == Status.SUCCEEDED
         assert ask("SELECT count(*) FROM kept WHERE v = 'done'") == 300
+
+
+class TestRowsSetAside:
+    def test_a_row_that_was_set_aside_in_a_batch_that_is_done_again(self, skills, fill, declare, run, ask):
+        """The stripes before the one that is locked are done a second time with it."""
+        fill(20_000)
+        ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description <> 'SKILL 1 15000')")
+        late = "SELECT FROM skills WHERE ctid = (SELECT max(ctid) FROM skills WHERE hashtid(ctid) & 7 = 7) FOR UPDATE"
+        with holding(conninfo(skills), late, 3.0):
+            row = run(declare())
+        assert (row.status, row.set_aside.count(), ask(UNDONE)) == (Status.FAILED, 1, 1)
+        assert ask(TWICE) == 0
+
+    def test_one_that_another_worker_has_set_aside(self, skills, declare):
+        row = steering.find(declare(), skills.alias)
+        work = Work(declarations.declared(row.name), Skill, skills.alias)
+        for reason in ("the first", "the second"):
+            Changes(row, work)._set_aside("0" * 32, ValueError(reason))
+        assert row.set_aside.get().error == "ValueError: the second"
+
+    def test_they_are_not_counted_as_done(self, fill, declare, run, ask):
+        fill(2_500)
+        ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
+        for where in (Q(description=None), None):
+            row = run(declare(f"Trial{where is None}", where=where))
+            assert (steering.progress(row).rows, row.set_aside.count()) == (2_475, 25)
+
+    @pytest.mark.parametrize("python", [False, True])
+    def test_a_row_that_the_where_joins_to_several(self, fill, declare, run, ask, python):
+        fill(20)
+        ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3) i")
+        ask("INSERT INTO user_skills (user_id, skill_id) SELECT u.id, s.id FROM users u, skills s")
+        ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description <> 'SKILL 1 7')")
+        how = {"process": lambda self, batch: batch.update(description=Upper("name"))} if python else {}
+        row = run(declare(where=Q(description=None, users__isnull=False), **how))
+        assert (row.status, row.set_aside.count(), steering.progress(row).rows) == (Status.FAILED, 1, 19)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            (models.BinaryField(primary_key=True), "decode(md5(i::text), 'hex')"),
+            (models.DateTimeField(primary_key=True), "now() + i * interval '1.000001 s'"),
+            (models.DateField(primary_key=True), "current_date + i"),
+            (models.TimeField(primary_key=True), "time '12:00' + i * interval '1.000001 s'"),
+            (models.DurationField(primary_key=True), "i * interval '1 day 1.000001 s'"),
+            (models.DecimalField(primary_key=True, max_digits=9, decimal_places=4), "i / 7.0"),
+            (models.FloatField(primary_key=True), "i / 7.0::float"),
+            (models.GenericIPAddressField(primary_key=True), "inet '::1' + i"),
+            (models.CharField(primary_key=True, max_length=9), "'\"' || i || ', '"),
+            (ArrayField(models.DateField(), primary_key=True), "ARRAY[current_date, current_date + i]"),
+            (IntegerRangeField(primary_key=True), "int4range(i, i + 5)"),
+            (models.JSONField(primary_key=True), "jsonb_build_object('i', i)"),
+        ],
+        ids=lambda of: type(of).__name__ if isinstance(of, models.Field) else "",
+    )
+    def test_keys_of_any_type(self, skills, declare, run, ask, model, key, value):
+        model("Thing", skills, k=key, v=models.IntegerField(), done=models.BooleanField(null=True))
+        ask(f"INSERT INTO thing (v, k) SELECT i, {value} FROM generate_series(1, 50) i")
+        ask("ALTER TABLE thing ADD CONSTRAINT no_seven CHECK (v <> 7 OR done IS NULL)")
+        row = run(declare(model="accounts.Thing", where=Q(done=None), update={"done": True}))
+        assert row.status == Status.FAILED
+        assert str(row.set_aside.get()).startswith("row ")
+        assert ask("SELECT array_agg(v) FROM thing WHERE done IS NULL") == [7]
+
+    def test_a_key_that_points_to_one(self, skills, declare, run, ask, model):
+        thing = model("Thing", skills, k=models.BinaryField(primary_key=True))
+        of = models.OneToOneField(thing, models.CASCADE, primary_key=True)
+        model("More", skills, of=of, done=models.BooleanField(null=True))
+        ask("INSERT INTO thing SELECT decode(md5(i::text), 'hex') FROM generate_series(1, 50) i")
+        ask("ALTER TABLE more ADD CHECK (of_id < '\\xee' OR done IS NULL)")
+        ask("INSERT INTO more SELECT k FROM thing")
+        row = run(declare(model="accounts.More", where=Q(done=None), update={"done": True}))
+        assert row.set_aside.count() == ask("SELECT count(*) FROM more WHERE done IS NULL") > 0
+
+    def test_keys_that_cannot_be_read_fail_it(self, skills, fill, declare, run):
+        fill(10)
+        row = steering.find(declare(), skills.alias)
+        row.set_aside.create(key=["no-uuid"], error="of a key that had another type")
+        with pytest.raises(
+            BackfillFailed, match=r"Skill has another kind of key .*“no-uuid” is not a valid UUID\.\n.* retry"
+        ):
+            run(row.name)
+        assert steering.find(row.name, skills.alias).status == Status.FAILED
