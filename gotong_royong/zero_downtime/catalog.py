@@ -52,9 +52,9 @@ class Part(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table with its partitions: how many rows about, None if nobody knows, and how many bytes with its indexes.
+    """A table with its partitions, or what inherits from it: how many rows about, and how many bytes with its indexes.
 
-    ``parents`` are the tables that its foreign keys point to.
+    ``rows`` is None if nobody knows; ``parents`` are the tables that its foreign keys point to.
     """
 
     name: str
@@ -165,7 +165,12 @@ TABLES = """
         SELECT CASE WHEN bool_and(pages = 0 OR relpages > 0) THEN
                    sum(CASE WHEN pages = 0 THEN 0 ELSE reltuples / nullif(relpages, 0) * pages END)::bigint END AS rows,
                coalesce(sum(pg_total_relation_size(part.oid)), 0)::bigint AS bytes
-        FROM (SELECT pg_class.oid UNION SELECT relid FROM pg_partition_tree(pg_class.oid)) AS tree
+        FROM (
+            WITH RECURSIVE tree (oid) AS (
+                SELECT pg_class.oid UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+            )
+            SELECT oid FROM tree
+        ) AS tree
         JOIN pg_class AS part ON part.oid = tree.oid
         CROSS JOIN LATERAL (
             SELECT pg_relation_size(part.oid) / current_setting('block_size')::int AS pages

@@ -264,7 +264,7 @@ class SetAside(models.Model):
         verbose_name_plural = "rows set aside"
 
     def __str__(self) -> str:
-        return f"row {', '.join(self.key)}: {self.error}"
+        return f"row {', '.join(map(str, self.key))}: {self.error}"
 
 
 class Steered(models.Model):

@@ -165,15 +165,14 @@ class Batches:
             self.rest(part, seconds)
 
     def _some(self, part: BackfillRange, keys: Sequence[Any], cursor: Any) -> int:
-        """Change those of the rows that nobody else has locked; return how many."""
+        """Change those of the rows that nobody else has locked; return how many were."""
         started = time.monotonic()
         with self.fenced(part, len(keys)):
-            unlocked = statements.unlocked_keys(self.changes.work, keys)
-            self.changes.of_keys(unlocked)
+            rows = self.changes.of_keys(statements.unlocked_keys(self.changes.work, keys))
             done = 0.0 if cursor is None else share(part, cursor)
             seconds = time.monotonic() - started
-            ranges.advance(self.connection, part, to=cursor, share=done, rows=len(unlocked), seconds=seconds)
-            return len(unlocked)
+            ranges.advance(self.connection, part, to=cursor, share=done, rows=rows, seconds=seconds)
+            return rows
 
     def next_keys(self, part: BackfillRange, at: Any, rows_in_a_range: float) -> tuple[Any, int] | None:
         """Change the rows with the next keys after ``at``; return the last of these keys and how many rows.

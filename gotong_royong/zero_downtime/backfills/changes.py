@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from django.core.exceptions import ValidationError
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
 from gotong_royong.zero_downtime import locks
@@ -41,39 +42,44 @@ class Changes:
         except Exception as error:
             if not self._is_of_a_row(error):
                 raise
-        self._careful = True
+        self._careful, before = True, self.work
         try:
             return batch()
+        except BaseException:
+            self.work = before  # no row was set aside then
+            raise
         finally:
             self._careful = False
 
     def of(self, here: Any, partition: str = "") -> int:
-        """Change the rows there; set aside those of them that cannot be."""
+        """Change the rows there and set aside those of them that cannot be; return how many were changed."""
         try:
             with self._savepoint():
                 return statements.change(self.work, here, partition)
         except Exception as error:
             if not self._careful or not self._is_of_a_row(error):
                 raise
-        keys = statements.keys_of(self.work, here, partition)
-        self.of_keys(keys)
-        return len(keys)
+        return self.of_keys(statements.keys_of(self.work, here, partition))
 
-    def of_keys(self, keys: Sequence[Any]) -> None:
-        """Change the rows with these keys, all at once or else half by half; set aside those that cannot be."""
+    def of_keys(self, keys: Sequence[Any]) -> int:
+        """Change the rows with these keys, all at once or else half by half; set aside those that cannot be.
+
+        Return how many were changed.
+        """
         if not keys:
-            return
+            return 0
         try:
             with self._savepoint():
                 statements.change_keys(self.work, keys)
         except Exception as error:
             if not self._careful or not self._is_of_a_row(error):
                 raise
-            if len(keys) == 1:
-                self._set_aside(keys[0], error)
-            else:
-                self.of_keys(keys[: len(keys) // 2])
-                self.of_keys(keys[len(keys) // 2 :])
+            if len(keys) > 1:
+                middle = len(keys) // 2
+                return self.of_keys(keys[:middle]) + self.of_keys(keys[middle:])
+            self._set_aside(keys[0], error)
+            return 0
+        return len(keys)
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
@@ -97,14 +103,28 @@ class Changes:
         return self.work.declaration.has_process()
 
     def _set_aside(self, key: Any, error: Exception) -> None:
-        row = SetAside(backfill=self.row, key=statements.as_text(key), error=summary(error))
-        row.save(using=self.alias)
-        if self.row.set_aside.count() > MOST_SET_ASIDE:
+        """Leave the row alone from now on, and let other workers do so from their next range on."""
+        row = SetAside(backfill=self.row, key=statements.as_text(self.work.model, key), error=summary(error))
+        rows = SetAside.objects.using(self.alias)
+        rows.bulk_create([row], update_conflicts=True, unique_fields=["backfill", "key"], update_fields=["error"])
+        self.work = replace(self.work, set_aside=(*self.work.set_aside, key))
+        if rows.filter(backfill=self.row).count() > MOST_SET_ASIDE:
             raise BackfillFailed(f"More than {MOST_SET_ASIDE} rows cannot be changed; the last {row}")
 
     def leave_alone_what_is_set_aside(self) -> None:
-        keys = self.row.set_aside.values_list("key", flat=True)
-        self.work = replace(self.work, set_aside=tuple(statements.from_text(self.work.model, key) for key in keys))
+        """Leave alone from now on what any worker has set aside.
+
+        Raises:
+            BackfillFailed: if the key of such a row is none that its model can have.
+        """
+        keys = list(SetAside.objects.using(self.alias).filter(backfill=self.row).values_list("key", flat=True))
+        try:
+            set_aside = tuple(statements.from_text(self.work.model, key) for key in keys)
+        except (ValidationError, ValueError) as error:
+            reason = " ".join(getattr(error, "messages", [str(error)])).rstrip(".")
+            label = self.work.model._meta.label
+            raise BackfillFailed(f"{label} has another kind of key now than the rows set aside: {reason}.") from error
+        self.work = replace(self.work, set_aside=set_aside)
 
 
 def is_lost(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from django.apps import apps
-from django.core.exceptions import FieldDoesNotExist, FieldError
+from django.core.exceptions import FieldDoesNotExist, FieldError, ValidationError
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, Q, QuerySet
 from django.db.models.sql import UpdateQuery
@@ -44,6 +44,8 @@ class Declaration:
 
     def process(self, batch: QuerySet[Any]) -> None:
         """Change the rows of ``batch``, which are locked (FOR NO KEY UPDATE) until the batch is committed with them.
+
+        So is what an inherited model has of them in the tables of its parents, but not what ``where`` joins to them.
 
         Whatever it raises is written down for the row that it cannot do, once that is found. Its session is ended if
         it does not use the database for 30 seconds.
@@ -84,24 +86,30 @@ def declared(name: str) -> type[Declaration]:
     return found
 
 
-def model_of(declaration: type[Declaration]) -> type[Model]:
-    """Return the model as the code has it now.
+def model_of(declaration: type[Declaration], alias: str = DEFAULT_DB_ALIAS) -> type[Model]:
+    """Return the model as the code has it now. Asks no database anything.
+
+    Args:
+        alias: of the database whose SQL it is to be.
 
     Raises:
-        BackfillRefused: if there is none, or it lacks a field that the declaration names.
+        BackfillRefused: if there is none, or it lacks a field that the declaration names, or such a field cannot have
+            the value that it is given.
     """
     try:
         model = apps.get_model(declaration.model)
-        rows = model._base_manager.all()
         if declaration.where is not None:
-            rows.filter(declaration.where)
-        if declaration.update:
-            query = rows.query.chain(UpdateQuery)
-            query.add_update_values(dict(declaration.update))
-            query.get_compiler(DEFAULT_DB_ALIAS).as_sql()
-    except (LookupError, FieldDoesNotExist, FieldError) as error:
+            QuerySet(model).filter(declaration.where)
+        query = UpdateQuery(model)
+        query.add_update_values(dict(declaration.update))
+        for part in query.get_related_updates():  # those of the tables of inherited models
+            part.get_compiler(alias).as_sql()
+        query.related_updates = {}  # type: ignore[attr-defined]
+        query.get_compiler(alias).as_sql()
+    except (LookupError, FieldDoesNotExist, FieldError, ValidationError, TypeError, ValueError) as error:
+        reason = " ".join(error.messages) if isinstance(error, ValidationError) else str(error)
         raise BackfillRefused(
-            f"{declaration.name} does not fit the models of the code that runs here: {str(error).rstrip('.')}. "
+            f"{declaration.name} does not fit the models of the code that runs here: {reason.rstrip('.')}. "
             f"Mend its class, or run it with the code that it was written for; until then it stays as it is."
         ) from None
     return model

@@ -89,17 +89,21 @@ NEXT_SWEEP = f"""
     INSERT INTO {RANGE} (backfill_id, sweep, number) SELECT id, sweep, 0 FROM next
 """  # noqa: S608
 
-# A table itself, or the partitions in which its rows are
-# (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-INFO-PARTITION).
+# A table itself, the tables that inherit from it, or the partitions in which its rows are
+# (https://www.postgresql.org/docs/current/catalog-pg-inherits.html).
 LEAVES = """
-    SELECT pg_class.oid, pg_class.relkind FROM pg_class WHERE oid IN (
-        SELECT to_regclass(%(table)s) UNION SELECT relid FROM pg_partition_tree(to_regclass(%(table)s))
+    SELECT pg_class.* FROM pg_class WHERE oid IN (
+        WITH RECURSIVE tree (oid) AS (
+            SELECT to_regclass(%(table)s)::oid
+            UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+        )
+        SELECT oid FROM tree
     ) AND relkind <> 'p'
 """
 PARTS = f"""
-    SELECT oid::regclass::text, pg_relation_size(oid) / current_setting('block_size')::int,
-           oid <> to_regclass(%(table)s)
-    FROM ({LEAVES}) AS leaves ORDER BY 1
+    SELECT CASE WHEN oid <> to_regclass(%(table)s) THEN oid::regclass::text ELSE '' END,
+           coalesce(pg_relation_size(oid) / current_setting('block_size')::int, 0), relkind = 'r'
+    FROM ({LEAVES}) AS leaves ORDER BY oid::regclass::text
 """  # noqa: S608
 
 
@@ -108,10 +112,14 @@ class LetGo(Exception):
 
 
 class Part(NamedTuple):
-    """A table or one of its partitions (``name`` is empty for a table that has none), and its size in blocks."""
+    """A table (``name`` is empty then), a partition of it or what inherits from it, and its size in blocks.
+
+    ``is_table`` is not said of views and foreign tables, which have none.
+    """
 
     name: str
     blocks: int
+    is_table: bool
 
 
 def worker_name() -> str:
@@ -176,11 +184,11 @@ def begin_next_sweep(connection: BaseDatabaseWrapper, row: Backfill) -> None:
 
 
 def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
-    """Return the table, or its partitions."""
+    """Return the table, or its partitions, and what inherits from it."""
     name = connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(PARTS, {"table": name})
-        return [Part(table if is_partition else "", blocks) for table, blocks, is_partition in cursor.fetchall()]
+        return [Part(*row) for row in cursor.fetchall()]
 
 
 def is_there(connection: BaseDatabaseWrapper, part: BackfillRange) -> bool:
@@ -203,17 +211,19 @@ def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:
 def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list[Part]) -> list[dict[str, Any]]:
     """Return ranges that together hold every key, each about as many rows as the others.
 
-    The bounds come from a sample of the table, so that it need not be read as a whole.
+    The bounds come from a sample of the table, so that it need not be read as a whole; what cannot be sampled is one.
     """
     blocks = sum(part.blocks for part in parts)
     count = min(MOST_RANGES, blocks // BLOCKS + 1)
+    if count == 1 or not all(part.is_table for part in parts):
+        return [{"lower": None, "upper": None}]
     names = [connection.ops.quote_name(field.column) for field in key_fields(model)]
     columns, texts = ", ".join(names), ", ".join(f"{name}::text" for name in names)
     table = connection.ops.quote_name(model._meta.db_table)
     percent = min(100.0, 100.0 * SAMPLE / max(1, blocks * 50))
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {texts} FROM {table} TABLESAMPLE SYSTEM ({percent}) ORDER BY {columns}")  # noqa: S608
-        sample = cursor.fetchall() if count > 1 else []
+        sample = cursor.fetchall()
     inner = [list(sample[len(sample) * place // count]) for place in range(1, count)] if sample else []
     bounds = [None, *(bound for place, bound in enumerate(inner) if bound not in inner[:place]), None]
     return [{"lower": lower, "upper": upper} for lower, upper in itertools.pairwise(bounds)]

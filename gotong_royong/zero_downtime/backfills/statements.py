@@ -1,4 +1,4 @@
-"""Which rows does a batch have, and how are they changed by one statement?
+"""Which rows does a batch have, and how are they changed: by one statement, or by their keys once they are locked?
 
 In physical order a batch is a range of the table's blocks, which PostgreSQL reads by a TID range scan. Where no index
 covers what is written, it goes over them in stripes: each pass takes some of the rows of every block, and the space
@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, models
-from django.db.models.expressions import Col
+from django.db.models.expressions import Col, RawSQL
 from django.db.models.functions import Cast
-from django.db.models.sql import UpdateQuery
+from django.db.models.sql import Query, UpdateQuery
 
 from gotong_royong.zero_downtime.backfills.declarations import Declaration
 from gotong_royong.zero_downtime.backfills.ranges import LEAVES, key_fields
@@ -36,7 +37,18 @@ INDEXED = f"""
         )
     )
 """  # noqa: S608
-PLAIN = f"SELECT count(*) > 0 AND bool_and(relkind = 'r') FROM ({LEAVES}) AS leaves"  # noqa: S608
+
+# May one go through the blocks of the table, or of its partitions? Those are addressed themselves, by the name of the
+# table, so rights and policies of the table do not hold for them, and a schema in its name is in the way. What inherits
+# from a table has blocks of its own, but an update of the table reaches them.
+PLAIN = f"""
+    SELECT count(*) > 0 AND bool_and(leaves.relkind = 'r' AND (leaves.oid = whole.oid OR (
+        leaves.relispartition AND NOT leaves.relrowsecurity AND NOT whole.relrowsecurity
+        AND has_table_privilege(leaves.oid, 'SELECT') AND has_table_privilege(leaves.oid, 'UPDATE')
+        AND has_schema_privilege(leaves.relnamespace, 'USAGE') AND %(table)s NOT LIKE '%%"."%%'
+    )))
+    FROM ({LEAVES}) AS leaves, pg_class AS whole WHERE whole.oid = to_regclass(%(table)s)
+"""  # noqa: S608
 
 TID: "models.Field[Any, Any]" = models.Field()
 TID.set_attributes_from_name("ctid")
@@ -53,14 +65,35 @@ class Work:
 
     @cached_property
     def rows(self) -> models.QuerySet[Any]:
-        """All rows of the model, as no manager of its own would hide them."""
-        return self.model._base_manager.using(self.alias)
+        """All rows of the model: it is asked past its managers, which may hide some."""
+        return models.QuerySet(self.model, using=self.alias)
 
     @property
     def to_do(self) -> models.QuerySet[Any]:
-        """The rows that are still to do, as far as SQL can say."""
-        rows = self.rows if self.declaration.where is None else self.rows.filter(self.declaration.where)
+        """The rows that are still to do, each once, in no order, as far as SQL can say."""
+        rows = self.rows.order_by()
+        if self.declaration.where is not None:
+            rows = rows.filter(self.declaration.where)
+        fields = [getattr(join, "join_field", None) for join in rows.query.alias_map.values()]
+        if any(getattr(field, "multiple", False) for field in fields):  # a join to many
+            rows = rows.distinct()
         return rows.exclude(pk__in=self.set_aside) if self.set_aside else rows
+
+    @cached_property
+    def parents(self) -> list[type[models.Model]]:
+        """The models that this one inherits from, in whose tables its rows have columns; the uppermost first."""
+        return list(reversed(self.model._meta.concrete_model._meta.all_parents))  # type: ignore[union-attr]
+
+    @cached_property
+    def is_of_one_table(self) -> bool:
+        """Whether ``where`` asks nothing but the row that it is asked of, and all of that row is in one table.
+
+        If so, one statement may find and change the rows: where it has waited for one, PostgreSQL asks again of what
+        that is now. What it has joined to the row, or found in a subquery, it takes for what it was
+        (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED).
+        """
+        query = self.to_do.query
+        return len(query.alias_map) <= 1 and not self.parents and not _asks_more(query.where)
 
     def order(self) -> str:
         """Choose in which order to go through the table: the cheapest in which no row can be missed."""
@@ -78,6 +111,13 @@ class Work:
                 return PHYSICAL
             cursor.execute(INDEXED, {"table": table, "columns": columns})
             return PHYSICAL if cursor.fetchone()[0] else STRIPES
+
+
+def _asks_more(expression: Any) -> bool:
+    """Whether a query is within the expression, or may be."""
+    if isinstance(expression, Query | RawSQL):
+        return True
+    return hasattr(expression, "get_source_expressions") and any(map(_asks_more, expression.get_source_expressions()))
 
 
 def batches_in(lower: int, upper: int, *, striped: bool) -> list[tuple[int, int, int | None]]:
@@ -138,12 +178,15 @@ def key_at(work: Work, lower: Sequence[str] | None, upper: Sequence[str] | None,
 
 
 def change(work: Work, condition: Any, partition: str = "") -> int:
-    """Change the rows to do that meet the condition; return how many. Locks them (FOR NO KEY UPDATE).
+    """Change the rows to do that meet the condition; return how many.
+
+    Locks them, and what they have in the tables of inherited models: FOR NO KEY UPDATE, and as PostgreSQL has it FOR
+    UPDATE where a column of a unique index is changed. Rows that ``where`` joins to them are not locked.
 
     Raises:
-        BackfillFailed: if ``where`` is still true for a row after ``process``.
+        BackfillFailed: if ``where`` is still true for a row after ``process``, or after an update of several tables.
     """
-    if work.declaration.has_process():
+    if work.declaration.has_process() or not work.is_of_one_table:
         if keys := keys_of(work, condition, partition):
             change_keys(work, keys)
         return len(keys)
@@ -158,10 +201,15 @@ def change(work: Work, condition: Any, partition: str = "") -> int:
 
 
 def keys_of(work: Work, condition: Any, partition: str = "", *, lock: bool = True) -> list[Any]:
-    """Return the keys of the rows to do that meet the condition. Locks them (FOR NO KEY UPDATE) unless told not to."""
+    """Return the keys of the rows to do that meet the condition.
+
+    Locks those rows, and what they have in the tables of inherited models (FOR NO KEY UPDATE), unless told not to.
+    """
+    if lock and not work.is_of_one_table:
+        return _locked(work, keys_of(work, condition, partition, lock=False))
     rows = work.to_do.filter(condition).order_by()
     if lock:
-        rows = rows.select_for_update(of=("self",), no_key=True)
+        rows = rows.select_for_update(no_key=True)
     if not partition:
         return list(rows.values_list("pk", flat=True))
     columns = [field.attname for field in key_fields(work.model)]
@@ -181,9 +229,30 @@ def _executed(work: Work, query: Any, here: str, there: str) -> Iterator[Any]:
 
 
 def unlocked_keys(work: Work, keys: Sequence[Any]) -> list[Any]:
-    """Lock those of the rows that are to do and that nobody else has locked (FOR NO KEY UPDATE); return their keys."""
-    rows = work.to_do.filter(pk__in=keys).order_by().select_for_update(of=("self",), no_key=True, skip_locked=True)
-    return list(rows.values_list("pk", flat=True))
+    """Lock those of the rows that are to do and that nobody else has locked; return their keys.
+
+    Locks what they have in the tables of inherited models, too (FOR NO KEY UPDATE).
+    """
+    return _locked(work, keys, skip_locked=True)
+
+
+def _locked(work: Work, keys: Sequence[Any], *, skip_locked: bool = False) -> list[Any]:
+    """Lock the rows to do with these keys in all of their tables; return the keys of those that still are to do."""
+
+    def locked(rows: models.QuerySet[Any]) -> list[Any]:
+        rows = rows.order_by().select_for_update(no_key=True, skip_locked=skip_locked)
+        return list(rows.values_list("pk", flat=True))
+
+    if work.is_of_one_table:
+        return locked(work.to_do.filter(pk__in=keys))
+    rows = work.rows.filter(pk__in=keys)
+    ours = models.Q()
+    for parent in work.parents:
+        name = parent._meta.pk.name
+        inherited: models.QuerySet[Any] = models.QuerySet(parent, using=work.alias)
+        ours &= models.Q(**{f"{name}__in": locked(inherited.filter(pk__in=rows.values(name)))})
+    ours &= models.Q(pk__in=locked(rows))
+    return list(work.to_do.filter(ours).order_by().values_list("pk", flat=True))
 
 
 def change_keys(work: Work, keys: Sequence[Any]) -> None:
@@ -197,16 +266,28 @@ def change_keys(work: Work, keys: Sequence[Any]) -> None:
     if declaration.where is not None:
         for key in work.to_do.filter(pk__in=keys).values_list("pk", flat=True)[:1]:
             did = "process" if declaration.has_process() else "update"
+            told = ", ".join(map(str, as_text(work.model, key)))
             raise BackfillFailed(
-                f"The where of {declaration.name} is still true for row {', '.join(as_text(key))} after its {did}, so "
-                f"it would go on for ever. Nothing of this batch is left."
+                f"The where of {declaration.name} is still true for row {told} after its {did}, so it would go on for "
+                "ever. Nothing of this batch is left."
             )
 
 
-def as_text(key: Any) -> list[str]:
-    return [str(value) for value in (key if isinstance(key, tuple) else (key,))]
+def as_text(model: type[models.Model], key: Any) -> list[Any]:
+    """Return the values of a key as fixtures have them: as texts, but for JSON, which stays what it is."""
+    values = key if isinstance(key, tuple) else (key,)
+    pairs = zip(_key_values(model), values, strict=True)
+    return [field.value_to_string(SimpleNamespace(**{field.attname: value})) for field, value in pairs]
 
 
-def from_text(model: type[models.Model], texts: Sequence[str]) -> Any:
-    values = tuple(field.to_python(text) for field, text in zip(key_fields(model), texts, strict=True))
+def from_text(model: type[models.Model], texts: Sequence[Any]) -> Any:
+    values = tuple(field.to_python(text) for field, text in zip(_key_values(model), texts, strict=True))
     return values if len(values) > 1 else values[0]
+
+
+def _key_values(model: type[models.Model]) -> Iterator[Any]:
+    """Yield for each field of the key the one that knows its values: for a foreign key, what that points to."""
+    for field in key_fields(model):
+        while field.remote_field:
+            field = field.target_field
+        yield field

@@ -59,7 +59,7 @@ class Worker:
         self.alias = str(row._state.db)
         self.connection = connections[self.alias]
         declaration = declared(row.name)
-        self.changes = Changes(row, Work(declaration, model or model_of(declaration), self.alias))
+        self.changes = Changes(row, Work(declaration, model or model_of(declaration, self.alias), self.alias))
         self.table = self.connection.ops.quote_name(self.work.model._meta.db_table)
         self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
         self.batches = Batches(row, self.changes, self.throttle, stop=stop, target=target)

@@ -6,9 +6,10 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from django.apps import apps
 from django.core.management import call_command
 from django.db import connections
-from django.db.models import Q
+from django.db.models import Model, Q
 from django.db.models.functions import Upper
 
 from gotong_royong.zero_downtime.backfills import Declaration, crew, declarations
@@ -121,3 +122,23 @@ def run(skills):
         return crew.run(name, skills.alias, **{"at_full_speed": True, **options})
 
     return run
+
+
+@pytest.fixture
+def model():
+    """Have a model in accounts for the time of a test; its table is made in the databases that are named."""
+    known = apps.all_models["accounts"]
+    before = dict(known)
+
+    def model(called, *databases, base=Model, meta=None, **fields):
+        options = type("Meta", (), {"app_label": "accounts", "db_table": called.lower(), **(meta or {})})
+        made = type(called, (base,), {"__module__": "accounts.models", "Meta": options, **fields})
+        for database in databases:
+            with database.schema_editor() as editor:
+                editor.create_model(made)
+        return made
+
+    yield model
+    known.clear()
+    known.update(before)
+    apps.clear_cache()

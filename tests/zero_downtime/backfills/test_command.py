@@ -121,6 +121,9 @@ def test_what_the_code_no_longer_declares_is_still_listed(backfill, skills):
         ({"where": Q(nonsense=1)}, "does not fit the models of the code that runs here: Cannot resolve .*nonsense"),
         ({"update": {"nonsense": 1}}, "does not fit the models .*: Skill has no field named 'nonsense'"),
         ({"update": {"name": F("nonsense")}}, "does not fit the models .*: Cannot resolve .*nonsense"),
+        ({"where": Q(id="no-uuid")}, "does not fit the models .*: “no-uuid” is not a valid UUID. Mend"),
+        ({"where": Q(name__in=1)}, "does not fit the models .*: 'int' object is not iterable. Mend"),
+        ({"update": {"created_at": "yesterday"}}, "does not fit the models .*: “yesterday” value has an invalid"),
         (
             {"model": "accounts.Skil"},
             "does not fit the models .* 'Skil' model. Mend its class, or run it with the code",
