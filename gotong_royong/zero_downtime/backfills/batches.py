@@ -19,7 +19,7 @@ from gotong_royong.zero_downtime.backfills import ranges, statements
 from gotong_royong.zero_downtime.backfills.changes import Changes
 from gotong_royong.zero_downtime.backfills.ranges import BLOCKS, LetGo
 from gotong_royong.zero_downtime.backfills.sizes import AMONG_OTHERS, FIRST, FIRST_IN_PYTHON, LARGEST, SLICE, Size
-from gotong_royong.zero_downtime.backfills.statements import KEYS
+from gotong_royong.zero_downtime.backfills.statements import KEYS, Blocks
 from gotong_royong.zero_downtime.backfills.throttle import PAUSE, Throttle
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
@@ -109,13 +109,10 @@ class Batches:
             )
         return "Somebody keeps the table or its last rows locked. End that session."
 
-    def by_blocks(
-        self, part: BackfillRange, blocks: tuple[int, int, int | None], *, to: int, size: int
-    ) -> float | None:
+    def by_blocks(self, part: BackfillRange, blocks: Blocks, *, to: int, size: int) -> float | None:
         """Change the rows in these blocks; return the seconds that it took, or None if it was held up.
 
         Args:
-            blocks: from where to before where, and the stripe of them.
             to: the block where the range goes on.
             size: of how many blocks the batch is a part.
         """
@@ -123,7 +120,7 @@ class Batches:
 
         def batch() -> float:
             with self.fenced(part, size):
-                rows = sum(self._slices(part, *blocks))
+                rows = sum(self._slices(part, blocks))
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=to, share=share(part, to), rows=rows, seconds=seconds)
             return time.monotonic() - started
@@ -133,16 +130,17 @@ class Batches:
             self.rest(part, self.last_slice)
         return took
 
-    def _slices(self, part: BackfillRange, lower: int, upper: int, stripe: int | None) -> Iterator[int]:
-        is_paced, at = bool(self.throttle.advice.reason), lower
-        while at < upper:
-            end = min(at + self.slice.now, upper) if is_paced else upper
+    def _slices(self, part: BackfillRange, blocks: Blocks) -> Iterator[int]:
+        """Change the rows in these blocks, some after the other if others are at work; yield how many of some."""
+        is_paced, at = bool(self.throttle.advice.reason), blocks.lower
+        while at < blocks.upper:
+            end = min(at + self.slice.now, blocks.upper) if is_paced else blocks.upper
             started = time.monotonic()
-            yield self.changes.of(statements.in_blocks(self.changes.work.model, at, end, stripe), part.partition)
+            yield self.changes.of(Blocks(at, end, blocks.stripe), part.partition)
             self.last_slice = time.monotonic() - started
             if is_paced:
                 self.slice.follow(end - at, self.last_slice, SLICE)
-            if end < upper:
+            if end < blocks.upper:
                 time.sleep(PAUSE * self.last_slice)
             at = end
 

@@ -262,8 +262,7 @@ class Worker:
         at, size = part.lower if part.cursor is None else part.cursor, self.batches.size
         while at < part.upper and not self.stop():
             end = min(at + size.now, part.upper)
-            here = statements.in_blocks(self.work.model, at, end, None)
-            left = partial(statements.keys_of, self.work, here, part.partition, lock=False)
+            left = partial(statements.keys_of, self.work, statements.Blocks(at, end), part.partition, lock=False)
             keys = self.batches.unless_held_up(left)
             took = sum(seconds for _, seconds in self.batches.by_keys(part, keys or [], at))
             if not self.stop():
