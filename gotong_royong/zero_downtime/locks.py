@@ -75,9 +75,11 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the error says that the session has ended: the server, the network or an administrator ended it."""
-    is_about_connection = isinstance(error, InterfaceError | OperationalError)
-    return is_about_connection and (sqlstate(error) or "08")[:3] in {"08", "080", "57P"}
+    """Whether the error ended the session: the server went down, somebody ended it, it idled in a transaction."""
+    state = sqlstate(error)
+    if state is None:
+        return isinstance(error, InterfaceError | OperationalError)
+    return state.startswith(("08", "57P", IDLE_IN_TRANSACTION))
 
 
 def is_patient(sql: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import statements
@@ -99,7 +99,7 @@ class Changes:
         if isinstance(error, BackfillFailed | LetGo | InterfaceError):
             return False
         if isinstance(error, DatabaseError):
-            return not is_lost(error) and (locks.sqlstate(error) or "00")[:2] not in OF_NO_ROW
+            return not locks.is_lost(error) and (locks.sqlstate(error) or "00")[:2] not in OF_NO_ROW
         return self.work.declaration.has_process()
 
     def _set_aside(self, key: Any, error: Exception) -> None:
@@ -125,11 +125,3 @@ class Changes:
             label = self.work.model._meta.label
             raise BackfillFailed(f"{label} has another kind of key now than the rows set aside: {reason}.") from error
         self.work = replace(self.work, set_aside=set_aside)
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether the error ended the session: the server went down, somebody ended it, it idled in a transaction."""
-    state = locks.sqlstate(error)
-    if state is None:
-        return isinstance(error, OperationalError | InterfaceError)
-    return state.startswith(("08", "57P", locks.IDLE_IN_TRANSACTION))

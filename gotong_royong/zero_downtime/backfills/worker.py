@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.backfills import ranges, statements, steering
 from gotong_royong.zero_downtime.backfills.batches import LEFT, Batches
-from gotong_royong.zero_downtime.backfills.changes import Changes, is_lost
+from gotong_royong.zero_downtime.backfills.changes import Changes
 from gotong_royong.zero_downtime.backfills.declarations import declared, model_of
 from gotong_royong.zero_downtime.backfills.ranges import LetGo
 from gotong_royong.zero_downtime.backfills.sizes import TARGET
@@ -125,7 +125,7 @@ class Worker:
 
     def _renew(self, error: Exception) -> None:
         """Get a new connection in place of one that was lost, for as long as the patience lasts."""
-        if not self.renews or not is_lost(error):
+        if not self.renews or not locks.is_lost(error):
             raise error
         self._lost_at = self._lost_at or time.monotonic()
         if time.monotonic() - self._lost_at > conf.PATIENCE:
@@ -144,7 +144,7 @@ class Worker:
         except BackfillRefused:
             raise LetGo from None  # somebody has steered it in this moment
         except (BackfillFailed, Error, LookupError, AttributeError, TypeError, ValueError) as error:
-            if is_lost(error):
+            if locks.is_lost(error):
                 raise
             text = summary(error)
             with suppress(BackfillRefused):
