@@ -81,6 +81,19 @@ def find(name: str, alias: str) -> Backfill:
     return row
 
 
+def known(name: str, alias: str) -> Backfill:
+    """Return what the database knows of the backfill. Nothing is locked or changed.
+
+    Raises:
+        UnknownBackfill: if neither the database nor the code knows it.
+        BackfillRefused: if it is not started.
+    """
+    row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+    if row is None:
+        raise BackfillRefused(f"{declared(name).name} is not started. backfill run {name} starts it.")
+    return row
+
+
 def names(alias: str) -> list[str]:
     """Return the backfills that the database knows, also those that this release of the code does not."""
     return list(Backfill.objects.using(alias).values_list("name", flat=True)) if is_recorded(alias) else []

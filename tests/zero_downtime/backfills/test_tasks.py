@@ -43,6 +43,7 @@ def users(skills, ask):
     ask("ALTER TABLE users DISABLE TRIGGER assign_markov_user_id")
     ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
     steering.forget(NAME, skills.alias)
+    steering.find(NAME, skills.alias)  # as a migration leaves it
     return skills
 
 

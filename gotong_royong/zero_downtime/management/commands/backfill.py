@@ -43,19 +43,24 @@ class Command(BaseCommand):
             for name in sorted({*declarations.all_declared(), *steering.names(database)}):
                 self.stdout.write(reports.backfill_line(*steering.look(name, database)))
             return
-        row = steering.find(options["name"], database)
+        name = options["name"]
         if action == "show":
-            reports.print_backfill(self, row, steering.progress(row))
+            row, progress = steering.look(name, database)
+            if not row.pk:
+                declarations.declared(name)
+            reports.print_backfill(self, row, progress)
         elif action == "run":
-            self.run(row, database, options)
+            self.run(name, database, options)
         else:
+            row = steering.known(name, database)
             steering.steer(row, action, whoami())
-            then = f" again: {steering.who_takes_up(row.name)}" if row.status == Status.PENDING else ""
+            then = f" again: {steering.who_takes_up(name)}" if row.status == Status.PENDING else ""
             self.stdout.write(f"{row} is {row.status}{then}.")
 
-    def run(self, row: Backfill, database: str, options: dict[str, Any]) -> None:
+    def run(self, name: str, database: str, options: dict[str, Any]) -> None:
         if options["workers"] < 1:
             raise BackfillRefused("--workers must be 1 or more.")
+        row = steering.find(name, database)
         if row.status == Status.SUCCEEDED:
             self.stdout.write(f"{row} has succeeded already. backfill retry {row} looks whether rows to do are there.")
             return
@@ -64,9 +69,7 @@ class Command(BaseCommand):
             told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
             raise BackfillRefused(f"{row} {told}backfill {way} {row} makes it pending.")
         with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
-            row = crew.run(
-                row.name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show
-            )
+            row = crew.run(name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show)
         if row.status == Status.FAILED:
             raise BackfillFailed(f"{row} failed. {row.error}")
         self.stdout.write(reports.backfill_line(row, steering.progress(row)))
