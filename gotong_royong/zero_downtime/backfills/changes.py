@@ -32,7 +32,7 @@ class Changes:
     def __init__(self, row: Backfill, work: Work) -> None:
         self.row, self.work, self.alias = row, work, work.alias
         self.connection = connections[work.alias]
-        self._careful = False
+        self._careful = self._again = False
 
     def carefully(self, batch: Callable[[], T]) -> T:
         """Do a batch; where a row of it may be what failed, do it again and set that row aside."""
@@ -66,6 +66,8 @@ class Changes:
         try:
             with self._savepoint():
                 statements.change_keys(self.work, keys)
+                if self._again:
+                    self.row.set_aside.filter(key__in=[statements.as_text(key) for key in keys]).delete()
         except Exception as error:
             if not self._careful or not self._is_of_a_row(error):
                 raise
@@ -98,13 +100,29 @@ class Changes:
 
     def _set_aside(self, key: Any, error: Exception) -> None:
         row = SetAside(backfill=self.row, key=statements.as_text(key), error=summary(error))
-        row.save(using=self.alias)
-        if self.row.set_aside.count() > MOST_SET_ASIDE:
+        SetAside.objects.using(self.alias).bulk_create(
+            [row], update_conflicts=True, unique_fields=["backfill", "key"], update_fields=["error", "again"]
+        )
+        if self.row.set_aside.filter(again=False).count() > MOST_SET_ASIDE:
             raise BackfillFailed(f"More than {MOST_SET_ASIDE} rows cannot be changed; the last {row}")
 
     def leave_alone_what_is_set_aside(self) -> None:
-        keys = self.row.set_aside.values_list("key", flat=True)
-        self.work = replace(self.work, set_aside=tuple(statements.from_text(self.work.model, key) for key in keys))
+        self.work = replace(self.work, set_aside=tuple(self._keys_set_aside(again=False)))
+
+    def to_try_again(self) -> list[Any]:
+        """Return the keys of rows that were set aside and are to be tried again, if they are still there."""
+        keys = self._keys_set_aside(again=True)
+        self._again = bool(keys)
+        return list(self.work.to_do.filter(pk__in=keys).values_list("pk", flat=True)) if keys else []
+
+    def given_up(self) -> int:
+        """Return how many rows stay set aside once all are done; forget those that are not there any more."""
+        self.row.set_aside.filter(again=True).delete()
+        return self.row.set_aside.count()
+
+    def _keys_set_aside(self, *, again: bool) -> list[Any]:
+        keys = self.row.set_aside.filter(again=again).values_list("key", flat=True)
+        return [statements.from_text(self.work.model, key) for key in keys]
 
 
 def is_lost(error: BaseException) -> bool:

@@ -3,7 +3,8 @@
 Everything stands in the database, so that any process may ask and steer; workers look before every batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
 from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
+from gotong_royong.zero_downtime.backfills.statements import KEYS
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, Steered
 
@@ -147,14 +149,26 @@ def cancel(row: Backfill) -> None:
 
 
 def retry(row: Backfill) -> None:
-    """Let it begin anew with the rows that are still to do, those that were set aside included.
+    """Let one that has ended begin anew with the rows that are still to do, those that were set aside included.
+
+    Without a ``where`` nobody can say which those are. So one that failed or was canceled goes on where it was, and
+    then with the rows that were set aside; only one that succeeded does all rows a second time. Locks the rows of the
+    backfill, of its ranges and of what it has set aside.
 
     Raises:
         BackfillRefused: while it has not ended.
+        UnknownBackfill: if it goes in the order of keys, and the code does not say whether it has a ``where``.
     """
-    with transaction.atomic(using=row._state.db):
+    with _locked(row):
         if row.status == Status.PAUSED:
             raise BackfillRefused(f"{row} is paused. backfill resume {row} lets it go on.")
+        is_half_done = row.status in {Status.FAILED, Status.CANCELED} and row.order == KEYS
+        if is_half_done and declared(row.name).where is None:
+            _go_on(row, error="")
+            row.set_aside.update(again=True)
+            look = row.ranges.filter(sweep=row.sweep, sweep__gt=1, number=0)
+            look.update(finished_at=None, leased_until=None)  # so that somebody looks for those
+            return
         fresh = {"sweep": 0, "error": "", "verified_at": None, "finished_at": None, "started_at": None, "order": ""}
         become(row, Status.PENDING, **fresh)
         row.ranges.all().delete()
@@ -162,15 +176,30 @@ def retry(row: Backfill) -> None:
 
 
 def resume(row: Backfill) -> None:
-    """Let a paused one go on where it was. For its rate it began later, by as long as it was paused.
+    """Let a paused one go on where it was. Locks its row.
 
     Raises:
         BackfillRefused: if it is not paused.
     """
-    if row.status != Status.PAUSED:
-        raise BackfillRefused(f"{row} is {row.status}, not paused.")
-    paused = Now() - Coalesce("finished_at", Now())
-    become(row, Status.PENDING, started_at=F("started_at") + paused, finished_at=None)
+    with _locked(row):
+        if row.status != Status.PAUSED:
+            raise BackfillRefused(f"{row} is {row.status}, not paused.")
+        _go_on(row)
+
+
+@contextmanager
+def _locked(row: Backfill) -> Iterator[None]:
+    """Keep the row as it is now (FOR NO KEY UPDATE) until what depends on that is committed."""
+    alias = row._state.db
+    with transaction.atomic(using=alias):
+        row.refresh_from_db(from_queryset=Backfill.objects.using(alias).select_for_update(no_key=True))
+        yield
+
+
+def _go_on(row: Backfill, **values: Any) -> None:
+    """Let it go on where it was. For its rate it began later, by as long as nobody was to be at it."""
+    idle = Now() - Coalesce("finished_at", Now())
+    become(row, Status.PENDING, started_at=F("started_at") + idle, finished_at=None, **values)
 
 
 WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}

@@ -188,8 +188,8 @@ class Worker:
         if part.sweep > MOST_SWEEPS:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
         while not self.stop():
-            keys, done = [] if all_rows else self._left(), 0
-            is_more = len(keys) == LEFT or (all_rows and part.sweep == 1)
+            keys, done = self.changes.to_try_again() if all_rows else self._left(), 0
+            is_more = part.sweep == 1 if all_rows else len(keys) == LEFT
             for rows, _ in self._change_by_keys(part, keys):
                 done += rows
                 if is_more and done:
@@ -265,7 +265,7 @@ class Worker:
 
     def _end(self, _: BackfillRange) -> None:
         """Say that nothing is left, but for the rows that were set aside."""
-        if count := self.row.set_aside.count():
+        if count := self.changes.given_up():
             rows = counted(count, "row")
             error = f"{rows} could not be changed: backfill show {self.row} says why, backfill retry tries again."
             steering.become(self.row, Backfill.Status.FAILED, error=error)

@@ -5,7 +5,8 @@ from django.apps import apps
 from django.core.management import call_command
 from django.db import migrations
 from django.db.migrations.writer import MigrationWriter
-from django.db.models import Q
+from django.db.models import F, Q
+from django.db.models.functions import Concat
 
 from gotong_royong.zero_downtime.backfills import inline, steering
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
@@ -83,6 +84,19 @@ def test_what_cannot_be_done_fails_the_migration_and_the_next_one_tries_again(sk
     ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
     run_operations(skills, RunBackfill(name), atomic=False)
     assert ask(UNDONE) == 0
+
+
+@pytest.mark.parametrize("operation", [RunBackfill, RequireBackfill])
+def test_what_failed_without_a_where_is_done_once(skills, fill, ask, declare, operation):
+    fill(100)
+    ask("UPDATE skills SET category = ''")
+    ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (category NOT LIKE '%77')")
+    name = declare(where=None, update={"category": Concat(F("category"), F("name"))})
+    with pytest.raises(ZeroDowntimeError, match="1 row could not be changed"):
+        run_operations(skills, RunBackfill(name), atomic=False)
+    ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
+    run_operations(skills, operation(name), atomic=False)
+    assert ask("SELECT count(*) FROM skills WHERE category = name") == 100
 
 
 def test_the_projects_own_goes_back_and_forth(skills, ask):

@@ -19,7 +19,10 @@ ACTIONS = {
     "pause": "Let every worker stop after the batch at hand.",
     "resume": "Let a paused one go on.",
     "cancel": "End it; what it has done stays.",
-    "retry": "Let one that has ended begin anew, with the rows that are still to do.",
+    "retry": (
+        "Let one that has ended begin anew, with the rows that are still to do. Without a where, one that failed or "
+        "was canceled goes on where it was, and then with the rows set aside; one that succeeded does all rows again."
+    ),
 }
 
 
