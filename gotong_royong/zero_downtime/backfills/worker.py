@@ -163,6 +163,7 @@ class Worker:
         by_blocks = self._walk_in_python if self.in_python else self._walk_blocks
         walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else by_blocks
         try:
+            self.throttle.hold_back(0.0, self._say, self.stop)
             with suppress(LetGo):
                 self._or_fail(lambda: walk(part))
         finally:
@@ -274,10 +275,8 @@ class Worker:
 
     def _cut(self, part: BackfillRange) -> None:
         parts = ranges.parts_of(self.connection, self.work.model)
-        if self.row.order == KEYS:
-            cut = ranges.cut_by_keys(self.connection, self.work.model, parts)
-        else:
-            cut = ranges.cut_by_blocks(parts)
+        by_keys = self.row.order == KEYS
+        cut = ranges.cut_by_keys(self.connection, self.work.model, parts) if by_keys else ranges.cut_by_blocks(parts)
         BackfillRange.objects.using(self.alias).bulk_create(
             BackfillRange(backfill=self.row, sweep=part.sweep, number=number, **bounds)
             for number, bounds in enumerate(cut, 1)

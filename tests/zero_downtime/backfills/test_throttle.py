@@ -9,6 +9,7 @@ from django.db.migrations import RunPython
 
 from gotong_royong.zero_downtime.backfills import inline, steering
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.load import load
@@ -48,6 +49,18 @@ def test_batches_are_short_while_others_are_at_work(skills, fill, declare, run):
     with load(conninfo(skills), "SELECT 1"):
         row = run(name, at_full_speed=False)
     assert steering.progress(row).batches > 1.5 * alone  # it would be as many
+
+
+def test_a_worker_that_begins_is_held_back_too(skills, fill, declare, ask, settings):
+    """Each worker of the queue begins anew with each of its jobs."""
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do"
+    fill(3_000)
+    row = steering.find(declare(), skills.alias)
+    for _ in range(3):
+        until = time.monotonic() + 0.2
+        Worker(row, stop=lambda: time.monotonic() > until).run()  # noqa: B023
+    assert (row.status, row.throttle) == ("running", "much to do")
+    assert ask("SELECT count(*) FROM written") == 0
 
 
 def test_the_sessions_of_a_run_are_no_others(skills, fill, declare, settings):
