@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import Avg, Count, F, Max, Q, Sum
+from django.db.models import Avg, Count, F, Max, Q, QuerySet, Sum
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
@@ -110,18 +110,31 @@ def look(name: str, alias: str) -> tuple[Backfill, Progress]:
     return row, progress(row)
 
 
-def become(row: Backfill, status: Status, **values: Any) -> None:
-    """Change the status, if that may be.
+def refresh(row: Backfill, rows: QuerySet[Backfill] | None = None) -> None:
+    """Read the row anew, from ``rows`` if they are given.
 
     Raises:
-        BackfillRefused: if a backfill of its present status cannot become that.
+        BackfillRefused: if it is forgotten.
+    """
+    try:
+        row.refresh_from_db(from_queryset=rows)
+    except Backfill.DoesNotExist:
+        told = f"Somebody has taken the backfill {row} back, so it has ended. backfill run {row} would start it anew."
+        raise BackfillRefused(told) from None
+
+
+def become(row: Backfill, status: Status, **values: Any) -> None:
+    """Change the status, if that may be. Locks the row of the backfill, and waits for that.
+
+    Raises:
+        BackfillRefused: if a backfill of its present status cannot become that, or is forgotten.
     """
     from_those = [before for before, after in Backfill.TRANSITIONS.items() if status in after]
     if status not in {Status.PENDING, Status.RUNNING}:
         values["finished_at"] = Coalesce("finished_at", Now())  # what was paused and is canceled stopped back then
     rows = Backfill.objects.using(row._state.db).filter(pk=row.pk)
     changed = rows.filter(status__in=from_those).update(status=status, throttle="", **values)
-    row.refresh_from_db()
+    refresh(row)
     if not changed:
         may = ", ".join(sorted(Backfill.TRANSITIONS[Status(row.status)])) or "nothing else"
         raise BackfillRefused(f"{row} is {row.status} and cannot become {status}; it can become {may}.")
@@ -192,7 +205,7 @@ def _locked(row: Backfill) -> Iterator[None]:
     """Keep the row as it is now (FOR NO KEY UPDATE) until what depends on that is committed."""
     alias = row._state.db
     with transaction.atomic(using=alias):
-        row.refresh_from_db(from_queryset=Backfill.objects.using(alias).select_for_update(no_key=True))
+        refresh(row, Backfill.objects.using(alias).select_for_update(no_key=True))
         yield
 
 

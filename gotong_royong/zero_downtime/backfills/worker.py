@@ -89,6 +89,7 @@ class Worker:
 
         Raises:
             BackfillFailed: when it cannot go on; the backfill's status says so, too.
+            BackfillRefused: when somebody has taken it back meanwhile.
         """
         with locks.session_settings(self.connection, application_name=APPLICATION):
             while not self.stop():
@@ -98,12 +99,12 @@ class Worker:
                     self._lost_at = None
                 except Error as error:
                     self._renew(error)
-        self.row.refresh_from_db()
+        steering.refresh(self.row)
         return self.row
 
     def _next(self) -> bool:
         """Go through one more range, if there is one; return whether the backfill is still running."""
-        self.row.refresh_from_db()
+        steering.refresh(self.row)
         if self.row.status == Backfill.Status.PENDING:
             order = self._or_fail(self.work.order)
             with suppress(BackfillRefused):  # another worker was quicker

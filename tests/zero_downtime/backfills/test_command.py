@@ -191,6 +191,30 @@ def test_an_unknown_one_is_neither_shown_nor_steered(backfill, action):
         backfill(action, "accounts.nonsense")
 
 
+def test_one_that_is_taken_back_meanwhile_ends_with_a_sentence(backfill, declare, fill, skills):
+    fill(3_000)
+
+    def process(self, batch):
+        time.sleep(0.03)
+        batch.update(description="")
+
+    name = declare(process=process)
+
+    def forget():
+        while not steering.look(name, skills.alias)[1].rows:
+            time.sleep(0.01)
+        steering.forget(name, skills.alias)
+        connections[skills.alias].close()
+
+    thread = threading.Thread(target=forget)
+    thread.start()
+    with pytest.raises(
+        CommandError, match=rf"^Somebody has taken the backfill {name} back, so it has ended. backfill r"
+    ):
+        backfill("run", name)
+    thread.join()
+
+
 def test_before_the_first_migrate(scratch):
     with pytest.raises(CommandError, match=r"The tables of backfills are not in the database scratch_"):
         call_command("backfill", "run", "accounts.populate_markov_user_ids", database=scratch.alias)
