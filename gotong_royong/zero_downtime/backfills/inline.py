@@ -85,10 +85,10 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         return
     rest = _rows(connection, model) * (1 - progress.share)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
-        ways: dict[str, str] = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}
+        way = steering.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
         raise BackfillRefused(
             f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
-            f"left. See to it with backfill {ways.get(row.status, 'run')} {name}, and migrate again."
+            f"left. See to it with backfill {way} {name}, and migrate again."
         )
     _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
 
@@ -169,7 +169,9 @@ def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool
     if row.status == Status.FAILED:
         raise BackfillFailed(f"{row} failed. {row.error}")
     if row.status != Status.SUCCEEDED:
-        raise BackfillRefused(f"{row} is {row.status}. backfill resume or retry it, and migrate again.")
+        raise BackfillRefused(
+            f"{row} is {row.status}. See to it with backfill {steering.again(row)} {row}, and migrate again."
+        )
     _say(steering.progress(row).rows)
 
 

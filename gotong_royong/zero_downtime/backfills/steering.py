@@ -6,6 +6,7 @@ Everything stands in the database, so that any process may ask and steer; worker
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
@@ -14,13 +15,13 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
+from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
 from gotong_royong.zero_downtime.backfills.statements import KEYS
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, Steered
 
 Status = Backfill.Status
-EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
 
 # As in ``ranges.CLAIM``: a look for what is left has a long lease, so a session that is gone does not count.
 AT_WORK = Q(finished_at=None, leased_until__gt=Now(), backend__in=RawSQL("SELECT pid FROM pg_stat_activity", ()))
@@ -60,11 +61,8 @@ NOT_STARTED = Progress(0.0, 0, 0, 0.0, 0, 0, 0.0, None)
 
 def is_recorded(alias: str) -> bool:
     """Whether the database has the tables in which backfills are recorded."""
-    if connections[alias].vendor != "postgresql":
-        return False
-    with connections[alias].cursor() as cursor:
-        cursor.execute(EXISTS, [Steered._meta.db_table])
-        return bool(cursor.fetchone()[0])
+    connection = connections[alias]
+    return connection.vendor == "postgresql" and catalog.table(connection, Steered._meta.db_table) is not None
 
 
 def find(name: str, alias: str) -> Backfill:
@@ -143,22 +141,9 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
         transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
 
 
-def pause(row: Backfill) -> None:
-    """Let every worker stop after the batch at hand.
-
-    Raises:
-        BackfillRefused: if it has ended, or is paused already.
-    """
-    become(row, Status.PAUSED)
-
-
-def cancel(row: Backfill) -> None:
-    """End it; what it has done stays.
-
-    Raises:
-        BackfillRefused: if it has ended.
-    """
-    become(row, Status.CANCELED)
+# As ``become``: every worker stops after the batch at hand, and what they have done stays.
+pause = partial(become, status=Status.PAUSED)
+cancel = partial(become, status=Status.CANCELED)
 
 
 def retry(row: Backfill) -> None:
@@ -219,31 +204,38 @@ WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume,
 
 
 def steer(row: Backfill, way: str, who: str) -> None:
-    """Go one of the ``WAYS``, and write down who did.
+    """Go one of the ``WAYS``, and write down who did. Locks as that does.
 
     Raises:
         BackfillRefused: if that is not open now.
+        UnknownBackfill: as ``retry`` does.
     """
     with transaction.atomic(using=row._state.db):
         WAYS[way](row)
         row.steered.create(way=way, who=who)
 
 
+def again(row: Backfill) -> str:
+    """Return which of the ``WAYS`` makes one pending that is not."""
+    return "resume" if row.status == Status.PAUSED else "retry"
+
+
 def ways(row: Backfill) -> list[str]:
     """Return which of the ``WAYS`` to steer a backfill it may go now."""
-    may = Backfill.TRANSITIONS[Status(row.status)]
-    is_open = {
-        "pause": Status.PAUSED in may,
-        "resume": row.status == Status.PAUSED,
-        "cancel": Status.CANCELED in may,
-        "retry": Status.PENDING in may and row.status != Status.PAUSED,
-    }
-    return [way for way in WAYS if is_open[way]]
+    to = {Status.PAUSED: "pause", Status.PENDING: again(row), Status.CANCELED: "cancel"}
+    return [way for status, way in to.items() if status in Backfill.TRANSITIONS[Status(row.status)]]
 
 
 def forget(name: str, alias: str) -> None:
-    """Delete what the database knows of a backfill, so that it may be done again from the start."""
-    Backfill.objects.using(alias).filter(name=name).delete()
+    """Delete what the database knows of a backfill, so that it may be done again from the start.
+
+    Locks its rows in all tables of backfills, its own first (FOR UPDATE), so that no worker adds to them; waits for the
+    batches that are under way.
+    """
+    rows = Backfill.objects.using(alias).filter(name=name)
+    with transaction.atomic(using=alias):
+        list(rows.select_for_update())
+        rows.delete()
 
 
 def progress(row: Backfill) -> Progress:

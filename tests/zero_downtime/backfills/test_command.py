@@ -193,17 +193,18 @@ def test_an_unknown_one_is_neither_shown_nor_steered(backfill, action):
 
 def test_one_that_is_taken_back_meanwhile_ends_with_a_sentence(backfill, declare, fill, skills):
     fill(3_000)
+    inside = threading.Event()
 
     def process(self, batch):
-        time.sleep(0.03)
+        inside.set()
+        time.sleep(0.3)
         batch.update(description="")
 
     name = declare(process=process)
 
     def forget():
-        while not steering.look(name, skills.alias)[1].rows:
-            time.sleep(0.01)
-        steering.forget(name, skills.alias)
+        inside.wait(10)
+        steering.forget(name, skills.alias)  # once that batch is done
         connections[skills.alias].close()
 
     thread = threading.Thread(target=forget)

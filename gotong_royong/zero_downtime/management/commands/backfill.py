@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import reports
+from gotong_royong.zero_downtime import mistakes, reports
 from gotong_royong.zero_downtime.backfills import crew, declarations, steering
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
@@ -26,7 +25,7 @@ ACTIONS = {
 }
 
 
-class Command(BaseCommand):
+class Command(mistakes.Plain):
     help = "Shows and steers backfills: changes of data that go through large tables in the background."
     requires_system_checks: list[str] = []
 
@@ -68,9 +67,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{row} has succeeded already. backfill retry {row} looks whether rows to do are there.")
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
-            way = "resume" if row.status == Status.PAUSED else "retry"
             told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
-            raise BackfillRefused(f"{row} {told}backfill {way} {row} makes it pending.")
+            raise BackfillRefused(f"{row} {told}backfill {steering.again(row)} {row} makes it pending.")
         with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
             row = crew.run(name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show)
         if row.status == Status.FAILED:
