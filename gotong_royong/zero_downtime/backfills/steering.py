@@ -164,8 +164,8 @@ def retry(row: Backfill) -> None:
         if is_half_done and declared(row.name).where is None:
             _go_on(row, error="")
             row.set_aside.update(again=True)
-            look = row.ranges.filter(sweep=row.sweep, sweep__gt=1, number=0)
-            look.update(finished_at=None, leased_until=None)  # so that somebody looks for those
+            last_look = row.ranges.filter(sweep=row.sweep, sweep__gt=1, number=0)
+            last_look.update(finished_at=None, leased_until=None)  # so that somebody looks for those
             return
         fresh = {"sweep": 0, "error": "", "verified_at": None, "finished_at": None, "started_at": None, "order": ""}
         become(row, Status.PENDING, **fresh)
