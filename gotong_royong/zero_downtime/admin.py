@@ -1,5 +1,6 @@
 """How do operators see and steer backfills in the admin? Nothing is edited here: what happens is written by workers."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -13,11 +14,21 @@ from django.utils.safestring import SafeString
 
 from gotong_royong.zero_downtime import reports
 from gotong_royong.zero_downtime.backfills import ranges, steering
-from gotong_royong.zero_downtime.exceptions import BackfillRefused, counted
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 Status = Backfill.Status
 MOST_RANGES, MOST_SET_ASIDE = 20, 100  # that a page shows
+
+
+def _action(way: str, description: str) -> Callable[..., HttpResponse | None]:
+    """Make the action that goes one of ``steering.WAYS`` with the backfills that are chosen."""
+
+    @admin.action(description=description, permissions=["steer"])
+    def action(self: "BackfillAdmin", request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
+        return self._steer(request, queryset, way)
+
+    return action
 
 
 @admin.register(Backfill)
@@ -86,27 +97,16 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def longest_batch(self, row: Backfill) -> str:
         return f"{steering.progress(row).longest_batch:.2f} s"
 
-    @admin.action(description="Pause, effective within one batch", permissions=["steer"])
-    def pause(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
-        return self._steer(request, queryset, "pause")
-
-    @admin.action(description="Resume", permissions=["steer"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
-        return self._steer(request, queryset, "resume")
-
-    @admin.action(description="Cancel; what it has done stays", permissions=["steer"])
-    def cancel(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
-        return self._steer(request, queryset, "cancel")
-
-    @admin.action(description="Retry with the rows that are still to do", permissions=["steer"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
-        return self._steer(request, queryset, "retry")
+    pause = _action("pause", "Pause, effective within one batch")
+    resume = _action("resume", "Resume")
+    cancel = _action("cancel", "Cancel; what it has done stays")
+    retry = _action("retry", "Retry: what is still to do, and the rows set aside")
 
     def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
         for row in queryset:
             try:
                 steering.steer(row, way, f"{request.user.get_username()}, in the admin")
-            except BackfillRefused as error:
+            except ZeroDowntimeError as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:
                 self.log_change(request, row, f"Made {row.status}.")

@@ -184,7 +184,7 @@ class Backfill(models.Model):
             Status.PENDING,  # resume: it goes on where it was
             Status.CANCELED,
         },
-        Status.FAILED: {Status.PENDING},  # retry: from the start, but only over the rows still to do
+        Status.FAILED: {Status.PENDING},  # retry: over the rows still to do, from the start if SQL can say which
         Status.CANCELED: {Status.PENDING},  # retry
         Status.SUCCEEDED: {Status.PENDING},  # retry: rows to do have appeared since
     }
@@ -256,6 +256,7 @@ class SetAside(models.Model):
     backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="set_aside")
     key: "models.JSONField[Any, Any]" = models.JSONField(help_text="The values of its primary key, as text.")
     error = models.TextField()
+    again = models.BooleanField(db_default=False, help_text="Whether it is to be tried again.")
     created_at = models.DateTimeField(db_default=models.Func(function="now"))
 
     class Meta:

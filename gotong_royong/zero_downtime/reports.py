@@ -285,6 +285,8 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
     """Print all that is known of a backfill."""
     out, style = command.stdout, command.style
     out.write(backfill_line(row, progress), style.MIGRATE_HEADING)
+    if not row.pk:  # it is not started
+        return
     if row.order:
         order = f"order: {row.order}, {progress.batches:,} batches, the longest {progress.longest_batch:.2f} s"
         out.write(f"  {order}, sweep {row.sweep}")

@@ -5,36 +5,42 @@ backfills: a task is a nudge to look there, and one that gets lost is made up fo
 """
 
 import logging
+import time
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, Error, connections
+from procrastinate import JobContext
 from procrastinate.contrib.django import app
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.models import Backfill
 
 logger = logging.getLogger(__name__)
+SLICE = 20.0  # seconds that a job works on a backfill; a deploy gives a process 30 to end
 OPEN = {Backfill.Status.PENDING, Backfill.Status.RUNNING}
 
 
-@app.task(name="zero_downtime.work_on_backfill", pass_context=False)
-def work_on_backfill(name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
-    """Go through a backfill until it has ended or is paused, together with whoever else is at it.
+@app.task(name="zero_downtime.work_on_backfill", pass_context=True)
+def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
+    """Go through a backfill for a slice of time, together with whoever else is at it, and ask for the next slice.
 
-    Asks another worker to help, and leaves it alone where enough are at it.
+    So a worker that is to stop does, and other jobs get their turn. Asks another worker to help, and leaves it alone
+    where enough are at it, or nobody has started it.
     """
+    until = time.monotonic() + SLICE
     try:
-        row = steering.find(name, alias)
+        row = steering.known(name, alias)
         others = steering.progress(row).workers
         if row.status in OPEN and others < conf.BACKFILL_WORKERS:
-            worker = Worker(row)
+            worker = Worker(row, stop=lambda: time.monotonic() > until or context.should_abort())
             if others + 1 < conf.BACKFILL_WORKERS:
                 nudge(name=name, alias=alias)
-            worker.run()
+            if worker.run().status in OPEN:
+                nudge(name=name, alias=alias)
     except ZeroDowntimeError as error:  # it is written down with the backfill, too
         logger.warning("%s", error)
     finally:
@@ -44,10 +50,24 @@ def work_on_backfill(name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
 @app.periodic(cron="*/10 * * * *")
 @app.task(name="zero_downtime.look_for_backfills", queueing_lock="zero_downtime.look_for_backfills")
 def look_for_backfills(timestamp: int) -> None:
-    """Take up what nobody is at: a backfill whose task got lost, or whose worker died."""
-    for row in Backfill.objects.filter(status__in=OPEN):
-        if not steering.progress(row).workers:
-            nudge(name=row.name, alias=DEFAULT_DB_ALIAS)
+    """Take up what nobody is at, in any database: a backfill whose task got lost, or whose worker died."""
+    for alias in connections:
+        try:
+            if steering.is_recorded(alias) and _takes_writes(alias):
+                for row in Backfill.objects.using(alias).filter(status__in=OPEN):
+                    if not steering.progress(row).workers:
+                        nudge(name=row.name, alias=alias)
+        except Error as error:  # the others are to be looked at nevertheless
+            logger.warning("The backfills of database %s cannot be looked at: %s", alias, summary(error))
+        finally:
+            connections[alias].close()
+
+
+def _takes_writes(alias: str) -> bool:
+    """Whether the database is more than a replica of another one, which knows the same backfills."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SHOW transaction_read_only")
+        return bool(cursor.fetchone()[0] == "off")
 
 
 def nudge(*, name: str, alias: str, **_: Any) -> None:

@@ -21,9 +21,9 @@ def down(tmp_path):
     return project
 
 
-@pytest.mark.parametrize("command", ["migrate", "showmigrations", "rollback"])
+@pytest.mark.parametrize("command", ["migrate", "showmigrations", "rollback", "backfill list"])
 def test_a_server_that_is_not_there(down, command):
-    said = down.fail(command)
+    said = down.fail(*command.split())
     assert said.startswith(CANNOT)
     assert said.count("\n") == 1
     assert "s3cret" not in said

@@ -131,14 +131,18 @@ class Batches:
         return took
 
     def _slices(self, part: BackfillRange, blocks: Blocks) -> Iterator[int]:
-        """Change the rows in these blocks, some after the other if others are at work; yield how many of some."""
+        """Change the rows in these blocks, some after the other if others are at work; yield how many of some.
+
+        Should they take longer than a batch shall, all that are left come at once, for its rows are locked.
+        """
         is_paced, at = bool(self.throttle.advice.reason), blocks.lower
+        until = time.monotonic() + self.target_now()
         while at < blocks.upper:
-            end = min(at + self.slice.now, blocks.upper) if is_paced else blocks.upper
             started = time.monotonic()
+            end = min(at + self.slice.now, blocks.upper) if is_paced and started < until else blocks.upper
             yield self.changes.of(Blocks(at, end, blocks.stripe), part.partition)
             self.last_slice = time.monotonic() - started
-            if is_paced:
+            if is_paced and started < until:
                 self.slice.follow(end - at, self.last_slice, SLICE)
             if end < blocks.upper:
                 time.sleep(PAUSE * self.last_slice)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db.models import QuerySet
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import statements
@@ -33,7 +34,7 @@ class Changes:
     def __init__(self, row: Backfill, work: Work) -> None:
         self.row, self.work, self.alias = row, work, work.alias
         self.connection = connections[work.alias]
-        self._careful = False
+        self._careful = self._again = False
 
     def carefully(self, batch: Callable[[], T]) -> T:
         """Do a batch; where a row of it may be what failed, do it again and set that row aside."""
@@ -71,6 +72,9 @@ class Changes:
         try:
             with self._savepoint():
                 statements.change_keys(self.work, keys)
+                if self._again:
+                    texts = [statements.as_text(self.work.model, key) for key in keys]
+                    self._rows_set_aside(again=True).filter(key__in=texts).delete()
         except Exception as error:
             if not self._careful or not self._is_of_a_row(error):
                 raise
@@ -106,9 +110,11 @@ class Changes:
         """Leave the row alone from now on, and let other workers do so from their next range on."""
         row = SetAside(backfill=self.row, key=statements.as_text(self.work.model, key), error=summary(error))
         rows = SetAside.objects.using(self.alias)
-        rows.bulk_create([row], update_conflicts=True, unique_fields=["backfill", "key"], update_fields=["error"])
+        rows.bulk_create(
+            [row], update_conflicts=True, unique_fields=["backfill", "key"], update_fields=["error", "again"]
+        )
         self.work = replace(self.work, set_aside=(*self.work.set_aside, key))
-        if rows.filter(backfill=self.row).count() > MOST_SET_ASIDE:
+        if rows.filter(backfill=self.row, again=False).count() > MOST_SET_ASIDE:
             raise BackfillFailed(f"More than {MOST_SET_ASIDE} rows cannot be changed; the last {row}")
 
     def leave_alone_what_is_set_aside(self) -> None:
@@ -117,11 +123,27 @@ class Changes:
         Raises:
             BackfillFailed: if the key of such a row is none that its model can have.
         """
-        keys = list(SetAside.objects.using(self.alias).filter(backfill=self.row).values_list("key", flat=True))
+        self.work = replace(self.work, set_aside=tuple(self._keys_set_aside(again=False)))
+
+    def to_try_again(self) -> list[Any]:
+        """Return the keys of rows that were set aside and are to be tried again, if they are still there."""
+        keys = self._keys_set_aside(again=True)
+        self._again = bool(keys)
+        return list(self.work.to_do.filter(pk__in=keys).values_list("pk", flat=True)) if keys else []
+
+    def given_up(self) -> int:
+        """Return how many rows stay set aside once all are done; forget those that are not there any more."""
+        self._rows_set_aside(again=True).delete()
+        return self._rows_set_aside(again=False).count()
+
+    def _rows_set_aside(self, *, again: bool) -> QuerySet[SetAside]:
+        return SetAside.objects.using(self.alias).filter(backfill=self.row, again=again)
+
+    def _keys_set_aside(self, *, again: bool) -> list[Any]:
         try:
-            set_aside = tuple(statements.from_text(self.work.model, key) for key in keys)
+            texts = self._rows_set_aside(again=again).values_list("key", flat=True)
+            return [statements.from_text(self.work.model, text) for text in texts]
         except (ValidationError, ValueError) as error:
             reason = " ".join(getattr(error, "messages", [str(error)])).rstrip(".")
             label = self.work.model._meta.label
             raise BackfillFailed(f"{label} has another kind of key now than the rows set aside: {reason}.") from error
-        self.work = replace(self.work, set_aside=set_aside)

@@ -30,13 +30,15 @@ def run(
 
     Raises:
         BackfillFailed: when it cannot go on.
+        BackfillRefused: when somebody has taken it back meanwhile.
     """
+    row = steering.find(name, alias)
     stop = threading.Event()
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            Worker(steering.find(name, alias), stop=stop.is_set, at_full_speed=at_full_speed).run()
+            Worker(steering.known(name, alias), stop=stop.is_set, at_full_speed=at_full_speed).run()
         except BaseException as error:  # noqa: BLE001  (raised again below)
             errors.append(error)
             stop.set()
@@ -46,13 +48,13 @@ def run(
     threads = [threading.Thread(target=work, name=f"backfill {number}") for number in range(workers)]
     for thread in threads:
         thread.start()
-    row, settings = steering.find(name, alias), ExitStack()
+    settings = ExitStack()
     settings.enter_context(locks.session_settings(connections[alias], application_name=APPLICATION))
     try:
         while any(thread.is_alive() for thread in threads):
             threads[-1].join(LOOK)
             try:
-                row.refresh_from_db()
+                steering.refresh(row)
                 show(row, steering.progress(row))
             except (InterfaceError, OperationalError):  # the workers know how long to go on trying
                 connections[alias].close()
@@ -63,5 +65,5 @@ def run(
         settings.close()
     if errors:
         raise errors[0]
-    row.refresh_from_db()
+    steering.refresh(row)
     return row

@@ -3,6 +3,9 @@
 It is done at once if the table is small, and wherever backfills are not recorded, as in the databases of tests.
 """
 
+import time
+from contextlib import suppress
+
 from django.db import models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -11,7 +14,7 @@ from gotong_royong.zero_downtime.backfills import ranges, statements, steering
 from gotong_royong.zero_downtime.backfills.batches import LEFT
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.backfills.statements import Work
-from gotong_royong.zero_downtime.backfills.worker import Worker
+from gotong_royong.zero_downtime.backfills.worker import POLL, Worker
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted
 from gotong_royong.zero_downtime.ledger import is_guarded
@@ -83,10 +86,10 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         return
     rest = _rows(connection, model) * (1 - progress.share)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
-        ways: dict[str, str] = {Status.PAUSED: "resume", Status.CANCELED: "retry", Status.FAILED: "retry"}
+        way = steering.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
         raise BackfillRefused(
             f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
-            f"left. See to it with backfill {ways.get(row.status, 'run')} {name}, and migrate again."
+            f"left. See to it with backfill {way} {name}, and migrate again."
         )
     _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
 
@@ -94,8 +97,11 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
 def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
     """Do the backfill that this one names as its reverse, whatever the size of the table, and forget both.
 
+    What has not ended of it is canceled before, and its ranges are taken from its workers. Locks the rows of both in
+    the tables of backfills.
+
     Raises:
-        BackfillRefused: if it names none.
+        BackfillRefused: if it names none, in a transaction, or if a worker is too long in the middle of a batch.
         BackfillFailed: if that fails.
     """
     reverse = declared(name).reverse
@@ -104,9 +110,10 @@ def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Mod
     if not _is_recorded(connection):
         finish(reverse, connection, model)
         return
+    _refuse_in_a_transaction(reverse, connection)
     alias = connection.alias
-    if (row := Backfill.objects.using(alias).filter(name=name).first()) and row.status == Status.RUNNING:
-        steering.become(row, Status.CANCELED)
+    if name in steering.names(alias):
+        _stop(steering.known(name, alias))
     if (row := steering.find(reverse, alias)).status == Status.SUCCEEDED:
         steering.retry(row)  # that was another time
     finish(reverse, connection, model)
@@ -114,20 +121,38 @@ def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Mod
         steering.forget(each, alias)
 
 
+def _stop(row: Backfill) -> None:
+    """Let nobody go on with it, and wait until no worker is in the middle of a batch of it."""
+    with suppress(BackfillRefused):  # it has ended
+        steering.cancel(row)
+    until = time.monotonic() + conf.PATIENCE
+    while worker := ranges.take_away(row):
+        if time.monotonic() > until:
+            raise BackfillRefused(
+                f"{row} is {row.status}, but {worker} is still in the middle of a batch of it after {conf.PATIENCE:g} "
+                "s. End that process, and migrate again."
+            )
+        time.sleep(POLL)
+
+
 def _is_recorded(connection: BaseDatabaseWrapper) -> bool:
     return is_guarded(connection) and steering.is_recorded(connection.alias)
 
 
 def _pending_or_ended(name: str, connection: BaseDatabaseWrapper) -> Backfill:
+    _refuse_in_a_transaction(name, connection)
+    row = steering.find(name, connection.alias)
+    if row.status in {Status.FAILED, Status.CANCELED}:
+        steering.retry(row)
+    return row
+
+
+def _refuse_in_a_transaction(name: str, connection: BaseDatabaseWrapper) -> None:
     if connection.in_atomic_block:
         raise BackfillRefused(
             f"The backfill {name} would hold the locks of all its rows until this migration ends. "
             "Set atomic = False in the migration, with nothing else in it."
         )
-    row = steering.find(name, connection.alias)
-    if row.status in {Status.FAILED, Status.CANCELED}:
-        steering.retry(row)
-    return row
 
 
 def _rows(connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
@@ -145,7 +170,9 @@ def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool
     if row.status == Status.FAILED:
         raise BackfillFailed(f"{row} failed. {row.error}")
     if row.status != Status.SUCCEEDED:
-        raise BackfillRefused(f"{row} is {row.status}. backfill resume or retry it, and migrate again.")
+        raise BackfillRefused(
+            f"{row} is {row.status}. See to it with backfill {steering.again(row)} {row}, and migrate again."
+        )
     _say(steering.progress(row).rows)
 
 

@@ -11,8 +11,9 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Model
+from django.db.models import F, Model
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.conf import conf
@@ -175,6 +176,18 @@ def release(connection: BaseDatabaseWrapper, part: BackfillRange) -> None:
     """Let others have the range."""
     with connection.cursor() as cursor:
         cursor.execute(RELEASE, [part.pk, part.token])
+
+
+def take_away(row: Backfill) -> str:
+    """Take the ranges from the workers that hold them; return one that is in the middle of a batch, and so keeps its.
+
+    Locks the rows of those ranges (FOR UPDATE) for a moment, and waits for no lock.
+    """
+    held = row.ranges.filter(finished_at=None, leased_until__isnull=False)
+    with transaction.atomic(using=row._state.db):
+        free = list(held.select_for_update(skip_locked=True).values_list("pk", flat=True))
+        row.ranges.filter(pk__in=free).update(token=F("token") + 1, leased_until=None)
+    return held.values_list("worker", flat=True).first() or ""
 
 
 def begin_next_sweep(connection: BaseDatabaseWrapper, row: Backfill) -> None:

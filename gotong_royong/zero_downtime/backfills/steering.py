@@ -3,23 +3,26 @@
 Everything stands in the database, so that any process may ask and steer; workers look before every batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import Avg, BooleanField, Count, F, Max, Q, Sum
+from django.db.models import Avg, BooleanField, Count, F, Max, Q, QuerySet, Sum
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
+from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
 from gotong_royong.zero_downtime.backfills.ranges import HELD
+from gotong_royong.zero_downtime.backfills.statements import KEYS
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, Steered
 
 Status = Backfill.Status
-EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
 
 AT_WORK = Q(RawSQL(HELD, (), output_field=BooleanField()), finished_at=None)  # noqa: S611
 
@@ -58,11 +61,8 @@ NOT_STARTED = Progress(0.0, 0, 0, 0.0, 0, 0, 0.0, None)
 
 def is_recorded(alias: str) -> bool:
     """Whether the database has the tables in which backfills are recorded."""
-    if connections[alias].vendor != "postgresql":
-        return False
-    with connections[alias].cursor() as cursor:
-        cursor.execute(EXISTS, [Steered._meta.db_table])
-        return bool(cursor.fetchone()[0])
+    connection = connections[alias]
+    return connection.vendor == "postgresql" and catalog.table(connection, Steered._meta.db_table) is not None
 
 
 def find(name: str, alias: str) -> Backfill:
@@ -81,6 +81,19 @@ def find(name: str, alias: str) -> Backfill:
     return row
 
 
+def known(name: str, alias: str) -> Backfill:
+    """Return what the database knows of the backfill. Nothing is locked or changed.
+
+    Raises:
+        UnknownBackfill: if neither the database nor the code knows it.
+        BackfillRefused: if it is not started.
+    """
+    row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+    if row is None:
+        raise BackfillRefused(f"{declared(name).name} is not started. backfill run {name} starts it.")
+    return row
+
+
 def names(alias: str) -> list[str]:
     """Return the backfills that the database knows, also those that this release of the code does not."""
     return list(Backfill.objects.using(alias).values_list("name", flat=True)) if is_recorded(alias) else []
@@ -95,18 +108,31 @@ def look(name: str, alias: str) -> tuple[Backfill, Progress]:
     return row, progress(row)
 
 
-def become(row: Backfill, status: Status, **values: Any) -> None:
-    """Change the status, if that may be.
+def refresh(row: Backfill, rows: QuerySet[Backfill] | None = None) -> None:
+    """Read the row anew, from ``rows`` if they are given.
 
     Raises:
-        BackfillRefused: if a backfill of its present status cannot become that.
+        BackfillRefused: if it is forgotten.
+    """
+    try:
+        row.refresh_from_db(from_queryset=rows)
+    except Backfill.DoesNotExist:
+        told = f"Somebody has taken the backfill {row} back, so it has ended. backfill run {row} would start it anew."
+        raise BackfillRefused(told) from None
+
+
+def become(row: Backfill, status: Status, **values: Any) -> None:
+    """Change the status, if that may be. Locks the row of the backfill, and waits for that.
+
+    Raises:
+        BackfillRefused: if a backfill of its present status cannot become that, or is forgotten.
     """
     from_those = [before for before, after in Backfill.TRANSITIONS.items() if status in after]
     if status not in {Status.PENDING, Status.RUNNING}:
         values["finished_at"] = Coalesce("finished_at", Now())  # what was paused and is canceled stopped back then
     rows = Backfill.objects.using(row._state.db).filter(pk=row.pk)
     changed = rows.filter(status__in=from_those).update(status=status, throttle="", **values)
-    row.refresh_from_db()
+    refresh(row)
     if not changed:
         may = ", ".join(sorted(Backfill.TRANSITIONS[Status(row.status)])) or "nothing else"
         raise BackfillRefused(f"{row} is {row.status} and cannot become {status}; it can become {may}.")
@@ -115,33 +141,32 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
         transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
 
 
-def pause(row: Backfill) -> None:
-    """Let every worker stop after the batch at hand.
-
-    Raises:
-        BackfillRefused: if it has ended, or is paused already.
-    """
-    become(row, Status.PAUSED)
-
-
-def cancel(row: Backfill) -> None:
-    """End it; what it has done stays.
-
-    Raises:
-        BackfillRefused: if it has ended.
-    """
-    become(row, Status.CANCELED)
+# As ``become``: every worker stops after the batch at hand, and what they have done stays.
+pause = partial(become, status=Status.PAUSED)
+cancel = partial(become, status=Status.CANCELED)
 
 
 def retry(row: Backfill) -> None:
-    """Let it begin anew with the rows that are still to do, those that were set aside included.
+    """Let one that has ended begin anew with the rows that are still to do, those that were set aside included.
+
+    Without a ``where`` nobody can say which those are. So one that failed or was canceled goes on where it was, and
+    then with the rows that were set aside; only one that succeeded does all rows a second time. Locks the rows of the
+    backfill, of its ranges and of what it has set aside.
 
     Raises:
         BackfillRefused: while it has not ended.
+        UnknownBackfill: if it goes in the order of keys, and the code does not say whether it has a ``where``.
     """
-    with transaction.atomic(using=row._state.db):
+    with _locked(row):
         if row.status == Status.PAUSED:
             raise BackfillRefused(f"{row} is paused. backfill resume {row} lets it go on.")
+        is_half_done = row.status in {Status.FAILED, Status.CANCELED} and row.order == KEYS
+        if is_half_done and declared(row.name).where is None:
+            _go_on(row, error="")
+            row.set_aside.update(again=True)
+            last_look = row.ranges.filter(sweep=row.sweep, sweep__gt=1, number=0)
+            last_look.update(finished_at=None, leased_until=None)  # so that somebody looks for those
+            return
         fresh = {"sweep": 0, "error": "", "verified_at": None, "finished_at": None, "started_at": None, "order": ""}
         become(row, Status.PENDING, **fresh)
         row.ranges.all().delete()
@@ -149,46 +174,68 @@ def retry(row: Backfill) -> None:
 
 
 def resume(row: Backfill) -> None:
-    """Let a paused one go on where it was. For its rate it began later, by as long as it was paused.
+    """Let a paused one go on where it was. Locks its row.
 
     Raises:
         BackfillRefused: if it is not paused.
     """
-    if row.status != Status.PAUSED:
-        raise BackfillRefused(f"{row} is {row.status}, not paused.")
-    paused = Now() - Coalesce("finished_at", Now())
-    become(row, Status.PENDING, started_at=F("started_at") + paused, finished_at=None)
+    with _locked(row):
+        if row.status != Status.PAUSED:
+            raise BackfillRefused(f"{row} is {row.status}, not paused.")
+        _go_on(row)
+
+
+@contextmanager
+def _locked(row: Backfill) -> Iterator[None]:
+    """Keep the row as it is now (FOR NO KEY UPDATE) until what depends on that is committed."""
+    alias = row._state.db
+    with transaction.atomic(using=alias):
+        refresh(row, Backfill.objects.using(alias).select_for_update(no_key=True))
+        yield
+
+
+def _go_on(row: Backfill, **values: Any) -> None:
+    """Let it go on where it was. For its rate it began later, by as long as nobody was to be at it."""
+    idle = Now() - Coalesce("finished_at", Now())
+    become(row, Status.PENDING, started_at=F("started_at") + idle, finished_at=None, **values)
 
 
 WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
 
 
 def steer(row: Backfill, way: str, who: str) -> None:
-    """Go one of the ``WAYS``, and write down who did.
+    """Go one of the ``WAYS``, and write down who did. Locks as that does.
 
     Raises:
         BackfillRefused: if that is not open now.
+        UnknownBackfill: as ``retry`` does.
     """
     with transaction.atomic(using=row._state.db):
         WAYS[way](row)
         row.steered.create(way=way, who=who)
 
 
+def again(row: Backfill) -> str:
+    """Return which of the ``WAYS`` makes one pending that is not."""
+    return "resume" if row.status == Status.PAUSED else "retry"
+
+
 def ways(row: Backfill) -> list[str]:
     """Return which of the ``WAYS`` to steer a backfill it may go now."""
-    may = Backfill.TRANSITIONS[Status(row.status)]
-    is_open = {
-        "pause": Status.PAUSED in may,
-        "resume": row.status == Status.PAUSED,
-        "cancel": Status.CANCELED in may,
-        "retry": Status.PENDING in may and row.status != Status.PAUSED,
-    }
-    return [way for way in WAYS if is_open[way]]
+    to = {Status.PAUSED: "pause", Status.PENDING: again(row), Status.CANCELED: "cancel"}
+    return [way for status, way in to.items() if status in Backfill.TRANSITIONS[Status(row.status)]]
 
 
 def forget(name: str, alias: str) -> None:
-    """Delete what the database knows of a backfill, so that it may be done again from the start."""
-    Backfill.objects.using(alias).filter(name=name).delete()
+    """Delete what the database knows of a backfill, so that it may be done again from the start.
+
+    Locks its rows in all tables of backfills, its own first (FOR UPDATE), so that no worker adds to them; waits for the
+    batches that are under way.
+    """
+    rows = Backfill.objects.using(alias).filter(name=name)
+    with transaction.atomic(using=alias):
+        list(rows.select_for_update())
+        rows.delete()
 
 
 def progress(row: Backfill) -> Progress:

@@ -74,6 +74,7 @@ class Worker:
 
         Raises:
             BackfillFailed: when it cannot go on; the backfill's status says so, too.
+            BackfillRefused: when somebody has taken it back meanwhile.
             TransactionPooling: where session settings and leases mean nothing.
         """
         if self.renews:
@@ -86,7 +87,7 @@ class Worker:
                     self._lost_at = None
                 except Error as error:
                     self._renew(error)
-        self.row.refresh_from_db()
+        steering.refresh(self.row)
         return self.row
 
     def _refuse_transaction_pooling(self) -> None:
@@ -99,7 +100,7 @@ class Worker:
 
     def _next(self) -> bool:
         """Go through one more range, if there is one; return whether the backfill is still running."""
-        self.row.refresh_from_db()
+        steering.refresh(self.row)
         if self.row.status == Backfill.Status.PENDING:
             order = self._or_fail(self._order)
             with suppress(BackfillRefused):  # another worker was quicker
@@ -141,9 +142,9 @@ class Worker:
         """Do something; where it fails for good, write that down, so that all workers stop."""
         try:
             return action()
-        except BackfillRefused:
+        except (BackfillRefused, LetGo):
             raise LetGo from None  # somebody has steered it in this moment
-        except (BackfillFailed, Error, LookupError, AttributeError, TypeError, ValueError) as error:
+        except Exception as error:
             if locks.is_lost(error):
                 raise
             text = summary(error)
@@ -157,7 +158,9 @@ class Worker:
         by_blocks = self._walk_in_python if self.batches.in_python else self._walk_blocks
         walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else by_blocks
         self.batches.forget_what_was_said()
+        self.batches.forget_what_was_said()
         try:
+            self.batches.rest(part, 0.0)
             with suppress(LetGo):
                 self._or_fail(self.changes.leave_alone_what_is_set_aside)
                 self._or_fail(lambda: self._unless_dropped(part, walk))
@@ -185,7 +188,9 @@ class Worker:
         if part.sweep > MOST_SWEEPS:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
         while not self.stop():
-            keys, done = [] if all_rows else self.batches.unless_held_up(self._left), 0
+            if not ranges.renew(self.connection, part):
+                raise LetGo
+            keys, done = self.changes.to_try_again() if all_rows else self.batches.unless_held_up(self._left), 0
             is_more = part.sweep == 1 if all_rows else len(keys or ()) == LEFT
             for rows, _ in self.batches.by_keys(part, keys or []):
                 done += rows
@@ -218,7 +223,7 @@ class Worker:
 
     def _end(self, _: BackfillRange) -> None:
         """Say that nothing is left, but for the rows that were set aside."""
-        if count := self.row.set_aside.count():
+        if count := self.changes.given_up():
             rows = counted(count, "row")
             error = f"{rows} could not be changed: backfill show {self.row} says why, backfill retry tries again."
             steering.become(self.row, Backfill.Status.FAILED, error=error)
@@ -227,10 +232,8 @@ class Worker:
 
     def _cut(self, part: BackfillRange) -> None:
         parts = ranges.parts_of(self.connection, self.work.model)
-        if self.row.order == KEYS:
-            cut = ranges.cut_by_keys(self.connection, self.work.model, parts)
-        else:
-            cut = ranges.cut_by_blocks(parts)
+        by_keys = self.row.order == KEYS
+        cut = ranges.cut_by_keys(self.connection, self.work.model, parts) if by_keys else ranges.cut_by_blocks(parts)
         BackfillRange.objects.using(self.alias).bulk_create(
             BackfillRange(backfill=self.row, sweep=part.sweep, number=number, **bounds)
             for number, bounds in enumerate(cut, 1)
@@ -243,6 +246,8 @@ class Worker:
             batches = statements.batches_in(at, end, striped=self.row.order == STRIPES)
             slowest: float | None = 0.0
             for number, blocks in enumerate(batches, 1):
+                if self.stop():
+                    return
                 to = end if number == len(batches) else at
                 took = self.batches.by_blocks(part, blocks, to=to, size=end - at)
                 slowest = None if took is None or slowest is None else max(slowest, took)

@@ -82,6 +82,13 @@ def test_who_may_change_steers_and_it_is_written_down(row, staff):
     ]
 
 
+def test_what_the_code_does_not_declare_is_not_retried_in_the_order_of_keys(row, staff):
+    Backfill.objects.filter(pk=row.pk).update(status="failed", order="keys")
+    assert "No backfill accounts.trial is declared in the code" in steer(staff("change_backfill"), "retry", row)
+    row.refresh_from_db()
+    assert row.status == "failed"
+
+
 def test_its_own_page_offers_the_ways_that_are_open_and_comes_back(row, staff):
     client = staff("change_backfill")
     page = reverse("admin:zero_downtime_backfill_change", args=[row.pk])

@@ -170,6 +170,55 @@ def test_a_reverse_is_listed_as_what_it_is_until_it_runs(backfill, declare):
     assert f"{reverse}: succeeded" in backfill("list")
 
 
+def test_a_look_starts_nothing(backfill, declare, skills):
+    name, reverse = declare(reverse="accounts.back"), declare("Back")
+    assert backfill("show", name) == f"{name}: not started\n"
+    assert backfill("show", reverse) == f"{reverse}: the reverse of {name}\n"
+    with pytest.raises(CommandError, match=r"--workers must be 1 or more"):
+        backfill("run", name, "--workers", "0")
+    assert name not in steering.names(skills.alias)
+    assert reverse not in steering.names(skills.alias)
+
+
+@pytest.mark.parametrize("way", steering.WAYS)
+def test_one_that_is_not_started_is_not_steered(backfill, declare, skills, way):
+    name = declare()
+    with pytest.raises(CommandError, match=rf"^{name} is not started. backfill run {name} starts it.$"):
+        backfill(way, name)
+    assert name not in steering.names(skills.alias)
+
+
+@pytest.mark.parametrize("action", ["show", *steering.WAYS])
+def test_an_unknown_one_is_neither_shown_nor_steered(backfill, action):
+    with pytest.raises(CommandError, match=r"^No backfill accounts.nonsense is declared in the code that runs here"):
+        backfill(action, "accounts.nonsense")
+
+
+def test_one_that_is_taken_back_meanwhile_ends_with_a_sentence(backfill, declare, fill, skills):
+    fill(3_000)
+    inside = threading.Event()
+
+    def process(self, batch):
+        inside.set()
+        time.sleep(0.3)
+        batch.update(description="")
+
+    name = declare(process=process)
+
+    def forget():
+        inside.wait(10)
+        steering.forget(name, skills.alias)  # once that batch is done
+        connections[skills.alias].close()
+
+    thread = threading.Thread(target=forget)
+    thread.start()
+    with pytest.raises(
+        CommandError, match=rf"^Somebody has taken the backfill {name} back, so it has ended. backfill r"
+    ):
+        backfill("run", name)
+    thread.join()
+
+
 def test_before_the_first_migrate(scratch):
     with pytest.raises(CommandError, match=r"The tables of backfills are not in the database scratch_"):
         call_command("backfill", "run", "accounts.populate_markov_user_ids", database=scratch.alias)

@@ -250,6 +250,30 @@ def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill
     assert ask("SELECT count(DISTINCT id) FROM written") == 15_000
 
 
+def test_one_is_forgotten_at_any_moment_while_two_workers_are_at_it(skills, fill, declare, ask):
+    fill(400)
+    ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%7')")  # so that rows are set aside
+    name, ended = declare(), set()
+
+    def go():
+        try:
+            ended.add(crew.run(name, skills.alias, workers=2, at_full_speed=True).status)
+        except BackfillRefused as error:
+            ended.add(str(error).partition(",")[0])
+        finally:
+            connections[skills.alias].close()
+
+    for moment in range(24):
+        ask("UPDATE skills SET description = NULL")
+        thread = threading.Thread(target=go)
+        thread.start()
+        time.sleep(0.012 * (moment % 12))
+        steering.forget(name, skills.alias)
+        thread.join()
+        steering.forget(name, skills.alias)
+    assert ended - {Status.FAILED} == {f"Somebody has taken the backfill {name} back"}
+
+
 def test_a_zombie_cannot_commit(skills, fill, declare, ask, monkeypatch):
     """A worker that sleeps for longer than its lease finds its range taken, and what it did is undone."""
     fill(5_000)

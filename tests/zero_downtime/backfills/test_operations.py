@@ -1,13 +1,18 @@
 """What does a migration do with a backfill, on small tables and large ones, forwards and back?"""
 
+import threading
+import time
+from contextlib import suppress
+
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import migrations
+from django.db import connections, migrations, transaction
 from django.db.migrations.writer import MigrationWriter
-from django.db.models import Q
+from django.db.models import F, Q
+from django.db.models.functions import Concat
 
-from gotong_royong.zero_downtime.backfills import inline, steering
+from gotong_royong.zero_downtime.backfills import crew, inline, steering
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RequireBackfill, RunBackfill
@@ -32,6 +37,79 @@ def test_a_small_table_is_done_at_once_and_taken_back(skills, fill, ask, declare
     assert name not in steering.names(skills.alias)
     with pytest.raises(ZeroDowntimeError, match=r"accounts.back names no reverse"):
         inline.take_back(back, skills, apps.get_model("accounts", "Skill"))
+
+
+SKILL = apps.get_model("accounts", "Skill")
+
+
+@pytest.mark.parametrize("status", [Status.PENDING, Status.RUNNING, Status.PAUSED])
+def test_what_is_taken_back_is_not_taken_up_meanwhile(skills, fill, ask, declare, status):
+    fill(10)
+    ask("UPDATE skills SET description = 'done'")
+    was = []
+
+    def process(self, batch):
+        was.append(steering.look(name, skills.alias)[0].status)
+        batch.update(description=None)
+
+    name = declare(reverse="accounts.back")
+    declare("Back", where=Q(description__isnull=False), process=process)
+    Backfill.objects.using(skills.alias).create(name=name, status=status)
+    inline.take_back(name, skills, SKILL)
+    assert set(was) == {Status.CANCELED}
+
+
+@pytest.fixture
+def in_a_batch(skills, fill, declare):
+    """A backfill of which a worker is in the middle of a batch for half a second, and its thread."""
+    fill(2_500)
+    inside = threading.Event()
+
+    def process(self, batch):
+        inside.set()
+        time.sleep(0.5)
+        batch.update(description="done")
+
+    declare("Back", where=Q(description__isnull=False), update={"description": None})
+    name = declare(process=process, reverse="accounts.back")
+
+    def work():
+        with suppress(ZeroDowntimeError):  # it is forgotten
+            crew.run(name, skills.alias)
+        connections[skills.alias].close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(10)
+    yield name, thread
+    thread.join(10)
+
+
+def test_what_is_taken_back_is_waited_for_until_it_has_done_its_batch(skills, ask, in_a_batch):
+    name, worker = in_a_batch
+    inline.take_back(name, skills, SKILL)
+    assert name not in steering.names(skills.alias)
+    worker.join(10)
+    assert ask("SELECT count(description) FROM skills") == 0
+
+
+def test_it_is_not_waited_for_any_longer_than_the_patience(skills, in_a_batch, settings):
+    settings.ZERO_DOWNTIME_PATIENCE = 0.2
+    told = (
+        rf"^{in_a_batch[0]} is canceled, but .*, process \d+, thread \d+ is still in the middle of a batch of it after"
+    )
+    with pytest.raises(ZeroDowntimeError, match=told):
+        inline.take_back(in_a_batch[0], skills, SKILL)
+
+
+def test_taking_back_is_refused_in_a_transaction(skills, declare):
+    name = declare(reverse="accounts.back")
+    declare("Back")
+    row = steering.find(name, skills.alias)
+    with transaction.atomic(using=skills.alias), pytest.raises(ZeroDowntimeError, match="Set atomic = False in the mi"):
+        inline.take_back(name, skills, SKILL)
+    row.refresh_from_db()
+    assert row.status == Status.PENDING
 
 
 def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, settings, capsys):
@@ -83,6 +161,19 @@ def test_what_cannot_be_done_fails_the_migration_and_the_next_one_tries_again(sk
     ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
     run_operations(skills, RunBackfill(name), atomic=False)
     assert ask(UNDONE) == 0
+
+
+@pytest.mark.parametrize("operation", [RunBackfill, RequireBackfill])
+def test_what_failed_without_a_where_is_done_once(skills, fill, ask, declare, operation):
+    fill(100)
+    ask("UPDATE skills SET category = ''")
+    ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (category NOT LIKE '%77')")
+    name = declare(where=None, update={"category": Concat(F("category"), F("name"))})
+    with pytest.raises(ZeroDowntimeError, match="1 row could not be changed"):
+        run_operations(skills, RunBackfill(name), atomic=False)
+    ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
+    run_operations(skills, operation(name), atomic=False)
+    assert ask("SELECT count(*) FROM skills WHERE category = name") == 100
 
 
 def test_the_projects_own_goes_back_and_forth(skills, ask):

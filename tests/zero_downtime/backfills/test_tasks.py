@@ -10,6 +10,7 @@ from django.conf import settings as project
 
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.models import Backfill
+from tests.conftest import _database
 from tests.zero_downtime.test_executor import environment
 
 NAME = "accounts.populate_markov_user_ids"
@@ -20,11 +21,11 @@ FILL = """
 ENQUEUED = "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'zero_downtime.work_on_backfill'"
 
 
-def manage(database, *arguments):
+def manage(database, *arguments, **environ):
     """Run a command where the queue is installed."""
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
-        env={**environment(database), "BACKFILL_QUEUE": "1"},
+        env={**environment(database), "BACKFILL_QUEUE": "1", **environ},
         cwd=project.BASE_DIR,
         capture_output=True,
         text=True,
@@ -43,6 +44,7 @@ def users(skills, ask):
     ask("ALTER TABLE users DISABLE TRIGGER assign_markov_user_id")
     ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
     steering.forget(NAME, skills.alias)
+    steering.find(NAME, skills.alias)  # as a migration leaves it
     return skills
 
 
@@ -76,6 +78,93 @@ def test_two_workers_of_the_queue_share_a_backfill(users, ask):
         told = [each.communicate(timeout=30)[1] for each in workers]
     assert ask(LEFT) == 0
     assert ask("SELECT count(DISTINCT worker) FROM zero_downtime_backfill_range WHERE number > 0") == 2, told
+
+
+def slow(ask, seconds):
+    """Let each batch take so long, at least."""
+    body = f"BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END"
+    ask(f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$")
+    ask("CREATE TRIGGER slow AFTER UPDATE ON users EXECUTE FUNCTION slow()")
+
+
+def test_a_job_ends_with_its_slice_of_time_and_the_next_one_goes_on(users, ask):
+    manage(users, "migrate", "procrastinate")
+    slow(ask, 0.2)
+    program = (
+        "from django.core.management import call_command; from gotong_royong.zero_downtime import tasks\n"
+        f"tasks.SLICE = 0.1; tasks.nudge(name={NAME!r}, alias='default')\n"
+        "call_command('procrastinate', 'worker', '--one-shot')"
+    )
+    manage(users, "shell", "-c", program)
+    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+    assert ask(LEFT) == 0
+    assert ask(f"{ENQUEUED} AND status = 'succeeded'") == ask(ENQUEUED) > 3
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [((), 22), (("--shutdown-graceful-timeout", "1"), 5)],
+    ids=["for as long as a job takes", "at once"],
+)
+def test_a_worker_that_is_to_stop_does_though_there_is_more_to_do(users, ask, options, seconds):
+    manage(users, "migrate", "procrastinate")
+    ask(FILL)
+    slow(ask, 0.3)
+    manage(users, "backfill", "pause", NAME)
+    manage(users, "backfill", "resume", NAME)
+    command = [sys.executable, "manage.py", "procrastinate", "worker", *options]
+    environ = {**environment(users), "BACKFILL_QUEUE": "1"}
+    with subprocess.Popen(command, env=environ, cwd=project.BASE_DIR, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not steering.look(NAME, users.alias)[1].rows:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.terminate()
+            process.wait(seconds)
+        finally:
+            process.kill()
+    assert ask(LEFT) > 0
+    row, progress = steering.look(NAME, users.alias)
+    assert (row.status, progress.workers) == (Backfill.Status.RUNNING, 0)
+    assert ask(f"{ENQUEUED} AND status = 'todo'") == 1
+
+
+def test_a_job_of_what_was_taken_back_meanwhile_starts_nothing(users, ask):
+    manage(users, "migrate", "procrastinate")
+    manage(users, "backfill", "pause", NAME)
+    manage(users, "backfill", "resume", NAME)
+    steering.forget(NAME, users.alias)
+    assert f"{NAME} is not started" in worker(users).stderr
+    assert NAME not in steering.names(users.alias)
+    assert ask(LEFT) == 3_000
+
+
+DATABASES = """
+from tests.settings import *
+second = {**DATABASES["default"], "NAME": %r}
+DATABASES["gone"] = {**second, "HOST": "127.0.0.1", "PORT": "1"}
+DATABASES["lite"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+DATABASES["replica"] = {**second, "OPTIONS": {"options": "-c default_transaction_read_only=on"}}
+DATABASES["second"] = second
+"""
+
+
+def test_the_backfills_of_all_databases_are_taken_up(users, ask, migrated_database, tmp_path):
+    manage(users, "migrate", "procrastinate")
+    with _database(migrated_database) as second:
+        steering.retry(steering.find(NAME, second.alias))
+        second.close()
+        (tmp_path / "trial.py").write_text(DATABASES % second.settings_dict["NAME"])
+        trial = {"DJANGO_SETTINGS_MODULE": "trial", "PYTHONPATH": str(tmp_path)}
+        program = "from gotong_royong.zero_downtime import tasks; tasks.look_for_backfills(0)"
+        told = manage(users, "shell", "-c", program, **trial).stderr
+        assert told.count("cannot be looked at") == 1
+        assert "The backfills of database gone cannot be looked at: OperationalError: " in told
+        assert ask("SELECT string_agg(args ->> 'alias', ' ' ORDER BY id) FROM procrastinate_jobs") == "default second"
+        manage(users, "procrastinate", "worker", "--one-shot", **trial)
+        assert steering.find(NAME, second.alias).status == Backfill.Status.SUCCEEDED
 
 
 def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, ask):

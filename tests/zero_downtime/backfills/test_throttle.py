@@ -1,5 +1,6 @@
 """Does a backfill make room for others, and say why?"""
 
+import itertools
 import time
 
 import psycopg
@@ -9,6 +10,7 @@ from django.db.migrations import RunPython
 
 from gotong_royong.zero_downtime.backfills import inline, ranges, steering
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import going, until
@@ -49,6 +51,18 @@ def test_batches_are_short_while_others_are_at_work(skills, fill, declare, run):
     with load(conninfo(skills), "SELECT 1"):
         row = run(name, at_full_speed=False)
     assert steering.progress(row).batches > 1.5 * alone  # it would be as many
+
+
+def test_a_worker_that_begins_is_held_back_too(skills, fill, declare, ask, settings):
+    """Each worker of the queue begins anew with each of its jobs."""
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do"
+    fill(3_000)
+    row = steering.find(declare(), skills.alias)
+    for _ in range(3):
+        until = time.monotonic() + 0.2
+        Worker(row, stop=lambda: time.monotonic() > until).run()  # noqa: B023
+    assert (row.status, row.throttle) == ("running", "much to do")
+    assert ask("SELECT count(*) FROM written") == 0
 
 
 def test_the_sessions_of_a_run_are_no_others(skills, fill, declare, settings):
@@ -157,6 +171,11 @@ def test_sessions_of_the_queue_that_look_for_tasks_are_not_at_work(skills):
         assert look(skills).reason == "1 other session at work: half speed"
 
 
+def slowly(self, batch):
+    time.sleep(0.003 * len(batch))
+    batch.update(description="")
+
+
 class TestHeldBack:
     """The project's own function says to wait, for as long as it is wanted."""
 
@@ -173,9 +192,14 @@ class TestHeldBack:
             finally:
                 held["reason"] = ""
 
-    def test_the_few_rows_of_a_look_are_held_back_too(self, held_back, skills):
-        time.sleep(0.5)
-        assert 0 < steering.look(held_back, skills.alias)[1].rows < 900
+    def test_the_few_rows_of_a_look_are_held_back_too(self, skills, fill, declare, run, settings):
+        fill(900)
+        calls = itertools.count()
+        settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do" if next(calls) in {1, 2} else ""
+        seen = []
+        name = declare(process=slowly)
+        run(name, at_full_speed=False, show=lambda row, progress: seen.append((progress.rows, row.throttle)))
+        assert any(0 < rows < 900 and reason == "much to do" for rows, reason in seen)
 
     def test_whoever_waits_is_at_it_for_longer_than_a_lease(self, monkeypatch, request, skills):
         monkeypatch.setattr(ranges, "LEASE", 1.0)
@@ -190,13 +214,13 @@ class TestHeldBack:
         assert steering.find(held_back, skills.alias).throttle == ""
 
     def test_who_takes_over_does_not_say_what_another_one_said(self, skills, fill, declare, run):
-        fill(5_000)
-        row = steering.find(declare(), skills.alias)
-        steering.become(row, Backfill.Status.RUNNING, order="stripes")
+        fill(500)
+        row = steering.find(declare(process=slowly), skills.alias)
+        steering.become(row, Backfill.Status.RUNNING, order="physical")
         Backfill.objects.using(skills.alias).update(throttle="what a worker said that was killed")
         told = set()
-        run(row.name, show=lambda row, progress: told.add(row.throttle))
-        assert "" in told or steering.find(row.name, skills.alias).throttle == ""
+        run(row.name, show=lambda row, progress: told.add((row.status, row.throttle)))
+        assert ("running", "") in told
 
 
 def test_the_reason_is_shown_while_it_lasts(skills, fill, declare, run, settings):

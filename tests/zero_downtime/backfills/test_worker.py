@@ -4,9 +4,9 @@ import time
 
 import pytest
 from django.db.models import F, Q
-from django.db.models.functions import Upper
+from django.db.models.functions import Concat, Upper
 
-from gotong_royong.zero_downtime.backfills import ranges, steering
+from gotong_royong.zero_downtime.backfills import declarations, ranges, steering, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
 from gotong_royong.zero_downtime.models import Backfill
@@ -182,6 +182,73 @@ class TestFailing:
     def test_neither_update_nor_process(self, declare, run):
         with pytest.raises(BackfillRefused, match="must have either update or process"):
             run(declare(update={}))
+
+
+class TestRetryWithoutWhere:
+    """Nobody can say which rows are done, so none of them may be done a second time."""
+
+    ONCE = "SELECT count(*) FROM skills WHERE category = name"
+    NOT_ONCE = "SELECT count(*) FROM skills WHERE category <> name"
+
+    @pytest.fixture
+    def name(self, fill, declare, ask):
+        """A backfill whose second time would be seen."""
+        fill(300)
+        ask("UPDATE skills SET category = ''")
+        return declare(where=None, update={"category": Concat(F("category"), F("name"))})
+
+    def test_only_the_rows_set_aside_are_done(self, name, run, ask, monkeypatch):
+        monkeypatch.setattr(worker, "LEFT", 5)  # which are no reason to go through the table again
+        ask("ALTER TABLE skills ADD CONSTRAINT few CHECK (category NOT LIKE '%77' AND category NOT LIKE '%88')")
+        row = run(name)
+        assert (row.status, row.set_aside.count(), ask(self.ONCE)) == (Status.FAILED, 6, 294)
+        ask("ALTER TABLE skills DROP CONSTRAINT few, ADD CONSTRAINT few CHECK (category NOT LIKE '%177')")
+        ask("DELETE FROM skills WHERE name LIKE '%277'")
+        for _ in range(worker.MOST_SWEEPS + 1):
+            steering.retry(row)
+            row = run(name)
+            assert (row.status, row.set_aside.count(), ask(self.ONCE)) == (Status.FAILED, 1, 298)
+            assert row.error.startswith("1 row could not be changed")
+        ask("ALTER TABLE skills DROP CONSTRAINT few")
+        steering.retry(row)
+        row = run(name)
+        assert (row.status, row.set_aside.count(), row.error) == (Status.SUCCEEDED, 0, "")
+        assert (ask(self.ONCE), ask(self.NOT_ONCE)) == (299, 0)
+
+    @pytest.mark.parametrize("count", [1, 1_500])
+    def test_what_was_canceled_in_the_middle_goes_on_there(self, name, fill, run, ask, skills, monkeypatch, count):
+        monkeypatch.setattr(ranges, "BLOCKS", 8)
+        fill(count)
+        ask("UPDATE skills SET category = ''")
+        ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (category NOT LIKE '%7')")
+        tired = worker.Worker(steering.find(name, skills.alias), stop=lambda: ask(self.ONCE) > 100)
+        tired.batches._sizes["keys"].now = 10
+        tired.run()
+        steering.cancel(row := steering.find(name, skills.alias))
+        assert 100 < ask(self.ONCE) < 200
+        steering.retry(row)
+        row = run(name, workers=2)
+        seven = ask("SELECT count(*) FROM skills WHERE name LIKE '%7'")
+        assert (row.status, row.set_aside.count()) == (Status.FAILED, seven)
+        ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
+        steering.retry(row)
+        assert run(name).status == Status.SUCCEEDED
+        assert (ask(self.ONCE), ask(self.NOT_ONCE)) == (300 + count, 0)
+
+    def test_one_that_succeeded_begins_anew(self, name, run, ask):
+        row = run(name)
+        steering.retry(row)
+        assert run(name).status == Status.SUCCEEDED
+        assert ask("SELECT count(*) FROM skills WHERE category = name || name") == 300
+
+    def test_one_that_the_code_does_not_declare_stays_as_it_is(self, name, run, ask, monkeypatch):
+        ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (category NOT LIKE '%77')")
+        row = run(name)
+        monkeypatch.delitem(declarations.DECLARED, name)
+        with pytest.raises(UnknownBackfill, match=f"No backfill {name} is declared"):
+            steering.retry(row)
+        row.refresh_from_db()
+        assert (row.status, row.set_aside.count()) == (Status.FAILED, 3)
 
 
 class TestLocks:

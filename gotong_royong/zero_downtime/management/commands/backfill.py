@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import reports
+from gotong_royong.zero_downtime import mistakes, reports
 from gotong_royong.zero_downtime.backfills import crew, declarations, steering
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
@@ -19,11 +18,14 @@ ACTIONS = {
     "pause": "Let every worker stop after the batch at hand.",
     "resume": "Let a paused one go on.",
     "cancel": "End it; what it has done stays.",
-    "retry": "Let one that has ended begin anew, with the rows that are still to do.",
+    "retry": (
+        "Let one that has ended begin anew, with the rows that are still to do. Without a where, one that failed or "
+        "was canceled goes on where it was, and then with the rows set aside; one that succeeded does all rows again."
+    ),
 }
 
 
-class Command(BaseCommand):
+class Command(mistakes.Plain):
     help = "Shows and steers backfills: changes of data that go through large tables in the background."
     requires_system_checks: list[str] = []
 
@@ -43,30 +45,32 @@ class Command(BaseCommand):
             for name in sorted({*declarations.all_declared(), *steering.names(database)}):
                 self.stdout.write(reports.backfill_line(*steering.look(name, database)))
             return
-        row = steering.find(options["name"], database)
+        name = options["name"]
         if action == "show":
-            reports.print_backfill(self, row, steering.progress(row))
+            row, progress = steering.look(name, database)
+            if not row.pk:
+                declarations.declared(name)
+            reports.print_backfill(self, row, progress)
         elif action == "run":
-            self.run(row, database, options)
+            self.run(name, database, options)
         else:
+            row = steering.known(name, database)
             steering.steer(row, action, whoami())
-            then = f" again: {steering.who_takes_up(row.name)}" if row.status == Status.PENDING else ""
+            then = f" again: {steering.who_takes_up(name)}" if row.status == Status.PENDING else ""
             self.stdout.write(f"{row} is {row.status}{then}.")
 
-    def run(self, row: Backfill, database: str, options: dict[str, Any]) -> None:
+    def run(self, name: str, database: str, options: dict[str, Any]) -> None:
         if options["workers"] < 1:
             raise BackfillRefused("--workers must be 1 or more.")
+        row = steering.find(name, database)
         if row.status == Status.SUCCEEDED:
             self.stdout.write(f"{row} has succeeded already. backfill retry {row} looks whether rows to do are there.")
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
-            way = "resume" if row.status == Status.PAUSED else "retry"
             told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
-            raise BackfillRefused(f"{row} {told}backfill {way} {row} makes it pending.")
+            raise BackfillRefused(f"{row} {told}backfill {steering.again(row)} {row} makes it pending.")
         with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
-            row = crew.run(
-                row.name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show
-            )
+            row = crew.run(name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show)
         if row.status == Status.FAILED:
             raise BackfillFailed(f"{row} failed. {row.error}")
         self.stdout.write(reports.backfill_line(row, steering.progress(row)))
