@@ -4,8 +4,9 @@ from gotong_royong.zero_downtime.backfills.ranges import BLOCKS
 from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES
 
 TARGET = 0.2  # seconds that a batch shall take
-AMONG_OTHERS = 0.05  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
+AMONG_OTHERS = 0.03  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
 SLICE = 0.002  # seconds that a slice of a batch shall take then, between two pauses
+SAME = 0.8  # of the time that more rows took is no less
 
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
 FIRST_IN_PYTHON = 16  # rows, or blocks: who knows how long each takes
@@ -17,15 +18,21 @@ class Size:
 
     def __init__(self, first: int, largest: int) -> None:
         self.now, self.largest = first, largest
+        self._before = (0, 0.0)
 
     def follow(self, done: int, seconds: float, target: float) -> None:
         """Have so many next that they take about ``target`` seconds, after ``done`` took ``seconds``.
 
-        Where fewer than it is now were left to be done, that they were quick says nothing.
+        Where fewer than it is now were left to be done, that they were quick says nothing. Where fewer took about as
+        long as more, it is not the rows that take the time, and to take still fewer of them would be in vain.
         """
-        factor = min(2.0, max(0.5, target / max(seconds, 0.001)))
-        if factor <= 1 or done >= self.now:
+        more, then = self._before
+        factor = min(2.0, max(0.5, target / max(seconds, 0.0001)))
+        if factor < 1 and done < more and seconds > SAME * then:
+            self.now = more
+        elif factor <= 1 or done >= self.now:
             self.now = max(1, min(round(done * factor), self.largest))
+        self._before = done, seconds
 
     def divide(self, by: int) -> None:
         self.now = max(1, self.now // by)
