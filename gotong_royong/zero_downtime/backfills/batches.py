@@ -8,11 +8,11 @@ disk, so that there should never be much of it.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, ProgrammingError, connections, transaction
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import ranges, statements
@@ -109,18 +109,21 @@ class Batches:
             )
         return "Somebody keeps the table or its last rows locked. End that session."
 
-    def by_blocks(self, part: BackfillRange, blocks: Blocks, *, to: int, size: int) -> float | None:
+    def by_blocks(self, part: BackfillRange, blocks: Blocks, *, to: int, size: int, again: int) -> float | None:
         """Change the rows in these blocks; return the seconds that it took, or None if it was held up.
 
         Args:
             to: the block where the range goes on.
             size: of how many blocks the batch is a part.
+            again: the block from which on it reads. Who reads first what was changed tidies that block up
+                (https://www.postgresql.org/docs/current/storage-hot.html), for which less is to be written as long as
+                no checkpoint has been in between.
         """
         started = time.monotonic()
 
         def batch() -> float:
             with self.fenced(part, size):
-                rows = sum(self._slices(part, blocks))
+                rows = sum(self._slices(part, blocks, again))
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=to, share=share(part, to), rows=rows, seconds=seconds)
             return time.monotonic() - started
@@ -130,7 +133,7 @@ class Batches:
             self.rest(part, self.last_slice)
         return took
 
-    def _slices(self, part: BackfillRange, blocks: Blocks) -> Iterator[int]:
+    def _slices(self, part: BackfillRange, blocks: Blocks, again: int) -> Iterator[int]:
         """Change the rows in these blocks, some after the other if others are at work; yield how many of some.
 
         Should they take longer than a batch shall, all that are left come at once, for its rows are locked.
@@ -140,13 +143,33 @@ class Batches:
         while at < blocks.upper:
             started = time.monotonic()
             end = min(at + self.slice.now, blocks.upper) if is_paced and started < until else blocks.upper
-            yield self.changes.of(Blocks(at, end, blocks.stripe), part.partition)
+            yield self.changes.of(Blocks(again, end, blocks.stripe), part.partition)
             self.last_slice = time.monotonic() - started
             if is_paced and started < until:
                 self.slice.follow(end - at, self.last_slice, SLICE)
             if end < blocks.upper:
                 time.sleep(PAUSE * self.last_slice)
-            at = end
+            again = at = end
+
+    def read_gently(self, part: BackfillRange) -> None:
+        """Read all blocks in slices while others are at work, so that a look has nothing to tidy up.
+
+        Raises:
+            LetGo: if the range is no longer ours.
+        """
+        size, work = Size(1, BLOCKS), self.changes.work
+        for table in ranges.parts_of(self.connection, work.model):
+            at = 0
+            while at < table.blocks and not self.stop() and self.throttle.look().reason:
+                if not ranges.renew(self.connection, part):
+                    raise LetGo
+                started, some = time.monotonic(), Blocks(at, at + size.now)
+                with suppress(OperationalError, ProgrammingError):  # the look will meet it, too
+                    statements.keys_of(work, some, table.name, lock=False)
+                seconds = time.monotonic() - started
+                at += size.now
+                size.follow(size.now, seconds, SLICE)
+                self.rest(part, seconds)
 
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
         """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.

@@ -177,13 +177,14 @@ def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool
 
 
 def _at_once(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
-    """Do the backfill without writing down how far it is; return how many rows it had."""
+    """Do the backfill without writing down how far it is; return how many rows it had. Locks them FOR NO KEY UPDATE."""
     work, done = Work(declared(name), model, connection.alias), 0
     if work.declaration.where is None:
         with transaction.atomic(using=connection.alias):
             return statements.change(work, models.Q())
     while keys := list(work.to_do.values_list("pk", flat=True)[:LEFT]):
         with transaction.atomic(using=connection.alias):
+            keys = statements.keys_of(work, models.Q(pk__in=keys))
             statements.change_keys(work, keys)
         done += len(keys)
     return done

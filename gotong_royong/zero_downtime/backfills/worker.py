@@ -158,7 +158,6 @@ class Worker:
         by_blocks = self._walk_in_python if self.batches.in_python else self._walk_blocks
         walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else by_blocks
         self.batches.forget_what_was_said()
-        self.batches.forget_what_was_said()
         try:
             self.batches.rest(part, 0.0)
             with suppress(LetGo):
@@ -187,6 +186,8 @@ class Worker:
         in_vain_since, chased_since, found = None, None, 0
         if part.sweep > MOST_SWEEPS:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
+        if part.sweep > 1 and self.row.order != KEYS:
+            self.batches.read_gently(part)
         while not self.stop():
             if not ranges.renew(self.connection, part):
                 raise LetGo
@@ -240,27 +241,29 @@ class Worker:
         )
 
     def _walk_blocks(self, part: BackfillRange) -> None:
+        """Go through blocks. Without stripes each batch reads again those of the one before: see ``by_blocks``."""
         at, size = part.lower if part.cursor is None else part.cursor, self.batches.size
+        before, striped = at, self.row.order == STRIPES
         while at < part.upper and not self.stop():
             end = min(at + size.now, part.upper)
-            batches = statements.batches_in(at, end, striped=self.row.order == STRIPES)
+            batches = statements.batches_in(at, end, striped=striped)
             slowest: float | None = 0.0
             for number, blocks in enumerate(batches, 1):
                 if self.stop():
                     return
-                to = end if number == len(batches) else at
-                took = self.batches.by_blocks(part, blocks, to=to, size=end - at)
+                to, again = end if number == len(batches) else at, blocks.lower if striped else before
+                took = self.batches.by_blocks(part, blocks, to=to, size=end - at, again=again)
                 slowest = None if took is None or slowest is None else max(slowest, took)
                 if slowest is None:
                     break
             if slowest is not None:
                 size.follow(end - at, slowest, self.batches.target_now())
-                at = end
+                before, at = at, end
             elif end - at > 1:
                 size.now = (end - at) // 2
             else:
                 self.batches.go_on_at(part, end)
-                at = end
+                before, at = end, end
 
     def _walk_in_python(self, part: BackfillRange) -> None:
         """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""

@@ -4,6 +4,7 @@ import threading
 import time
 from contextlib import suppress
 
+import psycopg
 import pytest
 from django.apps import apps
 from django.core.management import call_command
@@ -16,8 +17,8 @@ from gotong_royong.zero_downtime.backfills import crew, inline, steering
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RequireBackfill, RunBackfill
-from tests.test_migrations import BEFORE_POPULATE, POPULATE
-from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
+from tests.test_migrations import BEFORE_POPULATE, POPULATE, conninfo
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, until
 from tests.zero_downtime.test_executor import run as run_operations
 
 Status = Backfill.Status
@@ -194,3 +195,22 @@ def test_it_is_written_into_files_by_its_public_name(declare):
         "gotong_royong.zero_downtime.operations.RunBackfill(" in written
     )
     assert "operations.backfills" not in written
+
+
+def test_what_users_write_meanwhile_stays_where_nothing_is_recorded(skills, fill, declare, ask):
+    fill(5)
+    name = declare()
+
+    def finish():
+        database = connections[skills.alias]
+        inline._at_once(name, database, apps.get_model("accounts", "Skill"))
+        database.close()
+
+    with psycopg.connect(**conninfo(skills)) as user:
+        user.execute("UPDATE skills SET description = 'theirs' WHERE name = 'skill 1 3'")
+        thread = threading.Thread(target=finish)
+        thread.start()
+        until(lambda: ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+    thread.join()
+    assert ask("SELECT description FROM skills WHERE name = 'skill 1 3'") == "theirs"
+    assert ask(UNDONE) == 1
