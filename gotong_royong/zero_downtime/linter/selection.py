@@ -50,17 +50,13 @@ def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = F
     judged, graph = frozenset(keys), loader.graph
     ordered = everything(loader)
     parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in ordered}
-    later: set[Key] = set()
+    later, needed = set(judged), set(judged)
     for key in ordered:
-        if key in judged or any(parent in later for parent in parents[key]):
+        if not later.isdisjoint(parents[key]):
             later.add(key)
-    needed: set[Key] = set()
-    waiting = list(judged)
-    while waiting:
-        key = waiting.pop()
-        if key not in needed:
-            needed.add(key)
-            waiting += parents[key]
+    for key in reversed(ordered):
+        if key in needed:
+            needed.update(parents[key])
     order = [key for key in ordered if key in needed]
     ground, plan = (tuple(key for key in order if (key in later) is is_later) for is_later in (False, True))
     return Selection(judged, ground, plan, one_deploy)

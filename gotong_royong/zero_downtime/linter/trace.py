@@ -143,10 +143,10 @@ def traces(
             failed.add(key)
 
 
-def everything(loader: MigrationLoader) -> Collection[Key]:
+def everything(loader: MigrationLoader) -> list[Key]:
     """Return all migrations, each after those that it depends on."""
     plans = map(loader.graph.forwards_plan, sorted(loader.graph.leaf_nodes()))
-    return dict.fromkeys(key for plan in plans for key in plan)
+    return list(dict.fromkeys(key for plan in plans for key in plan))
 
 
 def _rolled(loader: MigrationLoader, keys: Collection[Key]) -> Rolling:
