@@ -31,7 +31,7 @@ from gotong_royong.zero_downtime.exceptions import (
     counted,
     summary,
 )
-from gotong_royong.zero_downtime.guard import Guard
+from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
@@ -160,7 +160,7 @@ class Executor(MigrationExecutor):
 
                 self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
                 self.run.save(update_fields=["backup"])
-            self._at_work = steps, stack.enter_context(Guard(self.connection, self.report))
+            self._at_work = steps, stack.enter_context(guarded(self.connection, self.report))
             return super().migrate(targets, plan, state, fake, fake_initial)
 
     def _make_ledger(self) -> list[Migration]:
