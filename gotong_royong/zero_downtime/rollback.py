@@ -6,7 +6,7 @@ remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.db import ProgrammingError, connections
@@ -21,6 +21,7 @@ from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Plan
+from gotong_royong.zero_downtime.states import with_inner
 
 Key = tuple[str, str]
 
@@ -166,20 +167,12 @@ def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
     """Yield what the plan would delete that is there: rows of tables, values of columns that are not null."""
     for migration, _ in plan:
         state = executor.loader.project_state((migration.app_label, migration.name))
-        for operation in _flat(migration.operations):
+        for operation in with_inner(*migration.operations):
             for table, column in _dropped(operation, migration.app_label, state):
                 count = _count(executor.connection.alias, table, column)
                 if count:
                     noun, of = ("value", f"{table}.{column}") if column else ("row", table)
                     yield Loss(migration, noun, of, count)
-
-
-def _flat(steps: Iterable[Operation]) -> Iterator[Operation]:
-    for step in steps:
-        if isinstance(step, operations.SeparateDatabaseAndState):
-            yield from _flat(step.database_operations)
-        else:
-            yield step
 
 
 def _dropped(operation: Operation, app: str, state: ProjectState) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ however far: that takes most of the time where there are many. Here a state roll
 operation gets an excerpt of it before and after, whose few models are rendered only if it asks for them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from copy import copy
 from typing import Any
@@ -146,6 +146,13 @@ class Rolling:
                 if model.options.get("order_with_respect_to") == name:
                     del model.options["order_with_respect_to"]
         return model
+
+
+def with_inner(*operations: Operation) -> Iterator[Operation]:
+    """Yield the operations, each with what it does to the database as a ``SeparateDatabaseAndState``."""
+    for operation in operations:
+        yield operation
+        yield from with_inner(*getattr(operation, "database_operations", ()))
 
 
 def _own(operation: Operation, app: str) -> set[Key] | None:

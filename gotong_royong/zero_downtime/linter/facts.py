@@ -15,6 +15,7 @@ from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.locks import BLOCKS
+from gotong_royong.zero_downtime.states import with_inner
 
 MODES = list(BLOCKS)
 """From the weakest to the strongest."""
@@ -221,13 +222,6 @@ class Trace:
     @property
     def passes(self) -> list[Pass]:
         return [self.up, *([self.down] if self.down else [])]
-
-
-def with_inner(operation: Operation) -> Iterator[Operation]:
-    """Yield the operation, and what a ``SeparateDatabaseAndState`` does to the database."""
-    yield operation
-    for one in getattr(operation, "database_operations", ()):
-        yield from with_inner(one)
 
 
 def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator[Change]:

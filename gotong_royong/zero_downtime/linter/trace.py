@@ -26,12 +26,12 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
-from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace, with_inner
+from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
-from gotong_royong.zero_downtime.states import Key, Move, Rolling
+from gotong_royong.zero_downtime.states import Key, Move, Rolling, with_inner
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
@@ -112,8 +112,7 @@ def traces(
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
             down, reruns = None, {}
-            each = (one for operation in migration.operations for one in with_inner(operation))
-            if not up.failure and all(one.reversible for one in each):
+            if not up.failure and all(one.reversible for one in with_inner(*migration.operations)):
                 reruns = run.again(migration, moves) if not migration.atomic else {}
                 down = run.down(migration, moves)
             leaves = conflicts.get(key[0], ())
