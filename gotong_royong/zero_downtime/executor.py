@@ -4,7 +4,6 @@ The executor is Django's, and does around each migration what the other rooms kn
 under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from gotong_royong.zero_downtime.exceptions import (
 )
 from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import Loader
+from gotong_royong.zero_downtime.loader import Loader, file_of
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
@@ -391,10 +390,6 @@ def _explained(error: Exception, migration: Migration, where: str) -> ZeroDownti
         return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
     if locks.sqlstate(error) == locks.NOT_ALLOWED:
         return StepFailed(f"{sentence}\n{left} Migrate as the role that owns it, or GRANT this one what it lacks.")
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(migration)]
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]
     place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
     return StepFailed(f"{sentence}{place}\n{left} Mend it and migrate again; --traceback shows where it came from.")
-
-
-def _file(migration: Migration) -> str:
-    return str(getattr(sys.modules.get(type(migration).__module__), "__file__", ""))

@@ -5,7 +5,6 @@ goes up again. Whatever it does, it is stopped after a while, reaches no network
 is run all the same.
 """
 
-import inspect
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -29,6 +28,7 @@ from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLo
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
+from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Stage, stage_of
 from gotong_royong.zero_downtime.states import Key, Move, Rolling, with_inner
@@ -343,9 +343,8 @@ def _is_contract(migration: Migration) -> bool:
 
 def path_of(migration: Migration) -> str:
     """Return the file of the migration, as seen from here; nothing if it has none."""
-    with suppress(TypeError, OSError):
-        return os.path.relpath(inspect.getfile(type(migration)))
-    return ""
+    file = file_of(migration)
+    return os.path.relpath(file) if file else ""
 
 
 def is_own(app_label: str) -> bool:
