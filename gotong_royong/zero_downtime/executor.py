@@ -35,7 +35,7 @@ from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import Loader, file_of
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_once
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
+from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of, stage_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
@@ -105,7 +105,7 @@ class Executor(MigrationExecutor):
             self.loader.build_graph()
 
     def _record_again(self, migration: Migration) -> None:
-        self.recorder.record_applied(migration.app_label, migration.name)
+        self.recorder.record_applied(*key_of(migration))
         self.report(
             "note",
             text=f"{migration} had been forgotten by django_migrations, but its tables are there: recorded, not run.",
@@ -211,7 +211,7 @@ class Executor(MigrationExecutor):
                     if editor:
                         after = self._apply(after, migration, editor)
                         _run_deferred(editor)
-                    for app, name in migration.replaces or [(migration.app_label, migration.name)]:
+                    for app, name in migration.replaces or [key_of(migration)]:
                         self.recorder.record_applied(app, name)
             except DefinitionDiffers:
                 lost = history.applied_before(self, migration)
@@ -226,7 +226,7 @@ class Executor(MigrationExecutor):
 
         state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)
         self._applied.append(migration)
-        self.loader.applied_migrations[migration.app_label, migration.name] = migration
+        self.loader.applied_migrations[key_of(migration)] = migration
         return state
 
     def _apply(self, state: ProjectState, migration: Migration, editor: Any) -> ProjectState:
@@ -246,7 +246,7 @@ class Executor(MigrationExecutor):
                 if editor:
                     before = migration.unapply(state, editor)
                     _run_deferred(editor)
-                for app, name in [*migration.replaces, (migration.app_label, migration.name)]:
+                for app, name in [*migration.replaces, key_of(migration)]:
                     self.recorder.record_unapplied(app, name)
             return before
 
@@ -303,8 +303,7 @@ class Executor(MigrationExecutor):
 
         def end_unless_committed(status: Status, error: str) -> None:
             """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
-            key = migration.app_label, migration.name
-            is_done = models.is_done(self.alias, key, direction)
+            is_done = models.is_done(self.alias, key_of(migration), direction)
             end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
 
         try:
@@ -346,7 +345,7 @@ class Executor(MigrationExecutor):
         try:
             self.loader.build_graph()
             rollback.refuse_irreversible(half)
-            plan = rollback.plan_of(self, {(migration.app_label, migration.name) for migration in self._applied})
+            plan = rollback.plan_of(self, set(map(key_of, self._applied)))
         except (NotUndoable, Error) as error:
             failure.args = (f"{failure}\nNot rolled back: {summary(error)}{self._what_is_left()}",)
             raise failure from failure.__cause__

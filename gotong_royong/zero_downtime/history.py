@@ -17,8 +17,7 @@ from gotong_royong.zero_downtime import ledger
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 from gotong_royong.zero_downtime.models import Step, latest_steps
 from gotong_royong.zero_downtime.schema import twice_is_once
-
-Key = tuple[str, str]
+from gotong_royong.zero_downtime.stages import Key, key_of
 
 NAMED = 5  # edited migrations, before the sentence only counts them
 
@@ -92,9 +91,9 @@ def applied_before(executor: MigrationExecutor, migration: Migration) -> list[Mi
     What a migration makes may be there already and differ because later ones changed it. So the tables are compared
     with the models after each later migration.
     """
-    loader, app = executor.loader, migration.app_label
-    keys = _in_order(loader, app)
-    later = keys[keys.index((app, migration.name)) :] if (app, migration.name) in keys else []
+    loader, this = executor.loader, key_of(migration)
+    keys = _in_order(loader, migration.app_label)
+    later = keys[keys.index(this) :] if this in keys else []
     for number, key in enumerate(later):
         if _tables_are_as_after(executor.connection, loader, key):
             return [loader.graph.nodes[key] for key in later[: number + 1]]

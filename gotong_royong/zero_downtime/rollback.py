@@ -20,10 +20,8 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.models import Run, Status, Step
-from gotong_royong.zero_downtime.stages import Plan
+from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 from gotong_royong.zero_downtime.states import with_inner
-
-Key = tuple[str, str]
 
 # What PostgreSQL says where the table, the column or another object is not there.
 GONE = {"42P01", "42703", "42704"}
@@ -120,7 +118,7 @@ def plan_of(executor: MigrationExecutor, chosen: set[Key]) -> Plan:
                     f"Take back more: rollback --to with an earlier timestamp, or rollback --steps."
                 )
     full = [migration for migration, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
-    plan = [(migration, True) for migration in reversed(full) if (migration.app_label, migration.name) in chosen]
+    plan = [(migration, True) for migration in reversed(full) if key_of(migration) in chosen]
     for migration, _ in plan:
         refuse_irreversible(migration)
     return plan
@@ -166,7 +164,7 @@ def _perhaps_undone(operation: Operation) -> Operation:
 def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
     """Yield what the plan would delete that is there: rows of tables, values of columns that are not null."""
     for migration, _ in plan:
-        state = executor.loader.project_state((migration.app_label, migration.name))
+        state = executor.loader.project_state(key_of(migration))
         for operation in with_inner(*migration.operations):
             for table, column in _dropped(operation, migration.app_label, state):
                 count = _count(executor.connection.alias, table, column)

@@ -18,7 +18,7 @@ from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
 from gotong_royong.zero_downtime.linter.trace import everything, is_own
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
-from gotong_royong.zero_downtime.states import Key
+from gotong_royong.zero_downtime.stages import Key
 
 
 class Selection(NamedTuple):

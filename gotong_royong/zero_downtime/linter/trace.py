@@ -30,8 +30,8 @@ from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.locks import sqlstate
-from gotong_royong.zero_downtime.stages import Stage, stage_of
-from gotong_royong.zero_downtime.states import Key, Move, Rolling, with_inner
+from gotong_royong.zero_downtime.stages import Key, Stage, stage_of
+from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
