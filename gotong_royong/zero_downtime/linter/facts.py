@@ -20,6 +20,9 @@ from gotong_royong.zero_downtime.states import with_inner
 MODES = list(BLOCKS)
 """From the weakest to the strongest."""
 
+PARTS = {"column": "columns", "constraint": "constraints", "index": "indexes"}
+"""The attributes of a table that have its parts, by the kind of these."""
+
 
 class Direction(StrEnum):
     UP = "up"
@@ -235,12 +238,11 @@ def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator
         elif old != new:
             if old.name != new.name:
                 yield Change("table", old.name, new.name, old, new)
-            for kind in ("columns", "constraints", "indexes"):
-                olds, news = getattr(old, kind), getattr(new, kind)
+            for kind, parts in PARTS.items():
+                olds, news = getattr(old, parts), getattr(new, parts)
                 for name in {**olds, **news}:
                     if olds.get(name) != news.get(name):
-                        singular = {"columns": "column", "constraints": "constraint", "indexes": "index"}[kind]
-                        yield Change(singular, new.name, name, olds.get(name), news.get(name))
+                        yield Change(kind, new.name, name, olds.get(name), news.get(name))
 
 
 def strongest(locks: Iterator[Lock]) -> tuple[Lock, ...]:

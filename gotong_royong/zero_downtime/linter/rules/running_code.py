@@ -168,7 +168,7 @@ def takes_all(old: str, new: str) -> bool:
         return True
     before, after = TYPE.fullmatch(old), TYPE.fullmatch(new)
     if not before or not after:
-        return old == new
+        return False
     kinds = [match["name"].strip() + match["rest"] for match in (before, after)]
     sizes = [[int(size) for size in (match["sizes"] or "").split(",") if size] for match in (before, after)]
     if kinds[0] != kinds[1] and kinds[1] not in WIDER.get(kinds[0], ()):
