@@ -67,9 +67,8 @@ class Command(mistakes.Plain, migrate.Command):
         self.guarded = is_guarded(connection) and not options["check_unapplied"]
         executors: list[Executor] = []
         with ExitStack() as stack:
-            self.report = stack.enter_context(
-                reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
-            )
+            self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
+            stack.enter_context(self.report)
             keywords: dict[str, Any] = {"stage": options["stage"]}
             if self.guarded:
                 stack.enter_context(sigterm_like_ctrl_c())
