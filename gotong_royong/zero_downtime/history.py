@@ -73,7 +73,8 @@ def forgotten(executor: MigrationExecutor, memory: dict[Key, Any]) -> list[Migra
     """Return the migrations that the ledger says are applied, django_migrations does not, and the tables confirm.
 
     They confirm it for an app as a whole: all its tables must look as its models do after the last of its migrations
-    that the ledger or django_migrations knows.
+    that the ledger or django_migrations knows. Takes for moments ACCESS SHARE on each of them, and SHARE UPDATE
+    EXCLUSIVE where a comment is written again; makes temporary tables to compare them with.
     """
     loader = executor.loader
     lost = memory.keys() & loader.graph.nodes.keys() - loader.applied_migrations.keys()
@@ -89,7 +90,7 @@ def applied_before(executor: MigrationExecutor, migration: Migration) -> list[Mi
     """Return this migration and those after it in its app that the tables show to be applied, if they do.
 
     What a migration makes may be there already and differ because later ones changed it. So the tables are compared
-    with the models after each later migration.
+    with the models after each later migration, under the locks that ``forgotten`` takes.
     """
     loader, this = executor.loader, key_of(migration)
     keys = _in_order(loader, migration.app_label)

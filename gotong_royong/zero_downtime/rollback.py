@@ -162,7 +162,11 @@ def _perhaps_undone(operation: Operation) -> Operation:
 
 
 def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
-    """Yield what the plan would delete that is there: rows of tables, values of columns that are not null."""
+    """Yield what the plan would delete that is there: rows of tables, values of columns that are not null.
+
+    Counts them table by table, and reads the whole of each under ACCESS SHARE. Sets no timeout for that, nor for the
+    lock: nobody who reads or writes waits meanwhile.
+    """
     for migration, _ in plan:
         state = executor.loader.project_state(key_of(migration))
         for operation in with_inner(*migration.operations):

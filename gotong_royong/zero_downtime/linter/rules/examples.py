@@ -1,4 +1,7 @@
-"""Examples that serve several rules: bodies of migrations, which only what stands before them makes bad or good."""
+"""What does a migration look like that breaks a rule, or does not? What the examples of several rules have in common.
+
+Most are bodies of migrations, which only what stands before them makes bad or good.
+"""
 
 from textwrap import indent
 
