@@ -108,23 +108,24 @@ def _in_order(loader: MigrationLoader, app: str) -> list[Key]:
 
 def _tables_are_as_after(connection: BaseDatabaseWrapper, loader: MigrationLoader, key: Key) -> bool:
     """Whether the tables of the app look as its models do after that migration; False if it has no tables then."""
-    tables = [
+    models = [
         model
-        for model in loader.project_state(key).apps.get_app_config(key[0]).get_models()
+        for model in loader.project_state(key).apps.get_app_config(key[0]).get_models(include_auto_created=True)
         if not model._meta.proxy and model._meta.managed and not model._meta.swapped
     ]
-    with twice_is_once(connection):
-        return bool(tables) and all(_is_there(connection, model) for model in tables)
-
-
-def _is_there(connection: BaseDatabaseWrapper, model: Any) -> bool:
-    """Whether the model's table is there, just as the model says."""
     with connection.cursor() as cursor:
-        if model._meta.db_table not in connection.introspection.table_names(cursor):
-            return False
+        there = set(connection.introspection.table_names(cursor))
+    if not models or not there.issuperset(model._meta.db_table for model in models):
+        return False
+    with twice_is_once(connection):
+        return all(_is_as(connection, model) for model in models if not model._meta.auto_created)
+
+
+def _is_as(connection: BaseDatabaseWrapper, model: Any) -> bool:
+    """Whether the model's table, which is there, is as the model says, and those between it and others."""
     try:
         with connection.schema_editor() as editor:
-            editor.create_model(model)  # which is skipped: the table is there
+            editor.create_model(model)  # which is skipped: the tables are there
             editor.deferred_sql.clear()
     except DefinitionDiffers:
         return False
