@@ -1,3 +1,5 @@
+"""What does Django call this app, which has the models of the ledger and of the backfills?"""
+
 from django.apps import AppConfig
 
 

@@ -24,6 +24,8 @@ from django.db.migrations.questioner import MigrationQuestioner
 from django.db.migrations.state import ProjectState
 from django.utils.text import camel_case_to_spaces, slugify
 
+from gotong_royong.zero_downtime.stages import Key, key_of
+
 LONGEST_DESCRIPTION = 60
 CREATE, DELETE = "create_{}_table[s]", "delete_{}_table[s]"
 SECOND = timedelta(seconds=1)
@@ -75,22 +77,22 @@ def rename(
 ) -> None:
     """Call new migrations by a timestamp and by name, or else by what they do to state, which is brought forward."""
     stamps = timestamps(graph, now)
-    renamed: dict[tuple[str, str], tuple[str, str]] = {}
+    renamed: dict[Key, Key] = {}
     for migration in _in_order(changes, graph):
         dependencies = [renamed.get(parent, parent) for parent in migration.dependencies]
         migration.dependencies = dependencies  # type: ignore[misc]
-        old_key = migration.app_label, migration.name
+        old_key = key_of(migration)
         migration.name = f"{next(stamps)}_{name or describe(migration, state)}"
-        renamed[old_key] = migration.app_label, migration.name
+        renamed[old_key] = key_of(migration)
 
 
 def _in_order(changes: dict[str, list[Migration]], graph: MigrationGraph) -> Iterator[Migration]:
     """Yield every new migration after those it depends on."""
-    new = {(app_label, migration.name): migration for app_label in changes for migration in changes[app_label]}
+    new = {key_of(migration): migration for migrations in changes.values() for migration in migrations}
     unmigrated = (app_label for app_label in changes if changes[app_label] and not graph.leaf_nodes(app_label))
     firsts = {(app_label, "__first__"): (app_label, changes[app_label][0].name) for app_label in unmigrated}
 
-    def parents(migration: Migration) -> Iterator[tuple[str, str]]:
+    def parents(migration: Migration) -> Iterator[Key]:
         for app_label, name in migration.dependencies:
             if app_label == "__setting__":  # a swappable model, say accounts.User: the first migration of accounts
                 app_label, name = getattr(settings, name).split(".")[0], "__first__"

@@ -1,4 +1,7 @@
-"""What is in the database? Questions to PostgreSQL's catalog, one function each; nothing is locked or changed here.
+"""What is in the database? Questions to PostgreSQL's catalog, one function each; nothing is changed here.
+
+A question about what a table has takes ACCESS SHARE on it, for the moment in which PostgreSQL measures it or writes a
+definition in words; ``table`` and ``table_here``, which only look for a name, take no lock.
 
 Names are SQL identifiers as they stand in a statement, quoted or not, and mean what they mean there: a table is looked
 for along the search path, an index in the schema of its table, and a name that is too long is cut.

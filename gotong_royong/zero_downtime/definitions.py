@@ -67,6 +67,8 @@ def added(
 ) -> list[Part]:
     """Return what the statement, a ``Filled`` or Django's, adds to an empty table, and leave no trace.
 
+    The table is a temporary one; while it is there, ACCESS SHARE is held on ``like``.
+
     Args:
         like: the table whose columns that table has; without it, the statement makes the table.
         without: the one column that it has not.
@@ -96,6 +98,8 @@ def compare(
     any_default: bool = False,
 ) -> list[Doubt]:
     """Look for each wanted part in the table, by its name unless PostgreSQL chose it; return which columns differ.
+
+    Takes ACCESS SHARE on the table for a moment, also where a temporary table is made like it to compare the words.
 
     Args:
         kind, name: of what ``sql`` wants to make, for an error.

@@ -4,7 +4,6 @@ The executor is Django's, and does around each migration what the other rooms kn
 under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,12 +30,12 @@ from gotong_royong.zero_downtime.exceptions import (
     counted,
     summary,
 )
-from gotong_royong.zero_downtime.guard import Guard
+from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import Loader
+from gotong_royong.zero_downtime.loader import Loader, file_of
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_once
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, stage_of
+from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of, stage_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
@@ -106,7 +105,7 @@ class Executor(MigrationExecutor):
             self.loader.build_graph()
 
     def _record_again(self, migration: Migration) -> None:
-        self.recorder.record_applied(migration.app_label, migration.name)
+        self.recorder.record_applied(*key_of(migration))
         self.report(
             "note",
             text=f"{migration} had been forgotten by django_migrations, but its tables are there: recorded, not run.",
@@ -160,7 +159,7 @@ class Executor(MigrationExecutor):
 
                 self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
                 self.run.save(update_fields=["backup"])
-            self._at_work = steps, stack.enter_context(Guard(self.connection, self.report))
+            self._at_work = steps, stack.enter_context(guarded(self.connection, self.report))
             return super().migrate(targets, plan, state, fake, fake_initial)
 
     def _make_ledger(self) -> list[Migration]:
@@ -212,7 +211,7 @@ class Executor(MigrationExecutor):
                     if editor:
                         after = self._apply(after, migration, editor)
                         _run_deferred(editor)
-                    for app, name in migration.replaces or [(migration.app_label, migration.name)]:
+                    for app, name in migration.replaces or [key_of(migration)]:
                         self.recorder.record_applied(app, name)
             except DefinitionDiffers:
                 lost = history.applied_before(self, migration)
@@ -227,7 +226,7 @@ class Executor(MigrationExecutor):
 
         state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)
         self._applied.append(migration)
-        self.loader.applied_migrations[migration.app_label, migration.name] = migration
+        self.loader.applied_migrations[key_of(migration)] = migration
         return state
 
     def _apply(self, state: ProjectState, migration: Migration, editor: Any) -> ProjectState:
@@ -247,7 +246,7 @@ class Executor(MigrationExecutor):
                 if editor:
                     before = migration.unapply(state, editor)
                     _run_deferred(editor)
-                for app, name in [*migration.replaces, (migration.app_label, migration.name)]:
+                for app, name in [*migration.replaces, key_of(migration)]:
                     self.recorder.record_unapplied(app, name)
             return before
 
@@ -304,8 +303,7 @@ class Executor(MigrationExecutor):
 
         def end_unless_committed(status: Status, error: str) -> None:
             """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
-            key = migration.app_label, migration.name
-            is_done = models.is_done(self.alias, key, direction)
+            is_done = models.is_done(self.alias, key_of(migration), direction)
             end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
 
         try:
@@ -347,7 +345,7 @@ class Executor(MigrationExecutor):
         try:
             self.loader.build_graph()
             rollback.refuse_irreversible(half)
-            plan = rollback.plan_of(self, {(migration.app_label, migration.name) for migration in self._applied})
+            plan = rollback.plan_of(self, set(map(key_of, self._applied)))
         except (NotUndoable, Error) as error:
             failure.args = (f"{failure}\nNot rolled back: {summary(error)}{self._what_is_left()}",)
             raise failure from failure.__cause__
@@ -391,10 +389,6 @@ def _explained(error: Exception, migration: Migration, where: str) -> ZeroDownti
         return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
     if locks.sqlstate(error) == locks.NOT_ALLOWED:
         return StepFailed(f"{sentence}\n{left} Migrate as the role that owns it, or GRANT this one what it lacks.")
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(migration)]
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]
     place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
     return StepFailed(f"{sentence}{place}\n{left} Mend it and migrate again; --traceback shows where it came from.")
-
-
-def _file(migration: Migration) -> str:
-    return str(getattr(sys.modules.get(type(migration).__module__), "__file__", ""))

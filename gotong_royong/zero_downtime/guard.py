@@ -5,8 +5,8 @@ leaves the session as it was. Should this process be killed, the server notices 
 statement, which nobody watches any more.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,36 +20,11 @@ T = TypeVar("T")
 
 
 class Guard:
-    """Puts the lock budget and the watchdog around everything that the connection does during a ``with``.
+    """Runs statements under the lock budget and the watchdog; ``guarded`` makes it for a connection."""
 
-    Args:
-        report: is told of statements that take long, tries that got no lock, and waits.
-    """
-
-    watchdog: Watchdog
-
-    def __init__(self, connection: BaseDatabaseWrapper, report: Report) -> None:
-        self.connection, self.report = connection, report
+    def __init__(self, connection: BaseDatabaseWrapper, watchdog: Watchdog, report: Report) -> None:
+        self.connection, self.watchdog, self.report = connection, watchdog, report
         self._in_statement = False
-        self._exit = ExitStack()
-
-    def __enter__(self) -> "Guard":
-        with ExitStack() as stack:
-            settings = {
-                "application_name": "migrate",
-                "lock_timeout": locks.milliseconds(conf.LOCK_TIMEOUT),
-                "client_connection_check_interval": locks.milliseconds(conf.BLOCK_BUDGET),
-            }
-            stack.enter_context(locks.session_settings(self.connection, **settings))
-            self.watchdog = stack.enter_context(
-                Watchdog(self.connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT, report=self.report)
-            )
-            stack.enter_context(self.connection.execute_wrapper(self._statement))
-            self._exit = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._exit.__exit__(*exception)
 
     def trying(self, action: Callable[[int], T]) -> T:
         """Call ``action`` with 1, 2, 3 … until it gets its locks. What a try has done, it must undo if it fails.
@@ -72,7 +47,7 @@ class Guard:
     def _retrying(self, action: Callable[[int], T]) -> T:
         return locks.retrying(action, patience=conf.PATIENCE, retry=self._is_worth_another_try, report=self._say_retry)
 
-    def _statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    def statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         """Run one statement, outside of a transaction again and again until it has its lock.
 
         In a transaction it is run once, because that is tried again as a whole. So is a concurrent index build: what a
@@ -110,3 +85,24 @@ class Guard:
     def _say_retry(self, attempt: int, pause: float, error: BaseException) -> None:
         self.report("retry", attempt=attempt, pause=pause, whom=self.watchdog.whom_we_wait_for() or summary(error))
         self.watchdog.new_try()
+
+
+@contextmanager
+def guarded(connection: BaseDatabaseWrapper, report: Report) -> Iterator[Guard]:
+    """Put the lock budget and the watchdog around everything that the connection does during the block.
+
+    Args:
+        report: is told of statements that take long, tries that got no lock, and waits.
+    """
+    settings = {
+        "application_name": "migrate",
+        "lock_timeout": locks.milliseconds(conf.LOCK_TIMEOUT),
+        "client_connection_check_interval": locks.milliseconds(conf.BLOCK_BUDGET),
+    }
+    with (
+        locks.session_settings(connection, **settings),
+        Watchdog(connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT, report=report) as watchdog,
+    ):
+        guard = Guard(connection, watchdog, report)
+        with connection.execute_wrapper(guard.statement):
+            yield guard

@@ -17,8 +17,7 @@ from gotong_royong.zero_downtime import ledger
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 from gotong_royong.zero_downtime.models import Step, latest_steps
 from gotong_royong.zero_downtime.schema import twice_is_once
-
-Key = tuple[str, str]
+from gotong_royong.zero_downtime.stages import Key, key_of
 
 NAMED = 5  # edited migrations, before the sentence only counts them
 
@@ -74,7 +73,8 @@ def forgotten(executor: MigrationExecutor, memory: dict[Key, Any]) -> list[Migra
     """Return the migrations that the ledger says are applied, django_migrations does not, and the tables confirm.
 
     They confirm it for an app as a whole: all its tables must look as its models do after the last of its migrations
-    that the ledger or django_migrations knows.
+    that the ledger or django_migrations knows. Takes for moments ACCESS SHARE on each of them, and SHARE UPDATE
+    EXCLUSIVE where a comment is written again; makes temporary tables to compare them with.
     """
     loader = executor.loader
     lost = memory.keys() & loader.graph.nodes.keys() - loader.applied_migrations.keys()
@@ -90,11 +90,11 @@ def applied_before(executor: MigrationExecutor, migration: Migration) -> list[Mi
     """Return this migration and those after it in its app that the tables show to be applied, if they do.
 
     What a migration makes may be there already and differ because later ones changed it. So the tables are compared
-    with the models after each later migration.
+    with the models after each later migration, under the locks that ``forgotten`` takes.
     """
-    loader, app = executor.loader, migration.app_label
-    keys = _in_order(loader, app)
-    later = keys[keys.index((app, migration.name)) :] if (app, migration.name) in keys else []
+    loader, this = executor.loader, key_of(migration)
+    keys = _in_order(loader, migration.app_label)
+    later = keys[keys.index(this) :] if this in keys else []
     for number, key in enumerate(later):
         if _tables_are_as_after(executor.connection, loader, key):
             return [loader.graph.nodes[key] for key in later[: number + 1]]
@@ -108,23 +108,24 @@ def _in_order(loader: MigrationLoader, app: str) -> list[Key]:
 
 def _tables_are_as_after(connection: BaseDatabaseWrapper, loader: MigrationLoader, key: Key) -> bool:
     """Whether the tables of the app look as its models do after that migration; False if it has no tables then."""
-    tables = [
+    models = [
         model
-        for model in loader.project_state(key).apps.get_app_config(key[0]).get_models()
+        for model in loader.project_state(key).apps.get_app_config(key[0]).get_models(include_auto_created=True)
         if not model._meta.proxy and model._meta.managed and not model._meta.swapped
     ]
-    with twice_is_once(connection):
-        return bool(tables) and all(_is_there(connection, model) for model in tables)
-
-
-def _is_there(connection: BaseDatabaseWrapper, model: Any) -> bool:
-    """Whether the model's table is there, just as the model says."""
     with connection.cursor() as cursor:
-        if model._meta.db_table not in connection.introspection.table_names(cursor):
-            return False
+        there = set(connection.introspection.table_names(cursor))
+    if not models or not there.issuperset(model._meta.db_table for model in models):
+        return False
+    with twice_is_once(connection):
+        return all(_is_as(connection, model) for model in models if not model._meta.auto_created)
+
+
+def _is_as(connection: BaseDatabaseWrapper, model: Any) -> bool:
+    """Whether the model's table, which is there, is as the model says, and those between it and others."""
     try:
         with connection.schema_editor() as editor:
-            editor.create_model(model)  # which is skipped: the table is there
+            editor.create_model(model)  # which is skipped: the tables are there
             editor.deferred_sql.clear()
     except DefinitionDiffers:
         return False

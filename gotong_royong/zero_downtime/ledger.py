@@ -7,7 +7,6 @@ keeps other runs away, so both end with the process.
 import hashlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from django.utils import timezone
 from gotong_royong.zero_downtime import locks, models
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import RolledBack, summary
+from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.watchdog import Report
 
@@ -191,9 +191,9 @@ def _status_after(error: BaseException) -> Status:
 
 def checksum(migration: Migration) -> str:
     """Return the SHA-256 of the file that the migration stands in; nothing if there is none."""
-    path = getattr(sys.modules.get(migration.__module__), "__file__", None) or ""
     try:
-        file = os.open(path, os.O_RDONLY)  # a file object for each of a thousand would take twice the time
+        # A file object for each of a thousand would take twice the time.
+        file = os.open(file_of(migration), os.O_RDONLY)
     except OSError:
         return ""
     try:

@@ -1,11 +1,13 @@
 """How are the migrations read, and the models that they lead to found, without doing anything twice?"""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
@@ -32,6 +34,11 @@ class Loader(MigrationLoader):
             return self.final.clone()
         state: ProjectState = super().project_state(nodes, at_end)
         return state
+
+
+def file_of(migration: Migration) -> str:
+    """Return the path of the file that the migration stands in; nothing if there is none."""
+    return getattr(sys.modules.get(migration.__module__), "__file__", None) or ""
 
 
 @contextmanager

@@ -96,6 +96,8 @@ def milliseconds(seconds: float) -> str:
 def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[None]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
 
+    Takes no lock.
+
     Args:
         values: as ``SET`` takes them (https://www.postgresql.org/docs/current/sql-set.html).
     """

@@ -13,6 +13,8 @@ from django.db import connections, models
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
+from gotong_royong.zero_downtime.stages import Key
+
 
 class Status(models.TextChoices):
     RUNNING = "running"
@@ -121,7 +123,7 @@ def bury_the_dead(alias: str) -> list[Run]:
     return dead
 
 
-def is_done(alias: str, key: tuple[str, str], direction: str) -> bool:
+def is_done(alias: str, key: Key, direction: str) -> bool:
     """Whether django_migrations says that the step was committed, whatever became of who committed it."""
     return (key in MigrationRecorder(connections[alias]).applied_migrations()) is (direction == Step.Direction.UP)
 
@@ -142,7 +144,7 @@ def may(privilege: str, model: type[models.Model], alias: str) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def latest_steps(alias: str, *columns: str) -> dict[tuple[str, str], Any]:
+def latest_steps(alias: str, *columns: str) -> dict[Key, Any]:
     """Return the last successful step of each migration that has one; none where no ledger can be read.
 
     Args:

@@ -23,7 +23,7 @@ from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.stages import Plan, Stage, stage_of
+from gotong_royong.zero_downtime.stages import Plan, Stage, key_of, stage_of
 from gotong_royong.zero_downtime.states import Move, Rolling
 
 # What is not SQL that runs: comments, texts, and the body of a function that is only made.
@@ -168,7 +168,7 @@ def _states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectSta
         if migration in wanted:
             states[migration] = state
             state = migration.mutate_state(state, preserve=True)
-        elif (migration.app_label, migration.name) in applied:
+        elif key_of(migration) in applied:
             migration.mutate_state(state, preserve=False)
     return states
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from datetime import UTC, datetime
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from django.core.management.base import BaseCommand, OutputWrapper
 
@@ -31,23 +31,6 @@ LONG = 1.0  # seconds that a step may last without a word
 BLOCKED = 0.1  # seconds that others may wait without a word
 FIRST_PROGRESS, LONGEST_SILENCE = 2.0, 60.0  # seconds between two lines about the same statement
 ALL = 2  # the verbosity at which each step says how long it took
-
-
-class Reporter(Protocol):
-    """Tells the operator of events; see ``Plain`` for which there are and what their facts are."""
-
-    def __call__(self, event: str, **facts: Any) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exception: object) -> None: ...
-
-
-def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no_color: bool = False) -> Reporter:
-    """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON."""
-    if kind == "json":
-        return Json(command)
-    if verbosity and is_terminal(command):
-        return Live(command, verbosity, no_color=no_color)
-    return Plain(command, verbosity)
 
 
 def is_terminal(command: BaseCommand) -> bool:
@@ -247,6 +230,19 @@ class Json:
         with self._lock, suppress(OSError):
             self.out.write(line)
             self.out.flush()
+
+
+Reporter = Plain | Json
+"""Tells the operator of events; see ``Plain`` for which there are and what their facts are."""
+
+
+def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no_color: bool = False) -> Reporter:
+    """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON."""
+    if kind == "json":
+        return Json(command)
+    if verbosity and is_terminal(command):
+        return Live(command, verbosity, no_color=no_color)
+    return Plain(command, verbosity)
 
 
 def print_step(command: BaseCommand, verbosity: int, step: "PlannedStep", operations: list[tuple[str, bool]]) -> None:

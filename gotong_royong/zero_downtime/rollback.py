@@ -6,7 +6,7 @@ remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.db import ProgrammingError, connections
@@ -20,9 +20,8 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.models import Run, Status, Step
-from gotong_royong.zero_downtime.stages import Plan
-
-Key = tuple[str, str]
+from gotong_royong.zero_downtime.stages import Key, Plan, key_of
+from gotong_royong.zero_downtime.states import with_inner
 
 # What PostgreSQL says where the table, the column or another object is not there.
 GONE = {"42P01", "42703", "42704"}
@@ -119,7 +118,7 @@ def plan_of(executor: MigrationExecutor, chosen: set[Key]) -> Plan:
                     f"Take back more: rollback --to with an earlier timestamp, or rollback --steps."
                 )
     full = [migration for migration, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
-    plan = [(migration, True) for migration in reversed(full) if (migration.app_label, migration.name) in chosen]
+    plan = [(migration, True) for migration in reversed(full) if key_of(migration) in chosen]
     for migration, _ in plan:
         refuse_irreversible(migration)
     return plan
@@ -163,23 +162,19 @@ def _perhaps_undone(operation: Operation) -> Operation:
 
 
 def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
-    """Yield what the plan would delete that is there: rows of tables, values of columns that are not null."""
+    """Yield what the plan would delete that is there: rows of tables, values of columns that are not null.
+
+    Counts them table by table, and reads the whole of each under ACCESS SHARE. Sets no timeout for that, nor for the
+    lock: nobody who reads or writes waits meanwhile.
+    """
     for migration, _ in plan:
-        state = executor.loader.project_state((migration.app_label, migration.name))
-        for operation in _flat(migration.operations):
+        state = executor.loader.project_state(key_of(migration))
+        for operation in with_inner(*migration.operations):
             for table, column in _dropped(operation, migration.app_label, state):
                 count = _count(executor.connection.alias, table, column)
                 if count:
                     noun, of = ("value", f"{table}.{column}") if column else ("row", table)
                     yield Loss(migration, noun, of, count)
-
-
-def _flat(steps: Iterable[Operation]) -> Iterator[Operation]:
-    for step in steps:
-        if isinstance(step, operations.SeparateDatabaseAndState):
-            yield from _flat(step.database_operations)
-        else:
-            yield step
 
 
 def _dropped(operation: Operation, app: str, state: ProjectState) -> Iterator[tuple[str, str]]:

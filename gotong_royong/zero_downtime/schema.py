@@ -241,7 +241,7 @@ class SchemaEditor(DatabaseSchemaEditor):
     def _collation(self, verb: str, name: str, definition: str) -> str:
         found = catalog.collation(self.connection, name)
         if verb == "DROP":
-            return "" if found else f"collation {plain(name)} is already gone"
+            return _gone(found, "collation", "", name)
         if found is None:
             return ""
         wanted = definitions.collation(self.connection, definition)
@@ -291,20 +291,17 @@ class SchemaEditor(DatabaseSchemaEditor):
 
     def _no_table(self, sql: Any, params: Any, table: str) -> str:
         self._settle(table)
-        return "" if catalog.table_here(self.connection, table) else f"table {plain(table)} is already gone"
+        return _gone(catalog.table_here(self.connection, table), "table", table)
 
     def _no_column(self, sql: Any, params: Any, table: str, name: str) -> str:
         self._settle(table, name)
-        found = catalog.column(self.connection, table, name)
-        return "" if found else f"column {on(table, name)} is already gone"
+        return _gone(catalog.column(self.connection, table, name), "column", table, name)
 
     def _no_index(self, sql: Any, params: Any, table: str, name: str) -> str:
-        return "" if catalog.index(self.connection, table, name) else f"index {on(table, name)} is already gone"
+        return _gone(catalog.index(self.connection, table, name), "index", table, name)
 
     def _no_constraint(self, sql: Any, params: Any, table: str, name: str) -> str:
-        return (
-            "" if catalog.constraint(self.connection, table, name) else f"constraint {on(table, name)} is already gone"
-        )
+        return _gone(catalog.constraint(self.connection, table, name), "constraint", table, name)
 
     # How that is found out.
 
@@ -344,6 +341,10 @@ class SchemaEditor(DatabaseSchemaEditor):
         return bool(settled)
 
 
+def _gone(found: object, kind: str, table: str, name: str = "") -> str:
+    return "" if found else f"{kind} {on(table, name)} is already gone"
+
+
 MAKING = (SchemaEditor._index, SchemaEditor._constraint, SchemaEditor._foreign_key)
 DROPPING = (SchemaEditor._no_index, SchemaEditor._no_constraint)
 
@@ -369,7 +370,7 @@ CHECKS: list[tuple[Callable[..., str], str, str]] = [
 
 @contextmanager
 def twice_is_once(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let all schema changes of the connection go through our editor during the block."""
+    """Let all schema changes of the connection go through our editor during the block. Takes no lock itself."""
     editor = connection.SchemaEditorClass
     connection.SchemaEditorClass = schema_editor_class(editor)
     try:

@@ -11,6 +11,8 @@ from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 
 Plan = list[tuple[Migration, bool]]
+Key = tuple[str, str]
+"""The app and the name of a migration."""
 
 
 class Stage(StrEnum):
@@ -18,6 +20,11 @@ class Stage(StrEnum):
 
     PRE_DEPLOY = "pre_deploy"
     POST_DEPLOY = "post_deploy"
+
+
+def key_of(migration: Migration) -> Key:
+    """Return what the graph and django_migrations call the migration."""
+    return migration.app_label, migration.name
 
 
 def stage_of(migration: Migration) -> Stage:
@@ -50,16 +57,12 @@ def before_deploy(plan: Plan, graph: MigrationGraph) -> tuple[Plan, list[str]]:
         Those steps, and for each PRE_DEPLOY step that must wait, the chain that holds it back:
         ``tasks.3 needs tasks.2 needs tasks.1``.
     """
-    contract = {_key(migration) for migration, _ in plan if stage_of(migration) == Stage.POST_DEPLOY}
-    expand = [(step, _chain(_key(step[0]), contract, graph)) for step in plan if _key(step[0]) not in contract]
+    contract = {key_of(migration) for migration, _ in plan if stage_of(migration) == Stage.POST_DEPLOY}
+    expand = [(step, _chain(key_of(step[0]), contract, graph)) for step in plan if key_of(step[0]) not in contract]
     return [step for step, chain in expand if not chain], [chain for _, chain in expand if chain]
 
 
-def _key(migration: Migration) -> tuple[str, str]:
-    return migration.app_label, migration.name
-
-
-def _chain(key: tuple[str, str], targets: Collection[tuple[str, str]], graph: MigrationGraph) -> str:
+def _chain(key: Key, targets: Collection[Key], graph: MigrationGraph) -> str:
     """Say the shortest way from ``key`` to one of ``targets`` that it needs; nothing if it needs none."""
     ways, seen = deque([[key]]), {key}
     while ways:

@@ -5,7 +5,7 @@ however far: that takes most of the time where there are many. Here a state roll
 operation gets an excerpt of it before and after, whose few models are rendered only if it asks for them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from copy import copy
 from typing import Any
@@ -24,8 +24,9 @@ from django.db.migrations.state import ModelState, ProjectState
 from django.db.migrations.utils import resolve_relation
 from django.db.transaction import atomic
 
-Key = tuple[str, str]
-References = dict[Key, bool]
+ModelKey = tuple[str, str]
+"""The app of a model and its name in lower case, as a state has them."""
+References = dict[ModelKey, bool]
 """The models that one points to or inherits from, and whether others can point to it where it does: to its key."""
 Move = tuple[Operation, ProjectState, ProjectState]
 
@@ -78,7 +79,7 @@ class Rolling:
         now._references = dict(self._references)
         return now
 
-    def excerpt(self, keys: set[Key]) -> ProjectState:
+    def excerpt(self, keys: set[ModelKey]) -> ProjectState:
         """Return these models and those that they point to; maybe others, where these are rendered already."""
         needed = self._needed(keys, keys) & self.state.models.keys()
         last = self._last
@@ -110,12 +111,12 @@ class Rolling:
             keys &= self._needed(own, self._around(own) if isinstance(operation, LOOKING_BACK) else own)
         return self._last if self._last and self._last.models.keys() == keys else self._excerpt(keys)
 
-    def _excerpt(self, keys: set[Key]) -> ProjectState:
+    def _excerpt(self, keys: set[ModelKey]) -> ProjectState:
         models = {key: self._excerpt_of_model(key, keys) for key in self.state.models if key in keys}
         needed = keys.union(*(self._references[key] for key in keys))
         return ProjectState(models, self.state.real_apps & {app for app, _ in needed})
 
-    def _around(self, own: set[Key]) -> set[Key]:
+    def _around(self, own: set[ModelKey]) -> set[ModelKey]:
         """Return the models and those that point to them; also to these, where it is to a key that points on."""
         around, new = set(own), own
         while new:
@@ -128,7 +129,7 @@ class Rolling:
             around |= {key for key, _ in pointing}
         return around
 
-    def _needed(self, own: set[Key], around: set[Key]) -> set[Key]:
+    def _needed(self, own: set[ModelKey], around: set[ModelKey]) -> set[ModelKey]:
         """Return all these models, what its own point to, and where the keys of all of them point to in turn."""
         needed = around.union(*(self._references.get(key, ()) for key in own))
         new = needed
@@ -137,7 +138,7 @@ class Rolling:
             needed |= new
         return needed
 
-    def _excerpt_of_model(self, key: Key, keys: set[Key]) -> ModelState:
+    def _excerpt_of_model(self, key: ModelKey, keys: set[ModelKey]) -> ModelState:
         """Return a copy of the model without the fields that point to others than these and unmigrated ones."""
         model: ModelState = self.state.models[key].clone()
         for name, field in list(model.fields.items()):
@@ -148,7 +149,14 @@ class Rolling:
         return model
 
 
-def _own(operation: Operation, app: str) -> set[Key] | None:
+def with_inner(*operations: Operation) -> Iterator[Operation]:
+    """Yield the operations, each with what it does to the database as a ``SeparateDatabaseAndState``."""
+    for operation in operations:
+        yield operation
+        yield from with_inner(*getattr(operation, "database_operations", ()))
+
+
+def _own(operation: Operation, app: str) -> set[ModelKey] | None:
     """Return the models that the operation names; None if it may use any."""
     if not type(operation).__module__.startswith("django.") or getattr(operation, "database_operations", None):
         return None
@@ -168,7 +176,7 @@ def _is_one_of(operation: Operation, kinds: Any) -> bool:
     )
 
 
-def _references(key: Key, model: ModelState) -> References:
+def _references(key: ModelKey, model: ModelState) -> References:
     found = {resolve_relation(base, *key): True for base in model.bases if isinstance(base, str)}
     uniques = [getattr(one, "fields", ()) for one in model.options.get("constraints", ())]
     for name, field in model.fields.items():
@@ -179,6 +187,6 @@ def _references(key: Key, model: ModelState) -> References:
     return found
 
 
-def _pointed_to(field: Any, key: Key) -> list[Key]:
+def _pointed_to(field: Any, key: ModelKey) -> list[ModelKey]:
     named = [field.remote_field.model, getattr(field.remote_field, "through", None)]
     return [resolve_relation(name, *key) for name in named if name]

@@ -11,8 +11,10 @@ import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connections, migrations, models
+from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 
+from gotong_royong.zero_downtime import history
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
@@ -229,6 +231,13 @@ class TestLedger:
         assert look(migrated) == before
         loader = MigrationLoader(migrated)
         assert set(loader.graph.nodes) == set(loader.applied_migrations)
+
+    def test_an_app_that_lacks_a_table_between_two_models_was_not_forgotten(self, migrated):
+        with migrated.cursor() as cursor:
+            cursor.execute("DROP TABLE auth_group_permissions")
+            cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
+        assert history.forgotten(MigrationExecutor(migrated), history.remembered(migrated.alias)) == []
+        assert ask(migrated, "SELECT to_regclass('auth_group_permissions')") == (None,)
 
     def test_a_step_says_what_it_did(self, migrated):
         steps = Step.objects.using(migrated.alias)

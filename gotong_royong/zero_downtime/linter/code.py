@@ -9,9 +9,9 @@ from django.db.backends.utils import strip_quotes, truncate_name
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import ManyToManyField, Model
 
-from gotong_royong.zero_downtime.states import Key, Rolling
+from gotong_royong.zero_downtime.states import ModelKey, Rolling
 
-Place = tuple[Key, str]
+Place = tuple[ModelKey, str]
 """A model, and its field that needs a table of its own; an empty text for the model's table."""
 
 
@@ -25,9 +25,9 @@ class Code(Mapping[str, type[Model]]):
 
     def __init__(self, rolling: Rolling | None = None, before: "Code | None" = None) -> None:
         self._state = rolling.snapshot() if rolling else Rolling(ProjectState())
-        self._models: dict[Key, ModelState] = self._state.state.models
+        self._models: dict[ModelKey, ModelState] = self._state.state.models
         self._tables: dict[str, Place] = {}
-        same: set[Key] = set()
+        same: set[ModelKey] = set()
         if before:
             same = {key for key, model in self._models.items() if before._models.get(key) is model}
             self._tables |= {table: place for table, place in before._tables.items() if place[0] in same}
@@ -53,7 +53,7 @@ class Code(Mapping[str, type[Model]]):
         app, name = label.split(".")
         return self._model((app, name.lower()))
 
-    def _model(self, key: Key) -> type[Model]:
+    def _model(self, key: ModelKey) -> type[Model]:
         return self._state.excerpt({key}).apps.get_model(*key)
 
     def changed_since(self, before: "Code") -> set[str]:

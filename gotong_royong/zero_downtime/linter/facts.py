@@ -15,9 +15,13 @@ from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.locks import BLOCKS
+from gotong_royong.zero_downtime.states import with_inner
 
 MODES = list(BLOCKS)
 """From the weakest to the strongest."""
+
+PARTS = {"column": "columns", "constraint": "constraints", "index": "indexes"}
+"""The attributes of a table that have its parts, by the kind of these."""
 
 
 class Direction(StrEnum):
@@ -223,13 +227,6 @@ class Trace:
         return [self.up, *([self.down] if self.down else [])]
 
 
-def with_inner(operation: Operation) -> Iterator[Operation]:
-    """Yield the operation, and what a ``SeparateDatabaseAndState`` does to the database."""
-    yield operation
-    for one in getattr(operation, "database_operations", ()):
-        yield from with_inner(one)
-
-
 def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator[Change]:
     """Yield what is different, part by part, of tables with the same key; one that is new or gone is one change."""
     for key in {**before, **after}:
@@ -241,12 +238,11 @@ def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator
         elif old != new:
             if old.name != new.name:
                 yield Change("table", old.name, new.name, old, new)
-            for kind in ("columns", "constraints", "indexes"):
-                olds, news = getattr(old, kind), getattr(new, kind)
+            for kind, parts in PARTS.items():
+                olds, news = getattr(old, parts), getattr(new, parts)
                 for name in {**olds, **news}:
                     if olds.get(name) != news.get(name):
-                        singular = {"columns": "column", "constraints": "constraint", "indexes": "index"}[kind]
-                        yield Change(singular, new.name, name, olds.get(name), news.get(name))
+                        yield Change(kind, new.name, name, olds.get(name), news.get(name))
 
 
 def strongest(locks: Iterator[Lock]) -> tuple[Lock, ...]:

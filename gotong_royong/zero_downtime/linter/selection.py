@@ -1,7 +1,6 @@
 """Which migrations are judged, and which must be there before them?"""
 
 import hashlib
-import inspect
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +16,9 @@ from django.db.migrations.recorder import MigrationRecorder
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
 from gotong_royong.zero_downtime.linter.trace import everything, is_own
+from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
-from gotong_royong.zero_downtime.states import Key
+from gotong_royong.zero_downtime.stages import Key
 
 
 class Selection(NamedTuple):
@@ -35,7 +35,7 @@ class Selection(NamedTuple):
     def template(self, loader: MigrationLoader, connection: BaseDatabaseWrapper) -> str:
         """Return a name for the database that the ground leads to: of this project, and of what its files say."""
         project = _digest([settings.SETTINGS_MODULE or "", str(Path.cwd()), connection.alias])[:8]
-        files = [Path(inspect.getfile(type(loader.graph.nodes[key]))) for key in self.ground]
+        files = [Path(file) for key in self.ground if (file := file_of(loader.graph.nodes[key]))]
         helpers = {path for folder in {file.parent for file in files} for path in folder.glob("_*.py")}
         texts = [f"{path}\n{path.read_text()}" for path in [*files, *sorted(helpers)]]
         return f"{project}_{_digest([django.__version__, *texts])[:16]}"
@@ -50,17 +50,13 @@ def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = F
     judged, graph = frozenset(keys), loader.graph
     ordered = everything(loader)
     parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in ordered}
-    later: set[Key] = set()
+    later, needed = set(judged), set(judged)
     for key in ordered:
-        if key in judged or any(parent in later for parent in parents[key]):
+        if not later.isdisjoint(parents[key]):
             later.add(key)
-    needed: set[Key] = set()
-    waiting = list(judged)
-    while waiting:
-        key = waiting.pop()
-        if key not in needed:
-            needed.add(key)
-            waiting += parents[key]
+    for key in reversed(ordered):
+        if key in needed:
+            needed.update(parents[key])
     order = [key for key in ordered if key in needed]
     ground, plan = (tuple(key for key in order if (key in later) is is_later) for is_later in (False, True))
     return Selection(judged, ground, plan, one_deploy)
@@ -117,11 +113,8 @@ def changed_since(loader: MigrationLoader, revision: str) -> list[Key]:
     names = _git("diff", "--name-only", "-z", "--diff-filter=d", base)
     names += _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
     changed = {(root / name).resolve() for name in names.split("\0") if name}
-    return [key for key in loader.graph.nodes if _file(loader, key) in changed]
-
-
-def _file(loader: MigrationLoader, key: Key) -> Path:
-    return Path(inspect.getfile(type(loader.graph.nodes[key]))).resolve()
+    files = {key: file_of(migration) for key, migration in loader.graph.nodes.items()}
+    return [key for key, file in files.items() if file and Path(file).resolve() in changed]
 
 
 def _git(*arguments: str) -> str:

@@ -5,7 +5,6 @@ goes up again. Whatever it does, it is stopped after a while, reaches no network
 is run all the same.
 """
 
-import inspect
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -26,12 +25,13 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
-from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace, with_inner
+from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
+from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.locks import sqlstate
-from gotong_royong.zero_downtime.stages import Stage, stage_of
-from gotong_royong.zero_downtime.states import Key, Move, Rolling
+from gotong_royong.zero_downtime.stages import Key, Stage, stage_of
+from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
@@ -112,8 +112,7 @@ def traces(
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
             down, reruns = None, {}
-            each = (one for operation in migration.operations for one in with_inner(operation))
-            if not up.failure and all(one.reversible for one in each):
+            if not up.failure and all(one.reversible for one in with_inner(*migration.operations)):
                 reruns = run.again(migration, moves) if not migration.atomic else {}
                 down = run.down(migration, moves)
             leaves = conflicts.get(key[0], ())
@@ -143,10 +142,10 @@ def traces(
             failed.add(key)
 
 
-def everything(loader: MigrationLoader) -> Collection[Key]:
+def everything(loader: MigrationLoader) -> list[Key]:
     """Return all migrations, each after those that it depends on."""
     plans = map(loader.graph.forwards_plan, sorted(loader.graph.leaf_nodes()))
-    return dict.fromkeys(key for plan in plans for key in plan)
+    return list(dict.fromkeys(key for plan in plans for key in plan))
 
 
 def _rolled(loader: MigrationLoader, keys: Collection[Key]) -> Rolling:
@@ -344,9 +343,8 @@ def _is_contract(migration: Migration) -> bool:
 
 def path_of(migration: Migration) -> str:
     """Return the file of the migration, as seen from here; nothing if it has none."""
-    with suppress(TypeError, OSError):
-        return os.path.relpath(inspect.getfile(type(migration)))
-    return ""
+    file = file_of(migration)
+    return os.path.relpath(file) if file else ""
 
 
 def is_own(app_label: str) -> bool:

@@ -1,4 +1,4 @@
-"""What may stand in a migration beside Django's own operations; migration files import it from here."""
+"""What may stand in a migration beside Django's own operations? Migration files import it from here."""
 
 from gotong_royong.zero_downtime.operations.backfills import RequireBackfill, RunBackfill
 from gotong_royong.zero_downtime.operations.waivers import IgnoreRules

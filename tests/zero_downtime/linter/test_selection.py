@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
+from django.db.migrations import Migration
 from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.loader import MigrationLoader
 
@@ -91,6 +93,15 @@ def test_changed_since_a_revision(tmp_path, monkeypatch):
     assert selection.changed_since(loader, "main") == [("shop", name) for name in ("edited", "added", "untracked")]
     with pytest.raises(ZeroDowntimeError, match="Is the revision there"):
         selection.changed_since(loader, "no-such-branch")
+
+
+def test_a_migration_without_a_file_has_no_part_in_the_name_of_the_ground():
+    loader = MigrationLoader(None)
+    chosen = selection.select(loader, [LAST])
+    (app, name), *others = chosen.ground
+    loader.graph.nodes[app, name] = type("Migration", (Migration,), {"__module__": "without_a_file"})(name, app)
+    without = chosen._replace(ground=tuple(others))
+    assert chosen.template(loader, connection) == without.template(loader, connection)
 
 
 def test_unapplied_is_what_the_database_has_not(loader, scratch):

@@ -1,4 +1,8 @@
-"""The rules, by what they protect: users who wait, code that runs, the way back, and those who come later."""
+"""What is wrong with a migration? The rules, by what they protect.
+
+``locks`` and ``transactions``: users who wait. ``running_code``: what it uses. ``undo``: the way back. ``advice`` and
+``shape``: those who come later.
+"""
 
 from gotong_royong.zero_downtime.linter.rules import advice, locks, running_code, shape, transactions, undo
 

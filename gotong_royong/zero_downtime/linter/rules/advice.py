@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC
+from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
 from gotong_royong.zero_downtime.operations import RunBackfill
@@ -28,16 +28,8 @@ NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
 If another migration is named, correct that one first. Otherwise give the scratch server what is missing
 (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
 """,
-    bad="""
-operations = [
-    migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop),
-]
-""",
-    good="""
-operations = [
-    migrations.RunSQL("CREATE EXTENSION IF NOT EXISTS plpgsql", migrations.RunSQL.noop),
-]
-""",
+    bad=operations('migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop)'),
+    good=operations('migrations.RunSQL("CREATE EXTENSION IF NOT EXISTS plpgsql", migrations.RunSQL.noop)'),
 )
 def not_judged(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
@@ -58,18 +50,14 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
     instead="""
 Remove the waiver, lest it hide something later, or name the rule that is meant.
 """,
-    bad="""
-operations = [
-    IgnoreRules("E101", reason="It is a small table."),
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-]
-""",
-    good="""
-operations = [
-    IgnoreRules("E202", reason="Nobody has ever read the note, and the old code is gone."),
-    migrations.RemoveField("order", "note"),
-]
-""",
+    bad=operations(
+        'IgnoreRules("E101", reason="It is a small table.")',
+        'migrations.AddField("order", "paid", models.BooleanField(null=True))',
+    ),
+    good=operations(
+        'IgnoreRules("E202", reason="Nobody has ever read the note, and the old code is gone.")',
+        'migrations.RemoveField("order", "note")',
+    ),
 )
 def unused_waiver(trace: Trace) -> Iterator[Spot]:
     """Yield nothing: only who applies the waivers knows."""
@@ -134,12 +122,8 @@ operations = [
     ),
 ]
 """,
-    bad="""
-operations = [
-    migrations.RemoveIndex("order", "shop_order_created"),
-]
-""",
-    good=f"{NOT_ATOMIC}\noperations = [\n{DROP_CREATED}]",
+    bad=operations('migrations.RemoveIndex("order", "shop_order_created")'),
+    good=NOT_ATOMIC + operations(DROP_CREATED),
 )
 def index_dropped(trace: Trace) -> Iterator[Spot]:
     new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104"}}
@@ -153,14 +137,13 @@ def index_dropped(trace: Trace) -> Iterator[Spot]:
 
 
 NEW_INDEX = """\
-    migrations.RunSQL(
-        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_created_number ON shop_order (created, number)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_created_number",
-        state_operations=[
-            migrations.AddIndex("order", models.Index(fields=["created", "number"], name="order_created_number")),
-        ],
-    ),
-"""
+migrations.RunSQL(
+    sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_created_number ON shop_order (created, number)",
+    reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_created_number",
+    state_operations=[
+        migrations.AddIndex("order", models.Index(fields=["created", "number"], name="order_created_number")),
+    ],
+)"""
 
 
 @rule(
@@ -173,8 +156,8 @@ NEW_INDEX = """\
     instead="""
 Build {name} first, if need be under another name than {old}, and drop {old} once it is there.
 """,
-    bad=f"{NOT_ATOMIC}\noperations = [\n{DROP_CREATED}{NEW_INDEX}]",
-    good=f"{NOT_ATOMIC}\noperations = [\n{NEW_INDEX}{DROP_CREATED}]",
+    bad=NOT_ATOMIC + operations(DROP_CREATED, NEW_INDEX),
+    good=NOT_ATOMIC + operations(NEW_INDEX, DROP_CREATED),
 )
 def index_gone_too_early(trace: Trace) -> Iterator[Spot]:
     gone: dict[tuple[str, str], tuple[str, int]] = {}
@@ -201,16 +184,8 @@ def index_gone_too_early(trace: Trace) -> Iterator[Spot]:
     instead="""
 Ship the code that can read None first; the code that writes it comes with the next deploy.
 """,
-    bad="""
-operations = [
-    migrations.AlterField("order", "number", models.IntegerField(null=True)),
-]
-""",
-    good="""
-operations = [
-    migrations.AlterField("order", "number", models.IntegerField(db_default=0)),
-]
-""",
+    bad=operations('migrations.AlterField("order", "number", models.IntegerField(null=True))'),
+    good=operations('migrations.AlterField("order", "number", models.IntegerField(db_default=0))'),
 )
 def null_allowed(trace: Trace) -> Iterator[Spot]:
     for change, field, old, new in altered(trace):
@@ -218,11 +193,7 @@ def null_allowed(trace: Trace) -> Iterator[Spot]:
             yield spot(trace, change, column=change.name)
 
 
-ADD_CODE = """\
-operations = [
-    migrations.AddField("order", "code", models.IntegerField(null=True)),
-]
-"""
+ADD_CODE = operations('migrations.AddField("order", "code", models.IntegerField(null=True))')
 INDEX_CODE = """\
 atomic = False
 

@@ -17,6 +17,7 @@ from gotong_royong.zero_downtime.linter.rules.examples import (
     NOT_VALID_AND_VALIDATE,
     POST_DEPLOY,
     UNIQUE_INDEX,
+    operations,
 )
 
 HOUSEKEEPING = re.compile(r"\s*(VACUUM|CLUSTER|TRUNCATE|REINDEX|REFRESH)\b", re.IGNORECASE)
@@ -142,16 +143,8 @@ Add a new column of the wanted type, keep it up to date by a trigger, fill it in
 let the code use it, and drop the old one in a later migration with stage = Stage.POST_DEPLOY. For a new column, use a
 constant or a stable default (db_default=Now() is one), or add it without a default and fill it in batches.
 """,
-    bad="""
-operations = [
-    migrations.AlterField("order", "number", models.BigIntegerField()),
-]
-""",
-    good="""
-operations = [
-    migrations.AddField("order", "big_number", models.BigIntegerField(null=True)),
-]
-""",
+    bad=operations('migrations.AlterField("order", "number", models.BigIntegerField())'),
+    good=operations('migrations.AddField("order", "big_number", models.BigIntegerField(null=True))'),
 )
 
 
@@ -171,11 +164,7 @@ operations = [
     ),
 ]
 """,
-    bad="""
-operations = [
-    migrations.AddIndex("order", models.Index(fields=["number"], name="order_number")),
-]
-""",
+    bad=operations('migrations.AddIndex("order", models.Index(fields=["number"], name="order_number"))'),
     good="""
 atomic = False
 
@@ -214,13 +203,8 @@ operations = [
 ]
 An exclusion constraint cannot be built CONCURRENTLY: make a new table with it and move the rows there.
 """,
-    bad="""
-stage = Stage.POST_DEPLOY
-
-operations = [
-    migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
-]
-""",
+    bad=POST_DEPLOY
+    + operations('migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number"))'),
     good=NOT_ATOMIC + POST_DEPLOY + UNIQUE_INDEX,
 )
 
@@ -316,13 +300,7 @@ operations = [
     ),
 ]
 """,
-    bad="""
-stage = Stage.POST_DEPLOY
-
-operations = [
-    migrations.AlterField("order", "note", models.TextField()),
-]
-""",
+    bad=POST_DEPLOY + operations('migrations.AlterField("order", "note", models.TextField())'),
     good="""
 atomic = False
 stage = Stage.POST_DEPLOY

@@ -20,6 +20,7 @@ from gotong_royong.zero_downtime.linter.rules.examples import (
     NOT_ATOMIC,
     POST_DEPLOY,
     UNIQUE_INDEX,
+    operations,
 )
 from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
 
@@ -95,11 +96,7 @@ def spot(trace: Trace, change: Change, **values: Any) -> Spot:
     + """
 A table keeps its name when its model is renamed: class Meta: db_table = "{table}".
 """,
-    bad="""
-operations = [
-    migrations.RenameModel("Order", "Purchase"),
-]
-""",
+    bad=operations('migrations.RenameModel("Order", "Purchase")'),
     good="""
 operations = [
     migrations.SeparateDatabaseAndState(
@@ -132,18 +129,8 @@ def table_gone(trace: Trace) -> Iterator[Spot]:
     + """
 A column keeps its name when its field is renamed: the new field gets db_column="{column}".
 """,
-    bad="""
-operations = [
-    migrations.RemoveField("order", "note"),
-]
-""",
-    good="""
-stage = Stage.POST_DEPLOY
-
-operations = [
-    migrations.RemoveField("order", "note"),
-]
-""",
+    bad=operations('migrations.RemoveField("order", "note")'),
+    good=POST_DEPLOY + operations('migrations.RemoveField("order", "note")'),
 )
 def column_gone(trace: Trace) -> Iterator[Spot]:
     for change, known in known_changes(trace):
@@ -166,11 +153,7 @@ operations = [
     ),
 ]
 """,
-    bad="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(default=False)),
-]
-""",
+    bad=operations('migrations.AddField("order", "paid", models.BooleanField(default=False))'),
     good=DB_DEFAULT,
 )
 def required_column(trace: Trace) -> Iterator[Spot]:
@@ -185,7 +168,7 @@ def takes_all(old: str, new: str) -> bool:
         return True
     before, after = TYPE.fullmatch(old), TYPE.fullmatch(new)
     if not before or not after:
-        return old == new
+        return False
     kinds = [match["name"].strip() + match["rest"] for match in (before, after)]
     sizes = [[int(size) for size in (match["sizes"] or "").split(",") if size] for match in (before, after)]
     if kinds[0] != kinds[1] and kinds[1] not in WIDER.get(kinds[0], ()):
@@ -210,16 +193,8 @@ Add a new column of the wanted type, let the code write both, fill the new one i
 
 ALTER TABLE {table} ADD CONSTRAINT {column}_length CHECK (length({column}) <= …) NOT VALID
 """,
-    bad="""
-operations = [
-    migrations.AlterField("customer", "name", models.CharField(max_length=50)),
-]
-""",
-    good="""
-operations = [
-    migrations.AddField("customer", "short_name", models.CharField(max_length=50, null=True)),
-]
-""",
+    bad=operations('migrations.AlterField("customer", "name", models.CharField(max_length=50))'),
+    good=operations('migrations.AddField("customer", "short_name", models.CharField(max_length=50, null=True))'),
 )
 def narrower_type(trace: Trace) -> Iterator[Spot]:
     for change, _, old, new in altered(trace):
@@ -237,16 +212,8 @@ def narrower_type(trace: Trace) -> Iterator[Spot]:
 Ship code that always writes {column} (null=False in the model, the column as it is), fill the old rows in batches, and
 then: class Migration(migrations.Migration): stage = Stage.POST_DEPLOY
 """,
-    bad="""
-operations = [
-    migrations.AlterField("order", "note", models.TextField(db_default="")),
-]
-""",
-    good="""
-operations = [
-    migrations.AlterField("order", "note", models.TextField(null=True, db_default="")),
-]
-""",
+    bad=operations('migrations.AlterField("order", "note", models.TextField(db_default=""))'),
+    good=operations('migrations.AlterField("order", "note", models.TextField(null=True, db_default=""))'),
 )
 def null_refused(trace: Trace) -> Iterator[Spot]:
     for change, field, old, new in altered(trace):
@@ -305,11 +272,7 @@ def label_gone(trace: Trace) -> Iterator[Spot]:
         yield Spot(trace.up, None, statement, "", None, {"type": type_, "label": label})
 
 
-DROP_DEFAULT = """
-operations = [
-    migrations.AlterField("order", "paid", models.BooleanField(default=False)),
-]
-"""
+DROP_DEFAULT = operations('migrations.AlterField("order", "paid", models.BooleanField(default=False))')
 
 
 @rule(

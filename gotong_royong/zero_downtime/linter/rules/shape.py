@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import SEQUENCE
+from gotong_royong.zero_downtime.linter.rules.examples import SEQUENCE, operations
 
 IDENTIFIER_TRUNCATED = "42622"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 WIDE = 3  # columns
@@ -55,16 +55,8 @@ def foreign_key_without_index(trace: Trace) -> Iterator[Spot]:
     instead="""
 ("{column}", models.BigAutoField(primary_key=True)),  # or DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 """,
-    bad="""
-operations = [
-    migrations.CreateModel("Item", [("id", models.AutoField(primary_key=True))]),
-]
-""",
-    good="""
-operations = [
-    migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True))]),
-]
-""",
+    bad=operations('migrations.CreateModel("Item", [("id", models.AutoField(primary_key=True))])'),
+    good=operations('migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True))])'),
 )
 def small_key(trace: Trace) -> Iterator[Spot]:
     most = {"integer": "2,147,483,647", "smallint": "32,767"}
@@ -73,6 +65,13 @@ def small_key(trace: Trace) -> Iterator[Spot]:
         if len(key.columns) == 1 and column.type in most and (column.identity or column.default):
             values = {"column": column.name, "type": column.type, "most": most[column.type]}
             yield Spot(trace.up, table=table.name, values=values)
+
+
+EXTRA = """\
+migrations.RunSQL(
+    "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS extra %s",
+    "ALTER TABLE shop_order DROP COLUMN IF EXISTS extra",
+)"""
 
 
 def type_rule(id: str, pattern: str, instead: str, title: str, effect: str, bad: str, good: str) -> None:
@@ -84,22 +83,8 @@ def type_rule(id: str, pattern: str, instead: str, title: str, effect: str, bad:
         condition=f"A column is made whose type is {title.split()[-1]}.",
         effect=effect,
         instead=instead,
-        bad=f"""
-operations = [
-    migrations.RunSQL(
-        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS extra {bad}",
-        "ALTER TABLE shop_order DROP COLUMN IF EXISTS extra",
-    ),
-]
-""",
-        good=f"""
-operations = [
-    migrations.RunSQL(
-        "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS extra {good}",
-        "ALTER TABLE shop_order DROP COLUMN IF EXISTS extra",
-    ),
-]
-""",
+        bad=operations(EXTRA % bad),
+        good=operations(EXTRA % good),
     )
     def typed(trace: Trace) -> Iterator[Spot]:
         for table, column in new_columns(trace):

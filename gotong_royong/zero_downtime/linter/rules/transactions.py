@@ -8,7 +8,7 @@ from django.db.migrations import RunPython
 from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rows import ROWS
-from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES
+from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES, operations
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_lock, statements
 from gotong_royong.zero_downtime.operations import RunBackfill
 
@@ -24,12 +24,10 @@ Put it into a migration of its own, which depends on this one, so that {lock} on
     effect="This transaction has {lock} on {table} since an earlier statement, and that blocks {blocks} until it ends, "
     "also while this one runs: {statement}",
     instead=MOVED_TO_ITS_OWN,
-    bad="""
-operations = [
-    migrations.AddField("order", "paid", models.BooleanField(null=True)),
-    migrations.RunSQL("SELECT count(*) FROM shop_customer", migrations.RunSQL.noop),
-]
-""",
+    bad=operations(
+        'migrations.AddField("order", "paid", models.BooleanField(null=True))',
+        'migrations.RunSQL("SELECT count(*) FROM shop_customer", migrations.RunSQL.noop)',
+    ),
     good=ADD_PAID,
 )
 def works_under_lock(trace: Trace) -> Iterator[Spot]:
@@ -92,20 +90,8 @@ long_lock(
 Leave out what only tidies up: autovacuum does that, REINDEX has CONCURRENTLY, and so has REFRESH MATERIALIZED VIEW
 where the view has a unique index. Delete rows in batches that commit on their own.
 """,
-    bad="""
-atomic = False
-
-operations = [
-    migrations.RunSQL("VACUUM FULL shop_order", migrations.RunSQL.noop),
-]
-""",
-    good="""
-atomic = False
-
-operations = [
-    migrations.RunSQL("VACUUM shop_order", migrations.RunSQL.noop),
-]
-""",
+    bad=NOT_ATOMIC + operations('migrations.RunSQL("VACUUM FULL shop_order", migrations.RunSQL.noop)'),
+    good=NOT_ATOMIC + operations('migrations.RunSQL("VACUUM shop_order", migrations.RunSQL.noop)'),
 )
 
 

@@ -18,7 +18,7 @@ from gotong_royong.zero_downtime.exceptions import UnknownBackfill
 from gotong_royong.zero_downtime.linter.differences import differences
 from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Constraint, Table, Trace, changes
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import NOT_ATOMIC, PAID, SEQUENCE
+from gotong_royong.zero_downtime.linter.rules.examples import NOT_ATOMIC, PAID, SEQUENCE, operations
 
 INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
 
@@ -32,11 +32,9 @@ INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
 Correct it. It runs on tables without rows here, so it fails everywhere: python manage.py sqlmigrate {app} {migration}
 shows what it sends.
 """,
-    bad="""
-operations = [
-    migrations.RunSQL("ALTER TABLE shop_oder ADD COLUMN paid boolean", "ALTER TABLE shop_oder DROP COLUMN paid"),
-]
-""",
+    bad=operations(
+        'migrations.RunSQL("ALTER TABLE shop_oder ADD COLUMN paid boolean", "ALTER TABLE shop_oder DROP COLUMN paid")'
+    ),
     good=PAID,
 )
 def fails(trace: Trace) -> Iterator[Spot]:
@@ -56,11 +54,7 @@ Give RunPython a reverse_code and RunSQL a reverse_sql. Where nothing needs to b
 migrations.RunPython(forwards, migrations.RunPython.noop)
 migrations.RunSQL("…", migrations.RunSQL.noop)
 """,
-    bad="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers"),
-]
-""",
+    bad=operations('migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers")'),
     good=SEQUENCE,
 )
 def irreversible(trace: Trace) -> Iterator[Spot]:
@@ -78,11 +72,7 @@ def irreversible(trace: Trace) -> Iterator[Spot]:
     instead="""
 Correct the reverse of the operation, and try it: python manage.py migrate {app} <the one before>
 """,
-    bad="""
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE order_number"),
-]
-""",
+    bad=operations('migrations.RunSQL("CREATE SEQUENCE IF NOT EXISTS order_numbers", "DROP SEQUENCE order_number")'),
     good=SEQUENCE,
 )
 def way_back_fails(trace: Trace) -> Iterator[Spot]:
@@ -98,11 +88,9 @@ def way_back_fails(trace: Trace) -> Iterator[Spot]:
     instead="""
 Let the reverse take back all that the operation makes, under the same names.
 """,
-    bad="""
-operations = [
-    migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean", migrations.RunSQL.noop),
-]
-""",
+    bad=operations(
+        'migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS paid boolean", migrations.RunSQL.noop)'
+    ),
     good=PAID,
 )
 def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
@@ -154,13 +142,8 @@ ADD COLUMN IF NOT EXISTS, CREATE OR REPLACE; for a constraint, in one statement:
 
 ALTER TABLE … DROP CONSTRAINT IF EXISTS name, ADD CONSTRAINT name … NOT VALID
 """,
-    bad="""
-atomic = False
-
-operations = [
-    migrations.RunSQL("CREATE SEQUENCE order_numbers", "DROP SEQUENCE IF EXISTS order_numbers"),
-]
-""",
+    bad=NOT_ATOMIC
+    + operations('migrations.RunSQL("CREATE SEQUENCE order_numbers", "DROP SEQUENCE IF EXISTS order_numbers")'),
     good=NOT_ATOMIC + SEQUENCE,
 )
 def cannot_run_twice(trace: Trace) -> Iterator[Spot]:

@@ -18,7 +18,7 @@ from gotong_royong.zero_downtime.autodetector import MigrationAutodetector
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.guard import Guard
+from gotong_royong.zero_downtime.guard import guarded
 from gotong_royong.zero_downtime.ledger import is_guarded, only_runner
 from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.stages import Stage
@@ -67,9 +67,8 @@ class Command(mistakes.Plain, migrate.Command):
         self.guarded = is_guarded(connection) and not options["check_unapplied"]
         executors: list[Executor] = []
         with ExitStack() as stack:
-            self.report = stack.enter_context(
-                reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
-            )
+            self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
+            stack.enter_context(self.report)
             keywords: dict[str, Any] = {"stage": options["stage"]}
             if self.guarded:
                 stack.enter_context(sigterm_like_ctrl_c())
@@ -105,7 +104,7 @@ class Command(mistakes.Plain, migrate.Command):
         if not self.guarded:
             super().sync_apps(connection, app_labels)
             return
-        with Guard(connection, self.report) as guard:
+        with guarded(connection, self.report) as guard:
             guard.watchdog.new_step()
             guard.trying(lambda attempt: super(Command, self).sync_apps(connection, app_labels))
 

@@ -9,6 +9,7 @@ from django.core.management.commands import showmigrations
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime import history, mistakes
+from gotong_royong.zero_downtime.stages import Key
 
 COLUMNS = "run", "faked", "checksum", "longest_blocked", "started_at", "finished_at"
 APPLIED = re.compile(r" ?\[[X-]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
@@ -48,7 +49,7 @@ class Command(mistakes.Plain, showmigrations.Command):
             self.stdout.write("\n" + history.warning(edited), self.style.WARNING)
 
 
-def _keys(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _keys(texts: Iterable[str]) -> Iterator[Key]:
     """Yield which migration each line shows as applied; none with an empty name."""
     app = ""
     for text in texts:
