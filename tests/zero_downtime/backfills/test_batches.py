@@ -48,9 +48,10 @@ def test_a_row_that_takes_too_long_is_told_apart_from_one_that_somebody_keeps_lo
         run(declare(**where))
 
 
-def test_a_lock_timeout_of_the_role_does_not_end_a_look(skills, fill, declare, run, ask):
+def test_a_lock_timeout_of_the_role_does_not_end_a_look(skills, fill, declare, run, ask, monkeypatch):
     fill(100)
-    skills.settings_dict["OPTIONS"] |= {"options": "-c lock_timeout=50ms"}
+    options = {**skills.settings_dict["OPTIONS"], "options": "-c lock_timeout=50ms"}
+    monkeypatch.setitem(skills.settings_dict, "OPTIONS", options)
     with holding(conninfo(skills), "LOCK TABLE skills", 0.5):
         assert run(declare()).status == Status.SUCCEEDED
     assert ask(UNDONE) == 0
