@@ -19,7 +19,7 @@ from gotong_royong.zero_downtime.exceptions import counted, summary
 
 APPLICATION = "backfill"
 LOOK_EVERY = 1.0  # seconds
-PAUSE = 0.65  # of the time of a batch or slice; with what each costs besides, it comes to half speed
+PAUSE = 0.4  # of the time of a batch or slice; with what each costs besides, it comes to half speed
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
 RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
 QUEUE = r"%procrastinate\_%"  # the last statement of sessions that look for tasks every few seconds, which is no work
