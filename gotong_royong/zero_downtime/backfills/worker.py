@@ -241,9 +241,12 @@ class Worker:
         )
 
     def _walk_blocks(self, part: BackfillRange) -> None:
-        """Go through blocks. Without stripes each batch reads again those of the one before: see ``by_blocks``."""
+        """Go through blocks; without stripes each batch reads again those of the two before: see ``by_blocks``.
+
+        For what was changed in the last one may still be seen by the batch of another worker, and so has to stay.
+        """
         at, size = part.lower if part.cursor is None else part.cursor, self.batches.size
-        before, striped = at, self.row.order == STRIPES
+        earlier, before, striped = at, at, self.row.order == STRIPES
         while at < part.upper and not self.stop():
             end = min(at + size.now, part.upper)
             batches = statements.batches_in(at, end, striped=striped)
@@ -251,19 +254,19 @@ class Worker:
             for number, blocks in enumerate(batches, 1):
                 if self.stop():
                     return
-                to, again = end if number == len(batches) else at, blocks.lower if striped else before
+                to, again = end if number == len(batches) else at, blocks.lower if striped else earlier
                 took = self.batches.by_blocks(part, blocks, to=to, size=end - at, again=again)
                 slowest = None if took is None or slowest is None else max(slowest, took)
                 if slowest is None:
                     break
             if slowest is not None:
                 size.follow(end - at, slowest, self.batches.target_now())
-                before, at = at, end
+                earlier, before, at = before, at, end
             elif end - at > 1:
                 size.now = (end - at) // 2
             else:
                 self.batches.go_on_at(part, end)
-                before, at = end, end
+                earlier, before, at = end, end, end
 
     def _walk_in_python(self, part: BackfillRange) -> None:
         """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""
