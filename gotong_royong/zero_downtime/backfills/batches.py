@@ -8,11 +8,11 @@ disk, so that there should never be much of it.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import OperationalError, ProgrammingError, connections, transaction
+from django.db import OperationalError, connections, transaction
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import ranges, statements
@@ -32,6 +32,9 @@ LEFT = 1_000  # rows that are done by their keys, as they were found, instead of
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 NOT_NOW = {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK, locks.QUERY_CANCELED, "40001"}
+
+# https://www.postgresql.org/docs/current/transaction-iso.html#XACT-REPEATABLE-READ
+ONE_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 class Batches:
@@ -151,25 +154,34 @@ class Batches:
                 time.sleep(PAUSE * self.last_slice)
             again = at = end
 
-    def read_gently(self, part: BackfillRange) -> None:
-        """Read all blocks in slices while others are at work, so that a look has nothing to tidy up.
+    def left_in_slices(self, most: int) -> list[Any] | None:
+        """Return the keys of rows that are left to do, as many as that, in slices with pauses; None if it is to stop.
 
-        Raises:
-            LetGo: if the range is no longer ours.
+        They are those of one moment, as those of one statement would be: all is read in one snapshot. Locks none.
         """
-        size, work = Size(1, BLOCKS), self.changes.work
-        for table in ranges.parts_of(self.connection, work.model):
-            at = 0
-            while at < table.blocks and not self.stop() and self.throttle.look().reason:
-                if not ranges.renew(self.connection, part):
-                    raise LetGo
-                started, some = time.monotonic(), Blocks(at, at + size.now)
-                with suppress(OperationalError, ProgrammingError):  # the look will meet it, too
-                    statements.keys_of(work, some, table.name, lock=False)
-                seconds = time.monotonic() - started
-                at += size.now
-                size.follow(size.now, seconds, SLICE)
-                self.rest(part, seconds)
+        size, found = Size(1, BLOCKS), list[Any]()
+        with self._one_snapshot():
+            for table in ranges.parts_of(self.connection, self.changes.work.model):
+                at = 0
+                while at < table.blocks and len(found) < most:
+                    if self.stop():
+                        return None
+                    started, some = time.monotonic(), Blocks(at, at + size.now)
+                    found += statements.keys_of(self.changes.work, some, table.name, lock=False)
+                    seconds = time.monotonic() - started
+                    at += size.now
+                    size.follow(size.now, seconds, SLICE)
+                    time.sleep(PAUSE * seconds)
+        return found[:most]
+
+    @contextmanager
+    def _one_snapshot(self) -> Iterator[None]:
+        with transaction.atomic(using=self.alias):
+            with self.connection.cursor() as cursor:
+                cursor.execute(ONE_SNAPSHOT)
+            idle = {"idle_in_transaction_session_timeout": locks.milliseconds(ranges.LEASE)}
+            with locks.session_settings(self.connection, **idle):
+                yield
 
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
         """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.

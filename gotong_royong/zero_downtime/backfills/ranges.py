@@ -29,10 +29,10 @@ RANGE, BACKFILL = BackfillRange._meta.db_table, Backfill._meta.db_table
 LEASED_UNTIL = "clock_timestamp() + %(lease)s * interval '1 second'"
 
 # A range is free if nobody has it, or if who had it is gone: its session, or its lease. A look for what is left reads
-# the whole table in one statement, which its lease need not outlast.
+# the whole table in one transaction, which its lease need not outlast.
 HELD = """EXISTS (
     SELECT FROM pg_stat_activity WHERE pid = backend AND (
-        leased_until > clock_timestamp() OR (state = 'active' AND query_start < leased_until)
+        leased_until > clock_timestamp() OR (state <> 'idle' AND xact_start < leased_until)
     )
 )"""
 CLAIM = f"""

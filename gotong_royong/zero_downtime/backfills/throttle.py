@@ -1,8 +1,8 @@
 """Should a backfill go slower, and why? The database says so; a worker asks between two batches.
 
 What makes it wait: sessions that wait for a backfill, a replica that lags, too much WAL, a vacuum against wraparound on
-its table, a function of the project's own. What makes it pause for about as long as a batch took: others at work in
-the same database, an autovacuum on its table. Each has a name in ``REASONS``, by which it can be switched off.
+its table, a function of the project's own. What makes it pause after each slice of a batch: others at work in the same
+database, an autovacuum on its table. Each has a name in ``REASONS``, by which it can be switched off.
 """
 
 import time

@@ -186,8 +186,6 @@ class Worker:
         in_vain_since, chased_since, found = None, None, 0
         if part.sweep > MOST_SWEEPS:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
-        if part.sweep > 1 and self.row.order != KEYS:
-            self.batches.read_gently(part)
         while not self.stop():
             if not ranges.renew(self.connection, part):
                 raise LetGo
@@ -216,10 +214,17 @@ class Worker:
                 raise BackfillFailed(self.batches.why_held_up())
             time.sleep(POLL)
 
-    def _left(self) -> list[Any]:
-        """Return the keys of rows that are left to do, as many as are done by their keys. Locks none (ACCESS SHARE)."""
-        in_parallel = {} if self.throttle.look().reason else IN_PARALLEL
-        with locks.session_settings(self.connection, statement_timeout="0", **in_parallel):
+    def _left(self) -> list[Any] | None:
+        """Return the keys of rows that are left to do, as many as are done by their keys; None if it is to stop.
+
+        Locks none (ACCESS SHARE on the table).
+        """
+        settings = {"statement_timeout": "0"}
+        if not self.throttle.look().reason:
+            settings |= IN_PARALLEL
+        elif self.row.order != KEYS:
+            return self.batches.left_in_slices(LEFT)
+        with locks.session_settings(self.connection, **settings):
             return list(self.work.to_do.order_by().values_list("pk", flat=True)[:LEFT])
 
     def _end(self, _: BackfillRange) -> None:

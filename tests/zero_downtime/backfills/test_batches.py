@@ -1,8 +1,12 @@
 """Do batches leave room for others, and say what holds them up?"""
 
+import itertools
+
+import psycopg
 import pytest
 
 from gotong_royong.zero_downtime.backfills import batches, steering
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
@@ -33,6 +37,26 @@ def test_they_go_on_in_slices_while_others_are_at_work(skills, fill, declare, ru
     assert row.status == Status.SUCCEEDED
     assert ask("SELECT count(*) FROM statements") > 1.3 * steering.progress(row).batches  # it would be as many
     assert ask(UNDONE) == ask(TWICE) == 0
+
+
+def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare, ask):
+    fill(2_000)
+    ask("UPDATE skills SET description = ''")
+    ask("INSERT INTO skills (name) VALUES ('to do')")
+    ask("ALTER TABLE skills ALTER filler SET STORAGE PLAIN")
+    ask("DELETE FROM skills WHERE ctid < '(1,0)'")
+    ask("VACUUM skills")
+    slices, block = itertools.count(), "SELECT (ctid::text::point)[0] FROM skills WHERE name = 'to do'"
+    before = ask(block)
+    with psycopg.connect(**conninfo(skills), autocommit=True) as user:
+
+        def move():
+            if next(slices) == 2:
+                user.execute("UPDATE skills SET filler = repeat('y', 6000) WHERE name = 'to do'")
+
+        found = Worker(steering.find(declare(), skills.alias), stop=move).batches.left_in_slices(1_000)
+    assert ask(block) == 0 < before
+    assert found == [ask("SELECT id FROM skills WHERE name = 'to do'")]
 
 
 @pytest.mark.parametrize("where", [{}, {"where": None}], ids=["physical", "keys"])
