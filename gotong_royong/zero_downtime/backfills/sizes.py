@@ -4,7 +4,7 @@ from gotong_royong.zero_downtime.backfills.ranges import BLOCKS
 from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES
 
 TARGET = 0.2  # seconds that a batch shall take
-AMONG_OTHERS = 0.03  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
+AMONG_OTHERS = 0.05  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
 SLICE = 0.002  # seconds that a slice of a batch shall take then, between two pauses
 SAME = 0.8  # of the time that more rows took is no less
 

@@ -283,7 +283,7 @@ class Worker:
             took = sum(seconds for _, seconds in self.batches.by_keys(part, keys or [], at))
             if not self.stop():
                 self.batches.go_on_at(part, end)
-                size.follow(end - at, took, self.batches.target_now())
+                size.follow(end - at, took, self.batches.target)  # in however many batches
                 at = end
 
     def _walk_keys(self, part: BackfillRange) -> None:
