@@ -30,11 +30,11 @@ LEASED_UNTIL = "clock_timestamp() + %(lease)s * interval '1 second'"
 
 # A range is free if nobody has it, or if who had it is gone: its session, or its lease. A look for what is left reads
 # the whole table in one transaction, which its lease need not outlast.
-HELD = """EXISTS (
+HELD = """(leased_until IS NOT NULL AND EXISTS (
     SELECT FROM pg_stat_activity WHERE pid = backend AND (
         leased_until > clock_timestamp() OR (state <> 'idle' AND xact_start < leased_until)
     )
-)"""
+))"""
 CLAIM = f"""
     UPDATE {RANGE} SET token = token + 1, worker = %(worker)s, backend = pg_backend_pid(),
                        leased_until = {LEASED_UNTIL}

@@ -24,7 +24,7 @@ from gotong_royong.zero_downtime.models import Backfill, Steered
 
 Status = Backfill.Status
 
-AT_WORK = Q(RawSQL(HELD, (), output_field=BooleanField()), finished_at=None)  # noqa: S611
+AT_WORK = Q(finished_at=None) & Q(RawSQL(HELD, (), output_field=BooleanField()))  # noqa: S611
 
 
 pending = Signal()
