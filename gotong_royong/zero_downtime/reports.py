@@ -284,8 +284,8 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
     if not row.pk:  # it is not started
         return
     if row.order:
-        order = f"order: {row.order}, {progress.batches:,} batches, the longest {progress.longest_batch:.2f} s"
-        out.write(f"  {order}, sweep {row.sweep}")
+        batches = f"{progress.batches:,} batch{'es' * (progress.batches != 1)}"
+        out.write(f"  order: {row.order}, {batches}, the longest {progress.longest_batch:.2f} s, sweep {row.sweep}")
     if row.verified_at:
         out.write(f"  verified: no row was left to do at {row.verified_at:%Y-%m-%d %H:%M:%S} UTC")
     if row.error:

@@ -59,6 +59,7 @@ def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare
     assert found == [ask("SELECT id FROM skills WHERE name = 'to do'")]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("where", [{}, {"where": None}], ids=["physical", "keys"])
 def test_a_row_that_takes_too_long_is_told_apart_from_one_that_somebody_keeps_locked(
     fill, declare, run, ask, settings, monkeypatch, where

@@ -176,6 +176,7 @@ def slowly(self, batch):
     batch.update(description="")
 
 
+@pytest.mark.once
 class TestHeldBack:
     """The project's own function says to wait, for as long as it is wanted."""
 
