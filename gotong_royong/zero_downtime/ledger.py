@@ -19,7 +19,7 @@ from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
 from django.utils import timezone
 
-from gotong_royong.zero_downtime import locks, models
+from gotong_royong.zero_downtime import catalog, locks, models
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import RolledBack, summary
 from gotong_royong.zero_downtime.loader import file_of
@@ -101,9 +101,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
 
 def exists(connection: BaseDatabaseWrapper) -> bool:
     """Whether the database has a ledger."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [Step._meta.db_table])
-        return bool(cursor.fetchone()[0])
+    return catalog.table(connection, Step._meta.db_table) is not None
 
 
 class Steps:

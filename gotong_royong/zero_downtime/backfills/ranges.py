@@ -74,9 +74,6 @@ RENEW = f"""
 
 RELEASE = f"UPDATE {RANGE} SET leased_until = NULL WHERE id = %s AND token = %s AND finished_at IS NULL"  # noqa: S608
 
-# Says whether a partition is still there.
-THERE = "SELECT to_regclass(%s) IS NOT NULL"
-
 # The sweep is named, so that of two workers one begins the next.
 NEXT_SWEEP = f"""
     WITH next AS (
@@ -202,13 +199,6 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
     with connection.cursor() as cursor:
         cursor.execute(PARTS, {"table": name})
         return [Part(*row) for row in cursor.fetchall()]
-
-
-def is_there(connection: BaseDatabaseWrapper, part: BackfillRange) -> bool:
-    """Whether the partition that the range is of has not been dropped."""
-    with connection.cursor() as cursor:
-        cursor.execute(THERE, [part.partition])
-        return bool(cursor.fetchone()[0])
 
 
 def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:

@@ -65,6 +65,10 @@ def is_recorded(alias: str) -> bool:
     return connection.vendor == "postgresql" and catalog.table(connection, Steered._meta.db_table) is not None
 
 
+def _recorded(name: str, alias: str) -> Backfill | None:
+    return Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+
+
 def find(name: str, alias: str) -> Backfill:
     """Return what the database knows of the backfill; make a pending one if it knows nothing.
 
@@ -88,7 +92,7 @@ def known(name: str, alias: str) -> Backfill:
         UnknownBackfill: if neither the database nor the code knows it.
         BackfillRefused: if it is not started.
     """
-    row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+    row = _recorded(name, alias)
     if row is None:
         raise BackfillRefused(f"{declared(name).name} is not started. backfill run {name} starts it.")
     return row
@@ -101,7 +105,7 @@ def names(alias: str) -> list[str]:
 
 def look(name: str, alias: str) -> tuple[Backfill, Progress]:
     """Return how a backfill is, without making it known to the database if it is not."""
-    row = Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
+    row = _recorded(name, alias)
     if row is None:
         of = takes_back(name)
         return Backfill(name=name, status=f"the reverse of {of}" if of else "not started", throttle=""), NOT_STARTED

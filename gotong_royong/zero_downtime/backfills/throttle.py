@@ -29,8 +29,10 @@ REASONS = ("waiting", "replica_lag", "wal_rate", "wraparound", "load", "autovacu
 # https://www.postgresql.org/docs/current/monitoring-stats.html and, for the vacuums, progress-reporting.html
 LOAD = f"""
     SELECT (SELECT count(*) FROM pg_stat_activity waiting WHERE wait_event_type = 'Lock' AND application_name <> %(us)s
-            AND EXISTS (SELECT FROM pg_stat_activity
-                        WHERE pid = ANY(pg_blocking_pids(waiting.pid)) AND application_name = %(us)s)),
+            AND datname = current_database() AND EXISTS (
+                SELECT FROM pg_stat_activity
+                WHERE pid = ANY(pg_blocking_pids(waiting.pid)) AND application_name = %(us)s
+            )),
            (SELECT count(*) FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND datname = current_database()
                   AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s) AND query NOT LIKE %(queue)s

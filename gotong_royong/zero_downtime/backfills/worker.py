@@ -172,7 +172,7 @@ class Worker:
         try:
             walk(part)
         except ProgrammingError:
-            if not part.partition or ranges.is_there(self.connection, part):
+            if not part.partition or catalog.table(self.connection, part.partition):
                 raise
             self.batches.finish(part, lambda _: None)
 
