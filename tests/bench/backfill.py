@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ NAME = "accounts.populate_markov_user_ids"
 BATCH = 1_000  # rows, of the ways that have a fixed size
 ROWS = [250_000, 1_000_000, 2_000_000]
 RATE = 200  # transactions a second, of others
+MAX_WAL_SIZE = "1GB"  # as PostgreSQL has it by default
 WARM_UP, UNDISTURBED = 2.0, 2.0  # seconds; the latter at least, and as long as one UPDATE takes
 LOOP_UP_TO = 250_000  # rows: Django's loop takes ten times as long as the others
 
@@ -143,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
                 call_command("migrate", database=connection.alias, verbosity=0)
             server().execute(filled, *(statement.format(rows=rows) for statement in FILL))
             alone(filled, rows, options.rounds, chosen(WAYS, options.ways))
-            among_others(filled, rows, chosen(AMONG_OTHERS, options.ways))
+            among_others(filled, rows, options.rounds, chosen(AMONG_OTHERS, options.ways))
 
 
 def chosen(ways: Mapping[str, T], labels: list[str]) -> dict[str, T]:
@@ -173,28 +175,61 @@ def alone(filled: str, rows: int, rounds: int, ways: dict[str, Way]) -> None:
                 print(f"  {label:28}{seconds:>7.1f} s{ratios}{figures}", flush=True)
 
 
-def among_others(filled: str, rows: int, ways: dict[str, Way | None]) -> None:
+def among_others(filled: str, rows: int, rounds: int, ways: dict[str, Way | None]) -> None:
     if not (program := pgbench()):
         print("\nLeft out, for there is no program pgbench: what others see of it.")
         return
     print(
-        f"\nThe same while pgbench reads and writes single ones of {rows:,} users, {RATE} times a second,\n"
-        "and how long that takes: half of them at most, of a hundred all but one, all. The index is there.\n"
+        f"\nThe same while pgbench reads and writes single ones of {rows:,} users, {RATE} times a second:\n"
+        f"medians of {rounds} rounds. The index is there. How long that takes: half of them at most, of a hundred all "
+        "but one, all.\n"
     )
     print(f"{'':30}{'time':>9}{'ratio':>8}{'median':>12}{'99th':>12}{'longest':>12}{'undone':>9}")
-    reference = measure(filled, one_update, indexed=True).seconds
-    for label, way in ways.items():
-        with database(filled) as name, connected(name) as connection:
-            server().execute(name, INDEX)
-            with others(program, name, rows) as times:
-                time.sleep(WARM_UP)
-                times.clear()
-                seconds = timed(way, connection) if way else timed(time.sleep, max(reference, UNDISTURBED))
-            with connection.cursor() as cursor:
-                cursor.execute(LOOK)
-                undone = cursor.fetchone()[-1]
-        figures = "".join(f"{times[int(len(times) * place)]:>9,.1f} ms" for place in (0.5, 0.99, 1 - 1e-9))
-        print(f"  {label:28}{seconds:>7.1f} s{seconds / reference:>8.2f}{figures}{undone:>9}", flush=True)
+    seen: dict[str, list[tuple[float, ...]]] = {label: [] for label in ways}
+    with recycling():
+        for _ in range(rounds):
+            reference = measure(filled, one_update, indexed=True).seconds
+            for label, way in ways.items():
+                way = way or partial(rest, max(reference, UNDISTURBED))
+                seconds, times, undone = beside(program, filled, rows, way)
+                places = [times[int(len(times) * place)] for place in (0.5, 0.99, 1 - 1e-9)]
+                seen[label].append((seconds, seconds / reference, *places, undone))
+    for label, each in seen.items():
+        seconds, ratio, *waits, undone = (median(values) for values in zip(*each, strict=True))
+        figures = "".join(f"{milliseconds:>9,.1f} ms" for milliseconds in waits)
+        print(f"  {label:28}{seconds:>7.1f} s{ratio:>8.2f}{figures}{undone:>9.0f}", flush=True)
+
+
+def beside(program: str, filled: str, rows: int, way: Callable[[Any], object]) -> tuple[float, "Times", int]:
+    """Fill the column while others use the table; return the seconds, theirs, and how many rows are left."""
+    with database(filled) as name, connected(name) as connection:
+        server().execute(name, INDEX, "CHECKPOINT")
+        with others(program, name, rows) as times:
+            time.sleep(WARM_UP)
+            times.clear()
+            seconds = timed(way, connection)
+        with connection.cursor() as cursor:
+            cursor.execute(LOOK)
+            return seconds, times, cursor.fetchone()[-1]
+
+
+def rest(seconds: float, _: Any) -> None:
+    time.sleep(seconds)
+
+
+@contextmanager
+def recycling() -> Iterator[None]:
+    """Let the server keep the WAL files that it has, as one keeps them that is always at work.
+
+    Otherwise what writes most has to make new ones, and nobody can commit for the 50 ms that one takes
+    (https://www.postgresql.org/docs/current/wal-configuration.html).
+    """
+    home = server().settings["NAME"]
+    server().execute(home, f"ALTER SYSTEM SET min_wal_size = '{MAX_WAL_SIZE}'", "SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        server().execute(home, "ALTER SYSTEM RESET min_wal_size", "SELECT pg_reload_conf()")
 
 
 def measure(template: str, way: Way, *, indexed: bool) -> Seen:

@@ -18,9 +18,9 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import ranges, statements
 from gotong_royong.zero_downtime.backfills.changes import Changes
 from gotong_royong.zero_downtime.backfills.ranges import BLOCKS, LetGo
-from gotong_royong.zero_downtime.backfills.sizes import AMONG_OTHERS, FIRST, FIRST_IN_PYTHON, LARGEST, SLICE, Size
+from gotong_royong.zero_downtime.backfills.sizes import AMONG_OTHERS, FIRST, FIRST_IN_PYTHON, GAP, LARGEST, SLICE, Size
 from gotong_royong.zero_downtime.backfills.statements import KEYS, Blocks
-from gotong_royong.zero_downtime.backfills.throttle import PAUSE, Throttle
+from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
@@ -61,6 +61,11 @@ class Batches:
         self._said: str | None = None
 
     @property
+    def is_paced(self) -> bool:
+        """Whether there was a reason to go slower when it was looked last."""
+        return bool(self.throttle.advice.reason)
+
+    @property
     def size(self) -> Size:
         """How many blocks or rows the next batch has; ``some`` is for rows that are changed by their keys."""
         return self._sizes[self.row.order]
@@ -88,7 +93,7 @@ class Batches:
         """
         longest = SMALLEST if size == 1 else LONGEST * self.target
         with transaction.atomic(using=self.alias):
-            if not ranges.is_still_ours(self.connection, part, longest):
+            if not ranges.is_still_ours(self.connection, part, longest, paced=self.is_paced):
                 raise LetGo
             yield
 
@@ -141,7 +146,7 @@ class Batches:
 
         Should they take longer than a batch shall, all that are left come at once, for its rows are locked.
         """
-        is_paced, at = bool(self.throttle.advice.reason), blocks.lower
+        is_paced, at = self.is_paced, blocks.lower
         until = time.monotonic() + self.target_now()
         while at < blocks.upper:
             started = time.monotonic()
@@ -151,7 +156,7 @@ class Batches:
             if is_paced and started < until:
                 self.slice.follow(end - at, self.last_slice, SLICE)
             if end < blocks.upper:
-                time.sleep(PAUSE * self.last_slice)
+                time.sleep(GAP * self.last_slice)
             again = at = end
 
     def left_in_slices(self, most: int) -> list[Any] | None:
@@ -171,7 +176,7 @@ class Batches:
                     seconds = time.monotonic() - started
                     at += size.now
                     size.follow(size.now, seconds, SLICE)
-                    time.sleep(PAUSE * seconds)
+                    time.sleep(GAP * seconds)
         return found[:most]
 
     @contextmanager
@@ -179,8 +184,9 @@ class Batches:
         with transaction.atomic(using=self.alias):
             with self.connection.cursor() as cursor:
                 cursor.execute(ONE_SNAPSHOT)
-            idle = {"idle_in_transaction_session_timeout": locks.milliseconds(ranges.LEASE)}
-            with locks.session_settings(self.connection, **idle):
+            idle = locks.milliseconds(ranges.LEASE)
+            settings = {"idle_in_transaction_session_timeout": idle, "backend_flush_after": ranges.FLUSH_AFTER}
+            with locks.session_settings(self.connection, **settings):
                 yield
 
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
@@ -258,7 +264,7 @@ class Batches:
 
     def target_now(self) -> float:
         """Return the seconds that the next batch shall take."""
-        return min(self.target, AMONG_OTHERS) if self.throttle.advice.reason else self.target
+        return min(self.target, AMONG_OTHERS) if self.is_paced else self.target
 
     def rest(self, part: BackfillRange, seconds: float) -> None:
         """Pause for as long as there is a reason to, and keep the range meanwhile.

@@ -20,6 +20,7 @@ from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 LEASE = 30.0  # seconds that a worker may be silent
+FLUSH_AFTER = "256kB"  # that a worker has written while others are at work
 BLOCKS = 2_048  # of a table's file in a range: 16 MB
 MOST_RANGES = 1_000  # that a sweep has
 SAMPLE = 20_000  # rows from which the bounds of key ranges are chosen
@@ -49,9 +50,14 @@ CLAIM = f"""
 
 # Takes a row lock on the range until the end of the transaction. What a crash takes back is done again, so that a batch
 # need not wait for the disk; the look that finds nothing left does.
+# Among others it has what it writes brought to the disk piece by piece, for what waits there comes all at once after
+# half a minute, and a commit after it (https://www.postgresql.org/docs/current/runtime-config-resource.html). Alone it
+# would take a tenth longer.
 FENCE = f"""
     SELECT whole.status, set_config('synchronous_commit', CASE WHEN number > 0 THEN 'off' ELSE
                                     current_setting('synchronous_commit') END, true),
+           set_config('backend_flush_after', CASE WHEN %(paced)s THEN %(flush)s ELSE
+                                             current_setting('backend_flush_after') END, true),
            set_config('lock_timeout', %(lock)s, true), set_config('statement_timeout', %(long)s, true),
            set_config('idle_in_transaction_session_timeout', %(idle)s, true)
     FROM {RANGE} part JOIN {BACKFILL} whole ON whole.id = part.backfill_id
@@ -135,19 +141,21 @@ def claim(connection: BaseDatabaseWrapper, row: Backfill) -> BackfillRange | Non
     return BackfillRange.objects.using(connection.alias).filter(pk=found[0], token=found[1]).first()
 
 
-def is_still_ours(connection: BaseDatabaseWrapper, part: BackfillRange, longest: float) -> bool:
+def is_still_ours(connection: BaseDatabaseWrapper, part: BackfillRange, longest: float, *, paced: bool) -> bool:
     """Lock the range until the end of the transaction, and bound that; False if we are to let go of the range.
 
     Args:
         longest: seconds that a statement may take.
+        paced: whether others are at work.
     """
     settings = {
         "lock": locks.milliseconds(conf.LOCK_TIMEOUT),
         "long": locks.milliseconds(longest),
         "idle": locks.milliseconds(LEASE),
+        "flush": FLUSH_AFTER,
     }
     with connection.cursor() as cursor:
-        cursor.execute(FENCE, {"range": part.pk, "token": part.token, **settings})
+        cursor.execute(FENCE, {"range": part.pk, "token": part.token, "paced": paced, **settings})
         found = cursor.fetchone()
     return bool(found) and found[0] == Backfill.Status.RUNNING
 

@@ -19,14 +19,33 @@ from gotong_royong.zero_downtime.exceptions import counted, summary
 
 APPLICATION = "backfill"
 LOOK_EVERY = 1.0  # seconds
-PAUSE = 0.4  # of the time of a batch or slice; with what each costs besides, it comes to half speed
+PAUSE = 0.4  # of the time of a batch, after it
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
 RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
 QUEUE = r"%procrastinate\_%"  # the last statement of sessions that look for tasks every few seconds, which is no work
 REASONS = ("waiting", "replica_lag", "wal_rate", "wraparound", "load", "autovacuum", "others")
 
+# https://www.postgresql.org/docs/current/progress-reporting.html
+AUTOVACUUMS = f"""
+    pg_stat_activity JOIN (
+        SELECT pid, relid, false AS analyzes FROM pg_stat_progress_vacuum
+        UNION ALL SELECT pid, relid, true FROM pg_stat_progress_analyze
+    ) AS progress USING (pid)
+    WHERE backend_type = 'autovacuum worker' AND datname = current_database()
+          AND relid IN (SELECT oid FROM ({LEAVES}) AS leaves)
+"""  # noqa: S608
+
+# As long as an ANALYZE lasts no space is used again that a pass has freed, and autovacuum's lasts seconds where another
+# takes a moment, for it rests in between. Autovacuum makes up for it within a minute. Who may not cancel it lets it be
+# (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL).
+CANCEL_ANALYZE = f"""
+    SELECT pg_cancel_backend(pid) FROM {AUTOVACUUMS} AND analyzes AND (
+        current_setting('is_superuser')::bool OR pg_has_role(to_regrole('pg_signal_autovacuum_worker'), 'USAGE')
+    )
+"""  # noqa: S608
+
 # Sessions of other roles have no state for who is no member of pg_read_all_stats, so that they may be at work.
-# https://www.postgresql.org/docs/current/monitoring-stats.html and, for the vacuums, progress-reporting.html
+# https://www.postgresql.org/docs/current/monitoring-stats.html
 LOAD = f"""
     SELECT (SELECT count(*) FROM pg_stat_activity waiting WHERE wait_event_type = 'Lock' AND application_name <> %(us)s
             AND datname = current_database() AND EXISTS (
@@ -40,9 +59,7 @@ LOAD = f"""
            (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
             WHERE state IN ('streaming', 'catchup')),
            pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1048576,
-           (SELECT max(query) FROM pg_stat_progress_vacuum JOIN pg_stat_activity USING (pid)
-            WHERE backend_type = 'autovacuum worker' AND pg_stat_activity.datname = current_database()
-                  AND relid IN (SELECT oid FROM ({LEAVES}) AS leaves))
+           (SELECT max(query) FROM {AUTOVACUUMS})
 """  # noqa: S608
 
 
@@ -70,7 +87,8 @@ class Throttle:
     """Asks the database once a second how it is, and remembers what it said.
 
     Args:
-        at_full_speed: whether to pass over all reasons, and not only those of ``ZERO_DOWNTIME_BACKFILL_IGNORE``.
+        at_full_speed: whether to pass over all reasons, and not only those of ``ZERO_DOWNTIME_BACKFILL_IGNORE``, and to
+            end autovacuum's ANALYZE of the table.
 
     Raises:
         ImproperlyConfigured: if that names what is no reason.
@@ -78,6 +96,7 @@ class Throttle:
 
     def __init__(self, alias: str, table: str, *, at_full_speed: bool = False) -> None:
         self.alias, self.table = alias, table
+        self.at_full_speed = at_full_speed
         self.reasons = () if at_full_speed else reasons()
         self.advice = GO_ON
         self._looked_at = float("-inf")
@@ -85,8 +104,13 @@ class Throttle:
 
     def look(self) -> Advice:
         now = time.monotonic()
-        if not self.reasons or now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
+        if now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
             return self.advice
+        if self.at_full_speed:
+            with connections[self.alias].cursor() as cursor:
+                cursor.execute(CANCEL_ANALYZE, {"table": self.table})
+            self._looked_at = now
+            return GO_ON
         ours = [APPLICATION, "migrate", "migrate: ledger", "migrate: watchdog"]
         values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
         values["queue"] = QUEUE

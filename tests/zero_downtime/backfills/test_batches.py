@@ -4,6 +4,7 @@ import itertools
 
 import psycopg
 import pytest
+from django.db.models import Func, TextField, Value
 
 from gotong_royong.zero_downtime.backfills import batches, steering
 from gotong_royong.zero_downtime.backfills.worker import Worker
@@ -37,6 +38,17 @@ def test_they_go_on_in_slices_while_others_are_at_work(skills, fill, declare, ru
     assert row.status == Status.SUCCEEDED
     assert ask("SELECT count(*) FROM statements") > 1.3 * steering.progress(row).batches  # it would be as many
     assert ask(UNDONE) == ask(TWICE) == 0
+
+
+def test_what_they_write_goes_to_the_disk_at_once_while_others_are_at_work(skills, fill, declare, run, ask):
+    setting = Func(Value("backend_flush_after"), function="current_setting", output_field=TextField())
+    fill(10)
+    run(declare(update={"description": setting}))
+    with load(conninfo(skills), "SELECT 1"):
+        fill(10)
+        run(declare("Paced", update={"description": setting}), at_full_speed=False)
+    assert ask("SELECT max(description) || min(description) FROM skills WHERE description <> '0'") == "256kB256kB"
+    assert ask("SELECT count(*) FROM skills WHERE description = '0'") == 10
 
 
 def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare, ask):

@@ -15,6 +15,7 @@ from django.db.models.functions import Upper
 
 from gotong_royong import embedded
 from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
@@ -112,6 +113,32 @@ def test_it_waits_for_a_replica_that_lags_and_goes_on_once_that_has_caught_up(
     assert (row.status, row.throttle) == (Status.SUCCEEDED, "")
     assert ask(UNDONE) == ask(WRONG) == 0
     until(lambda: replica.execute(UNDONE).fetchone() == (0,))
+
+
+SLOWLY = (
+    "ALTER SYSTEM SET autovacuum_naptime = '1s'",
+    "SELECT pg_reload_conf()",
+    """
+    ALTER TABLE skills SET (autovacuum_analyze_threshold = 0, autovacuum_vacuum_insert_threshold = -1,
+                            autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)
+    """,
+)
+
+
+def test_it_goes_slower_during_an_analyze_of_autovacuum_which_full_speed_ends_if_it_may(skills, ask):
+    for statement in (*SLOWLY, "CREATE ROLE onlooker IN ROLE pg_read_all_stats"):
+        ask(statement)
+    ask("INSERT INTO skills (name) SELECT i FROM generate_series(1, 40000) i")
+    going_on = "SELECT count(*) FROM pg_stat_progress_analyze WHERE relid = 'skills'::regclass"  # takes two minutes
+    until(lambda: ask(going_on))
+    asked = Throttle(skills.alias, "skills").look()
+    assert asked == (False, "an autovacuum is at work on the table: half speed")
+    ask("SET ROLE onlooker")
+    assert Throttle(skills.alias, "skills", at_full_speed=True).look() == (False, "")
+    ask("RESET ROLE")
+    assert ask(going_on) == 1
+    assert Throttle(skills.alias, "skills", at_full_speed=True).look() == (False, "")
+    until(lambda: not ask(going_on))
 
 
 def test_a_server_that_crashes_and_starts_again_in_the_middle(skills, folder, fill, declare, ask):
