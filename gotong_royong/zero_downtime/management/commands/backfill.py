@@ -38,7 +38,8 @@ class Command(mistakes.Plain):
                 action.add_argument("name", help="The app and the backfill, such as accounts.populate_markov_user_ids.")
             if name == "run":
                 action.add_argument("--workers", type=int, default=1, metavar="N", help="How many at once (default 1).")
-                action.add_argument("--full-speed", action="store_true", help="Pass over all reasons to go slower.")
+                told = "Pass over all reasons to go slower, and end autovacuum's ANALYZE of the table, if the role may."
+                action.add_argument("--full-speed", action="store_true", help=told)
 
     def handle(self, *args: Any, action: str, database: str, **options: Any) -> None:
         if action == "list":
