@@ -173,7 +173,7 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
         status = _status_after(error)
         with suppress(Error):  # the database may be what went away
             steps.flush()
-            models.finish(run, status, error=summary(error))
+            models.close(run, status, summary(error))
         say_end(status, summary(error))
         raise
     say_end(Status.SUCCEEDED)

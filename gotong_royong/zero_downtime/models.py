@@ -109,17 +109,23 @@ def finish(row: Run | Step, status: Status, **values: Any) -> None:
         setattr(row, name, value)
 
 
-def bury_the_dead(alias: str) -> list[Run]:
-    """Mark the runs that never said how they ended. Hold the runner's lock, so that none of them lives.
+def close(run: Run, status: Status, error: str = "") -> None:
+    """Write how a run ended, and before it how those of its steps ended that could not say so themselves.
 
-    A step stands in django_migrations from the moment of its commit, also if it could not say so here.
+    A step stands in django_migrations from the moment of its commit, whatever it could say here.
     """
+    alias = str(run._state.db)
+    for step in run.steps.using(alias).filter(status=Status.RUNNING):
+        done = is_done(alias, (step.app, step.name), step.direction)
+        finish(step, Status.SUCCEEDED if done else status)
+    finish(run, status, error=error)
+
+
+def bury_the_dead(alias: str) -> list[Run]:
+    """Mark the runs that never said how they ended. Hold the runner's lock, so that none of them lives."""
     dead = list(Run.objects.using(alias).filter(status=Status.RUNNING))
     for run in dead:
-        finish(run, Status.DIED, error="The process ended without a word: it was killed, or its machine was.")
-        for step in run.steps.using(alias).filter(status=Status.RUNNING):
-            done = is_done(alias, (step.app, step.name), step.direction)
-            finish(step, Status.SUCCEEDED if done else Status.DIED)
+        close(run, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
     return dead
 
 

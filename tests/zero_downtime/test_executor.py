@@ -19,6 +19,7 @@ from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtain
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.models import Run, Status, Step
+from gotong_royong.zero_downtime.watchdog import Watchdog
 from tests.catalog import fingerprint
 from tests.test_migrations import conninfo, look, url
 from tests.zero_downtime.load import holding, load
@@ -220,6 +221,20 @@ class TestKilled:
         assert deploy.returncode == 130, output
         assert Run.objects.using(migrated.alias).latest("pk").status == Status.INTERRUPTED
         assert Step.objects.using(migrated.alias).latest("pk").status == Status.INTERRUPTED
+
+    @pytest.mark.parametrize(("moment", "status"), [("new_step", Status.INTERRUPTED), ("rest", Status.SUCCEEDED)])
+    def test_ctrl_c_just_before_or_after_a_step_closes_it(self, migrated, monkeypatch, moment, status):
+        call_command("migrate", "tasks", BEFORE_LAST, database=migrated.alias, verbosity=0)
+
+        def interrupt(watchdog):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Watchdog, moment, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call_command("migrate", database=migrated.alias, verbosity=0)
+        step = Step.objects.using(migrated.alias).latest("pk")
+        assert (step.run.status, step.status) == (Status.INTERRUPTED, status)
+        assert step.finished_at
 
 
 class TestLedger:
