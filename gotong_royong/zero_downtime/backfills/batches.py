@@ -18,7 +18,16 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import ranges, statements
 from gotong_royong.zero_downtime.backfills.changes import Changes
 from gotong_royong.zero_downtime.backfills.ranges import BLOCKS, LetGo
-from gotong_royong.zero_downtime.backfills.sizes import AMONG_OTHERS, FIRST, FIRST_IN_PYTHON, GAP, LARGEST, SLICE, Size
+from gotong_royong.zero_downtime.backfills.sizes import (
+    AMONG_OTHERS,
+    FIRST,
+    FIRST_IN_PYTHON,
+    GAP,
+    LARGEST,
+    READ,
+    SLICE,
+    Size,
+)
 from gotong_royong.zero_downtime.backfills.statements import KEYS, Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
@@ -175,7 +184,7 @@ class Batches:
                     found += statements.keys_of(self.changes.work, some, table.name, lock=False)
                     seconds = time.monotonic() - started
                     at += size.now
-                    size.follow(size.now, seconds, SLICE)
+                    size.follow(size.now, seconds, READ)
                     time.sleep(GAP * seconds)
         return found[:most]
 
