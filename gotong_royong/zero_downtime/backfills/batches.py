@@ -7,6 +7,7 @@ disk, so that there should never be much of it.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 LONGEST = 4  # times that a batch shall take, after which its statement is canceled
 SMALLEST = 5.0  # seconds after which that of the smallest batch is
+NOT_YET = 2  # times that blocks were changed, last, which are not yet tidied up
 LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -62,10 +64,12 @@ class Batches:
         self.connection = connections[self.alias]
         self.in_python = changes.work.declaration.has_process()
         self.some = Size(FIRST_IN_PYTHON if self.in_python else LEFT // 4, LARGEST[KEYS])
-        self.slice = Size(1, BLOCKS)
+        self.slice, self.some_to_read = Size(1, BLOCKS), Size(1, BLOCKS)
         self._sizes = {
             order: Size(FIRST_IN_PYTHON if self.in_python else first, LARGEST[order]) for order, first in FIRST.items()
         }
+        self._changed: deque[tuple[str, list[tuple[int, int]]]] = deque()
+        self._blocks_before: dict[str, int] = {}
         self.held_up = ""
         self._said: str | None = None
 
@@ -126,21 +130,19 @@ class Batches:
             )
         return "Somebody keeps the table or its last rows locked. End that session."
 
-    def by_blocks(self, part: BackfillRange, blocks: Blocks, *, to: int, size: int, again: int) -> float | None:
+    def by_blocks(self, part: BackfillRange, blocks: Blocks, *, to: int, size: int) -> float | None:
         """Change the rows in these blocks; return the seconds that it took, or None if it was held up.
 
         Args:
             to: the block where the range goes on.
             size: of how many blocks the batch is a part.
-            again: the block from which on it reads. Who reads first what was changed tidies that block up
-                (https://www.postgresql.org/docs/current/storage-hot.html), for which less is to be written as long as
-                no checkpoint has been in between.
         """
-        started = time.monotonic()
 
         def batch() -> float:
             with self.fenced(part, size):
-                rows = sum(self._slices(part, blocks, again))
+                self._tidy(part)
+                started = time.monotonic()
+                rows = sum(self._slices(part, blocks))
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=to, share=share(part, to), rows=rows, seconds=seconds)
             return time.monotonic() - started
@@ -150,7 +152,7 @@ class Batches:
             self.rest(part, self.last_slice)
         return took
 
-    def _slices(self, part: BackfillRange, blocks: Blocks, again: int) -> Iterator[int]:
+    def _slices(self, part: BackfillRange, blocks: Blocks) -> Iterator[int]:
         """Change the rows in these blocks, some after the other if others are at work; yield how many of some.
 
         Should they take longer than a batch shall, all that are left come at once, for its rows are locked.
@@ -160,33 +162,61 @@ class Batches:
         while at < blocks.upper:
             started = time.monotonic()
             end = min(at + self.slice.now, blocks.upper) if is_paced and started < until else blocks.upper
-            yield self.changes.of(Blocks(again, end, blocks.stripe), part.partition)
+            yield self.changes.of(Blocks(at, end, blocks.stripe), part.partition)
             self.last_slice = time.monotonic() - started
             if is_paced and started < until:
                 self.slice.follow(end - at, self.last_slice, SLICE)
             if end < blocks.upper:
                 time.sleep(GAP * self.last_slice)
-            again = at = end
+            at = end
+
+    def changed(self, part: BackfillRange, lower: int, upper: int) -> None:
+        """Remember that these blocks were changed, and those by which the table has grown meanwhile."""
+        size = ranges.blocks_of(self.connection, self.changes.work.model, part.partition)
+        self._changed.append((part.partition, [(lower, upper), (self._blocks_before.get(part.partition, size), size)]))
+        self._blocks_before[part.partition] = size
+
+    def _tidy(self, part: BackfillRange) -> None:
+        """Read the blocks that were changed, but for the last two times, whose rows other workers may still see.
+
+        Who reads them first frees what was deleted and notes what was committed. That writes the whole block to the
+        WAL, unless it has been there since the last checkpoint: so it is done soon, and not left to the look at the end
+        (https://www.postgresql.org/docs/current/storage-hot.html, runtime-config-wal).
+        """
+        while len(self._changed) > NOT_YET:
+            partition, places = self._changed.popleft()
+            if partition == part.partition:  # another one may be gone
+                for lower, upper in places:
+                    for some in self._reading(lower, upper):
+                        statements.read(self.changes.work, some, partition)
+
+    def _reading(self, lower: int, upper: int) -> Iterator[Blocks]:
+        """Yield these blocks to be read, some after the other with pauses in between if others are at work."""
+        while lower < upper:
+            started = time.monotonic()
+            some = Blocks(lower, min(lower + self.some_to_read.now, upper) if self.is_paced else upper)
+            yield some
+            seconds = time.monotonic() - started
+            if self.is_paced:
+                self.some_to_read.follow(some.upper - lower, seconds, READ)
+                time.sleep(GAP * seconds)
+            lower = some.upper
 
     def left_in_slices(self, most: int) -> list[Any] | None:
         """Return the keys of rows that are left to do, as many as that, in slices with pauses; None if it is to stop.
 
         They are those of one moment, as those of one statement would be: all is read in one snapshot. Locks none.
         """
-        size, found = Size(1, BLOCKS), list[Any]()
+        found = list[Any]()
         with self._one_snapshot():
             for table in ranges.parts_of(self.connection, self.changes.work.model):
-                at = 0
-                while at < table.blocks and len(found) < most:
+                for some in self._reading(0, table.blocks):
                     if self.stop():
                         return None
-                    started, some = time.monotonic(), Blocks(at, at + size.now)
                     found += statements.keys_of(self.changes.work, some, table.name, lock=False)
-                    seconds = time.monotonic() - started
-                    at += size.now
-                    size.follow(size.now, seconds, READ)
-                    time.sleep(GAP * seconds)
-        return found[:most]
+                    if len(found) >= most:
+                        return found[:most]
+        return found
 
     @contextmanager
     def _one_snapshot(self) -> Iterator[None]:

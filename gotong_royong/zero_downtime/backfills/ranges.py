@@ -104,9 +104,11 @@ LEAVES = """
         SELECT oid FROM tree
     ) AND relkind <> 'p'
 """
+SIZE = "coalesce(pg_relation_size({}) / current_setting('block_size')::int, 0)"
+BLOCKS_OF = f"SELECT {SIZE.format('to_regclass(%(table)s)')}"
 PARTS = f"""
     SELECT CASE WHEN oid <> to_regclass(%(table)s) THEN oid::regclass::text ELSE '' END,
-           coalesce(pg_relation_size(oid) / current_setting('block_size')::int, 0), relkind = 'r'
+           {SIZE.format("oid")}, relkind = 'r'
     FROM ({LEAVES}) AS leaves ORDER BY oid::regclass::text
 """  # noqa: S608
 
@@ -207,6 +209,14 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
     with connection.cursor() as cursor:
         cursor.execute(PARTS, {"table": name})
         return [Part(*row) for row in cursor.fetchall()]
+
+
+def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: str = "") -> int:
+    """Return the size of the table, or of a partition of it."""
+    name = partition or connection.ops.quote_name(model._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(BLOCKS_OF, {"table": name})
+        return int(cursor.fetchone()[0])
 
 
 def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:

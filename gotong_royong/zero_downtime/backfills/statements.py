@@ -264,6 +264,14 @@ def keys_of(work: Work, condition: Any, partition: str = "", *, lock: bool = Tru
         return [row if len(columns) > 1 else row[0] for row in cursor.fetchall()]
 
 
+def read(work: Work, blocks: Blocks, partition: str = "") -> None:
+    """Read all rows in these blocks. Locks none of them (ACCESS SHARE on the table)."""
+    connection = connections[work.alias]
+    table = partition or connection.ops.quote_name(work.model._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {table} WHERE ctid >= %s::tid AND ctid < %s::tid", blocks.tids)  # noqa: S608
+
+
 def _written(work: Work, query: Any, partition: str, here: str, there: str) -> tuple[str, list[Any]]:
     """Return what Django makes of a query of one table; of one of its partitions, under the table's name."""
     sql, parameters = query.get_compiler(work.alias).as_sql()

@@ -246,12 +246,8 @@ class Worker:
         )
 
     def _walk_blocks(self, part: BackfillRange) -> None:
-        """Go through blocks; without stripes each batch reads again those of the two before: see ``by_blocks``.
-
-        For what was changed in the last one may still be seen by the batch of another worker, and so has to stay.
-        """
         at, size = part.lower if part.cursor is None else part.cursor, self.batches.size
-        earlier, before, striped = at, at, self.row.order == STRIPES
+        striped = self.row.order == STRIPES
         while at < part.upper and not self.stop():
             end = min(at + size.now, part.upper)
             batches = statements.batches_in(at, end, striped=striped)
@@ -259,19 +255,20 @@ class Worker:
             for number, blocks in enumerate(batches, 1):
                 if self.stop():
                     return
-                to, again = end if number == len(batches) else at, blocks.lower if striped else earlier
-                took = self.batches.by_blocks(part, blocks, to=to, size=end - at, again=again)
+                to = end if number == len(batches) else at
+                took = self.batches.by_blocks(part, blocks, to=to, size=end - at)
                 slowest = None if took is None or slowest is None else max(slowest, took)
                 if slowest is None:
                     break
             if slowest is not None:
                 size.follow(end - at, slowest, self.batches.target_now())
-                earlier, before, at = before, at, end
+                self.batches.changed(part, at, end)
+                at = end
             elif end - at > 1:
                 size.now = (end - at) // 2
             else:
                 self.batches.go_on_at(part, end)
-                earlier, before, at = end, end, end
+                at = end
 
     def _walk_in_python(self, part: BackfillRange) -> None:
         """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""
