@@ -6,7 +6,7 @@ from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STR
 TARGET = 0.2  # seconds that a batch shall take
 AMONG_OTHERS = 0.05  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows
 SLICE = 0.0015  # seconds that a slice of a batch shall take then, between two pauses
-READ = 0.005  # seconds that one of a look shall take, which does not write
+READ = 0.005  # seconds that one shall take which only reads
 GAP = 0.05  # of the time of a slice, for which it pauses after it; with what each costs, it comes to half speed
 SAME = 0.8  # of the time that more rows took is no less
 
