@@ -1,15 +1,12 @@
 """Do batches leave room for others, and say what holds them up?"""
 
 import itertools
-from types import SimpleNamespace
 
 import psycopg
 import pytest
-from django.db import transaction
 from django.db.models import Func, TextField, Value
 
 from gotong_royong.zero_downtime.backfills import batches, steering
-from gotong_royong.zero_downtime.backfills.statements import Blocks
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
@@ -28,8 +25,6 @@ COUNT = """
     END $$;
     CREATE TRIGGER count_statement AFTER UPDATE ON skills FOR EACH STATEMENT EXECUTE FUNCTION count_statement();
 """
-
-READING = "EXPLAIN (ANALYZE, WAL) SELECT count(*) FROM skills WHERE ctid >= %s::tid AND ctid < %s::tid"
 
 
 @pytest.mark.parametrize("index", [False, True])
@@ -76,26 +71,6 @@ def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare
         found = worker.batches.left_in_slices(1_000)
     assert ask(block) == 0 < before
     assert found == [ask("SELECT id FROM skills WHERE name = 'to do'")]
-
-
-def test_what_was_changed_is_tidied_up_before_somebody_else_reads_it(skills, fill, declare, ask):
-    fill(20_000)
-    batches = Worker(steering.find(declare(), skills.alias), stop=bool).batches
-    step = ask("SELECT pg_relation_size('skills') / 8192") // 5
-    part = SimpleNamespace(partition="", lower=0, upper=5 * step)
-    for at in range(0, 4 * step, step):
-        with transaction.atomic(using=skills.alias):
-            batches._tidy(part)
-            assert sum(batches._slices(part, Blocks(at, at + step, None)))
-        batches.changed(part, at, at + step)
-
-    def wal_of_reading(lower, upper):
-        with skills.cursor() as cursor:
-            cursor.execute(READING, [f"({lower},1)", f"({upper},0)"])
-            return "WAL: records=" in "".join(line for (line,) in cursor.fetchall())
-
-    assert not wal_of_reading(0, step)
-    assert wal_of_reading(3 * step, 4 * step)
 
 
 @pytest.mark.once

@@ -1,21 +1,24 @@
-"""Does a backfill wait for a replica that lags, and go on after its server has crashed? On servers of its own."""
+"""Does a backfill tidy up, wait for a replica that lags, and survive a crash of its server? On servers of its own."""
 
 import os
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.models.functions import Upper
 
 from gotong_royong import embedded
 from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills.statements import Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
@@ -139,6 +142,32 @@ def test_it_goes_slower_during_an_analyze_of_autovacuum_which_full_speed_ends_if
     assert ask(going_on) == 1
     assert Throttle(skills.alias, "skills", at_full_speed=True).look() == (False, "")
     until(lambda: not ask(going_on))
+
+
+# Nothing is freed while anybody has written before and not ended, in whichever database of the server.
+READING = "EXPLAIN (ANALYZE, WAL) SELECT count(*) FROM skills WHERE ctid >= %s::tid AND ctid < %s::tid"
+
+
+def test_what_was_changed_is_tidied_up_before_somebody_else_reads_it(skills, fill, declare, ask):
+    ask("ALTER SYSTEM SET autovacuum = off")
+    ask("SELECT pg_reload_conf()")
+    fill(20_000)
+    batches = Worker(steering.find(declare(), skills.alias), stop=bool).batches
+    step = ask("SELECT pg_relation_size('skills') / 8192") // 5
+    part = SimpleNamespace(partition="", lower=0, upper=5 * step)
+    for at in range(0, 4 * step, step):
+        with transaction.atomic(using=skills.alias):
+            batches._tidy(part)
+            assert sum(batches._slices(part, Blocks(at, at + step, None)))
+        batches.changed(part, at, at + step)
+
+    def wal_of_reading(lower, upper):
+        with skills.cursor() as cursor:
+            cursor.execute(READING, [f"({lower},1)", f"({upper},0)"])
+            return "WAL: records=" in "".join(line for (line,) in cursor.fetchall())
+
+    assert not wal_of_reading(0, step)
+    assert wal_of_reading(3 * step, 4 * step)
 
 
 def test_a_server_that_crashes_and_starts_again_in_the_middle(skills, folder, fill, declare, ask):
