@@ -180,6 +180,7 @@ class Backfill(models.Model):
         Status.PENDING: {
             Status.RUNNING,  # a worker has taken it up
             Status.PAUSED,  # before anybody has
+            Status.FAILED,  # its declaration or its table no longer allows the order in which it went before
             Status.CANCELED,
         },
         Status.RUNNING: {

@@ -14,9 +14,10 @@ from procrastinate.contrib.django import app
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
 from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills.ranges import worker_name
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
+from gotong_royong.zero_downtime.exceptions import UnknownBackfill, ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.models import Backfill
 
 logger = logging.getLogger(__name__)
@@ -29,18 +30,25 @@ def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALI
     """Go through a backfill for a slice of time, together with whoever else is at it, and ask for the next slice.
 
     So a worker that is to stop does, and other jobs get their turn. Asks another worker to help, and leaves it alone
-    where enough are at it, or nobody has started it.
+    where enough are at it, or nobody has started it. A look for what is left takes the time that it needs.
     """
     until = time.monotonic() + SLICE
+
+    def is_over() -> bool:
+        return time.monotonic() > until and not worker.looks
+
     try:
         row = steering.known(name, alias)
         others = steering.progress(row).workers
         if row.status in OPEN and others < conf.BACKFILL_WORKERS:
-            worker = Worker(row, stop=lambda: time.monotonic() > until or context.should_abort())
+            worker = Worker(row, stop=lambda: is_over() or context.should_abort())
             if others + 1 < conf.BACKFILL_WORKERS:
                 nudge(name=name, alias=alias)
             if worker.run().status in OPEN:
                 nudge(name=name, alias=alias)
+    except UnknownBackfill as error:  # so that it waits for a worker with newer code
+        waiting = Backfill.objects.using(alias).filter(name=name, status=Backfill.Status.PENDING)
+        waiting.update(throttle=f"{worker_name()}: {error}")
     except ZeroDowntimeError as error:  # it is written down with the backfill, too
         logger.warning("%s", error)
     finally:

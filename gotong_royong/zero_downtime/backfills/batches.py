@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, ProgrammingError, connections, transaction
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import ranges, statements
-from gotong_royong.zero_downtime.backfills.changes import Changes
+from gotong_royong.zero_downtime.backfills.changes import Changes, TooMany
 from gotong_royong.zero_downtime.backfills.ranges import BLOCKS, LetGo
 from gotong_royong.zero_downtime.backfills.sizes import (
     AMONG_OTHERS,
+    FEW,
     FIRST,
     FIRST_IN_PYTHON,
     GAP,
@@ -39,6 +40,7 @@ T = TypeVar("T")
 LONGEST = 4  # times that a batch shall take, after which its statement is canceled
 SMALLEST = 5.0  # seconds after which that of the smallest batch is
 NOT_YET = 2  # times that blocks were changed, last, which are not yet tidied up
+IN_QUEUE = 5.0  # seconds that a look waits for its table before it asks whether it is to stop
 LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -70,6 +72,7 @@ class Batches:
         }
         self._changed: deque[tuple[str, list[tuple[int, int]]]] = deque()
         self._blocks_before: dict[str, int] = {}
+        self.committed = 0
         self.held_up = ""
         self._said: str | None = None
 
@@ -109,11 +112,17 @@ class Batches:
             if not ranges.is_still_ours(self.connection, part, longest, paced=self.is_paced):
                 raise LetGo
             yield
+        self.committed += 1
 
     def unless_held_up(self, batch: Callable[[], T]) -> T | None:
-        """Do it; return None if it got no lock or took too long, for which ``held_up`` is PostgreSQL's code then."""
+        """Do it; return None if it got no lock or took too long, for which ``held_up`` is PostgreSQL's code then.
+
+        None as well if rows of it cannot be done, and there are too many to find them.
+        """
         try:
             return batch()
+        except TooMany:
+            return None
         except OperationalError as error:
             state = locks.sqlstate(error)
             if state not in NOT_NOW:
@@ -147,7 +156,8 @@ class Batches:
                 ranges.advance(self.connection, part, to=to, share=share(part, to), rows=rows, seconds=seconds)
             return time.monotonic() - started
 
-        took = self.unless_held_up(lambda: self.changes.carefully(batch))
+        are_few = size <= FEW[self.row.order]
+        took = self.unless_held_up(lambda: self.changes.carefully(batch, are_few=are_few))
         if took is not None:
             self.rest(part, self.last_slice)
         return took
@@ -171,8 +181,13 @@ class Batches:
             at = end
 
     def changed(self, part: BackfillRange, lower: int, upper: int) -> None:
-        """Remember that these blocks were changed, and those by which the table has grown meanwhile."""
-        size = ranges.blocks_of(self.connection, self.changes.work.model, part.partition)
+        """Remember that these blocks were changed, and those by which the table has grown meanwhile.
+
+        Locks it (ACCESS SHARE) for a moment, or remembers nothing if somebody else does.
+        """
+        blocks_of = partial(ranges.blocks_of, self.connection, self.changes.work.model, part.partition)
+        if (size := self.unless_held_up(blocks_of)) is None:
+            return
         self._changed.append((part.partition, [(lower, upper), (self._blocks_before.get(part.partition, size), size)]))
         self._blocks_before[part.partition] = size
 
@@ -191,31 +206,42 @@ class Batches:
                         statements.read(self.changes.work, some, partition)
 
     def _reading(self, lower: int, upper: int) -> Iterator[Blocks]:
-        """Yield these blocks to be read, some after the other with pauses in between if others are at work."""
+        """Yield these blocks to be read, some after the other, with pauses in between if others are at work."""
         while lower < upper:
             started = time.monotonic()
-            some = Blocks(lower, min(lower + self.some_to_read.now, upper) if self.is_paced else upper)
+            some = Blocks(lower, min(lower + self.some_to_read.now, upper))
             yield some
             seconds = time.monotonic() - started
+            self.some_to_read.follow(some.upper - lower, seconds, READ if self.is_paced else self.target)
             if self.is_paced:
-                self.some_to_read.follow(some.upper - lower, seconds, READ)
                 time.sleep(GAP * seconds)
             lower = some.upper
 
     def left_in_slices(self, most: int) -> list[Any] | None:
-        """Return the keys of rows that are left to do, as many as that, in slices with pauses; None if it is to stop.
+        """Return the keys of rows that are left to do, as many as that, in slices, with pauses if others are at work.
 
-        They are those of one moment, as those of one statement would be: all is read in one snapshot. Locks none.
+        They are those of one moment, as those of one statement would be: all is read in one snapshot. Locks none of
+        them (ACCESS SHARE on the table until the end).
+
+        Returns:
+            None if it is to stop, if somebody waits for the table, or if a partition of it is gone meanwhile.
         """
         found = list[Any]()
-        with self._one_snapshot():
-            for table in ranges.parts_of(self.connection, self.changes.work.model):
-                for some in self._reading(0, table.blocks):
-                    if self.stop():
-                        return None
-                    found += statements.keys_of(self.changes.work, some, table.name, lock=False)
-                    if len(found) >= most:
-                        return found[:most]
+        parts = ranges.parts_of(self.connection, self.changes.work.model)
+        try:
+            with self._one_snapshot():
+                for table in parts:
+                    for some in self._reading(0, table.blocks):
+                        self.throttle.look()
+                        if self.stop() or self.throttle.is_waited_for:
+                            return None
+                        found += statements.keys_of(self.changes.work, some, table.name, lock=False)
+                        if len(found) >= most:
+                            return found[:most]
+        except ProgrammingError:
+            if all(ranges.is_part(self.connection, self.changes.work.model, table.name) for table in parts):
+                raise
+            return None
         return found
 
     @contextmanager
@@ -224,25 +250,40 @@ class Batches:
             with self.connection.cursor() as cursor:
                 cursor.execute(ONE_SNAPSHOT)
             idle = locks.milliseconds(ranges.LEASE)
-            settings = {"idle_in_transaction_session_timeout": idle, "backend_flush_after": ranges.FLUSH_AFTER}
+            settings = {
+                "lock_timeout": locks.milliseconds(IN_QUEUE),
+                "idle_in_transaction_session_timeout": idle,
+                "backend_flush_after": ranges.FLUSH_AFTER,
+            }
             with locks.session_settings(self.connection, **settings):
                 yield
 
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
         """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.
 
+        What is held up is tried again in half the size, at once, and left alone as a single row.
+
         Args:
             cursor: where the range goes on, if that is to be written down.
+
+        Raises:
+            LetGo: if the range is no longer ours.
         """
         at = 0
         while at < len(keys) and not self.stop():
             some = keys[at : at + self.some.now]
             started = time.monotonic()
             batch = partial(self._some, part, some, cursor)
-            rows = self.unless_held_up(partial(self.changes.carefully, batch))
+            rows = self.unless_held_up(partial(self.changes.carefully, batch, are_few=len(some) <= FEW[KEYS]))
             seconds = time.monotonic() - started
+            if rows is not None:
+                self.some.follow(len(some), seconds, self.target_now())
+            elif not ranges.renew(self.connection, part):
+                raise LetGo
+            elif len(some) > 1:
+                self.some.now = len(some) // 2
+                continue
             at += len(some)
-            self.some.follow(len(some), seconds, self.target_now())
             yield rows or 0, seconds
             self.rest(part, seconds)
 
@@ -256,7 +297,7 @@ class Batches:
             ranges.advance(self.connection, part, to=cursor, share=done, rows=rows, seconds=seconds)
             return rows
 
-    def next_keys(self, part: BackfillRange, at: Any, rows_in_a_range: float) -> tuple[Any, int] | None:
+    def next_keys(self, part: BackfillRange, at: Any, rows_in_a_range: Callable[[], float]) -> tuple[Any, int] | None:
         """Change the rows with the next keys after ``at``; return the last of these keys and how many rows.
 
         Args:
@@ -271,12 +312,12 @@ class Batches:
             with self.fenced(part, self.size.now):
                 end = statements.key_at(self.changes.work, at, part.upper, self.size.now)
                 rows = self.changes.of(statements.in_keys(self.changes.work.model, at, end or part.upper))
-                done = 1.0 if end is None else min(0.99, (part.rows_done + rows) / rows_in_a_range)
+                done = 1.0 if end is None else min(0.99, (part.rows_done + rows) / rows_in_a_range())
                 seconds = time.monotonic() - started
                 ranges.advance(self.connection, part, to=end, share=done, rows=rows, seconds=seconds)
             return end, rows
 
-        done = self.unless_held_up(lambda: self.changes.carefully(batch))
+        done = self.unless_held_up(lambda: self.changes.carefully(batch, are_few=self.size.now <= FEW[KEYS]))
         seconds = time.monotonic() - started
         if done is None:
             self.size.divide(2)

@@ -22,6 +22,11 @@ from gotong_royong.zero_downtime.models import Backfill, SetAside
 
 T = TypeVar("T")
 
+
+class TooMany(Exception):
+    """A row of the batch may be what made it fail, and there are too many to find it while all of them are locked."""
+
+
 MOST_SET_ASIDE = 1_000
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -36,13 +41,19 @@ class Changes:
         self.connection = connections[work.alias]
         self._careful = self._again = False
 
-    def carefully(self, batch: Callable[[], T]) -> T:
-        """Do a batch; where a row of it may be what failed, do it again and set that row aside."""
+    def carefully(self, batch: Callable[[], T], *, are_few: bool) -> T:
+        """Do a batch; where a row of it may be what failed, do it again and set that row aside.
+
+        Raises:
+            TooMany: if they are not few enough for that.
+        """
         try:
             return batch()
         except Exception as error:
             if not self._is_of_a_row(error):
                 raise
+            if not are_few:
+                raise TooMany from error
         self._careful, before = True, self.work
         try:
             return batch()
@@ -132,9 +143,13 @@ class Changes:
         return list(self.work.to_do.filter(pk__in=keys).values_list("pk", flat=True)) if keys else []
 
     def given_up(self) -> int:
-        """Return how many rows stay set aside once all are done; forget those that are not there any more."""
+        """Return how many rows stay set aside once all are done; forget those that are gone, or done by others."""
         self._rows_set_aside(again=True).delete()
-        return self._rows_set_aside(again=False).count()
+        rows = self._rows_set_aside(again=False)
+        keys = self._keys_set_aside(again=False)
+        to_do = replace(self.work, set_aside=()).to_do.filter(pk__in=keys).values_list("pk", flat=True)
+        rows.exclude(key__in=[statements.as_text(self.work.model, key) for key in to_do]).delete()
+        return rows.count()
 
     def _rows_set_aside(self, *, again: bool) -> QuerySet[SetAside]:
         return SetAside.objects.using(self.alias).filter(backfill=self.row, again=again)

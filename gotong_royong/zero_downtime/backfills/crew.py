@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import Error, InterfaceError, OperationalError, connections
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import steering
@@ -26,7 +26,7 @@ def run(
 ) -> Backfill:
     """Let workers, each in a thread with a connection of its own, go through the backfill; return how it is then.
 
-    Ctrl-C lets each finish the batch at hand.
+    Ctrl-C lets each finish the batch at hand, and ends the statement of one that looks for what is left.
 
     Raises:
         BackfillFailed: when it cannot go on.
@@ -35,10 +35,12 @@ def run(
     row = steering.find(name, alias)
     stop = threading.Event()
     errors: list[BaseException] = []
+    at_work: list[Worker] = []
 
     def work() -> None:
         try:
-            Worker(steering.known(name, alias), stop=stop.is_set, at_full_speed=at_full_speed).run()
+            at_work.append(Worker(steering.known(name, alias), stop=stop.is_set, at_full_speed=at_full_speed))
+            at_work[-1].run()
         except BaseException as error:  # noqa: BLE001  (raised again below)
             errors.append(error)
             stop.set()
@@ -46,11 +48,11 @@ def run(
             connections[alias].close()
 
     threads = [threading.Thread(target=work, name=f"backfill {number}") for number in range(workers)]
-    for thread in threads:
-        thread.start()
     settings = ExitStack()
     settings.enter_context(locks.session_settings(connections[alias], application_name=APPLICATION))
     try:
+        for thread in threads:
+            thread.start()
         while any(thread.is_alive() for thread in threads):
             threads[-1].join(LOOK)
             try:
@@ -60,10 +62,14 @@ def run(
                 connections[alias].close()
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            for worker in at_work:
+                worker.cancel_look()
+            threads[-1].join(LOOK)
         settings.close()
     if errors:
+        with suppress(Error):
+            steering.refresh(row)  # what a worker says of one that is gone is another thing
         raise errors[0]
     steering.refresh(row)
     return row

@@ -45,9 +45,10 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
     if rows <= conf.BACKFILL_INLINE:
         _to_its_end(row, model, at_full_speed=True)
         return
+    is_paused = row.status == Status.PAUSED
+    then = f"it is paused until backfill resume {name}" if is_paused else steering.who_takes_up(name)
     print(
-        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: "
-        f"{steering.who_takes_up(name)}.",
+        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: {then}.",
         end="",
         flush=True,
     )
@@ -82,9 +83,11 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         _at_once(name, connection, model)
         return
     row, progress = steering.look(name, connection.alias)
-    if row.status == Status.SUCCEEDED:
-        return
     rest = _rows(connection, model) * (1 - progress.share)
+    if row.status == Status.SUCCEEDED:
+        if not (rest := _have_come(name, connection, model)):
+            return
+        steering.retry(row)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
         way = steering.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
         raise BackfillRefused(
@@ -92,6 +95,17 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
             f"left. See to it with backfill {way} {name}, and migrate again."
         )
     _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
+
+
+def _have_come(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
+    """Return how many rows to do are there again, for code that does not fill them has run since; reads the table.
+
+    Counts no further than is done at once.
+    """
+    work = Work(declared(name), model, connection.alias)
+    if work.declaration.where is None:
+        return 0
+    return len(work.to_do.values_list("pk")[: conf.BACKFILL_INLINE + 1])
 
 
 def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:

@@ -211,6 +211,11 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
         return [Part(*row) for row in cursor.fetchall()]
 
 
+def is_part(connection: BaseDatabaseWrapper, model: type[Model], name: str) -> bool:
+    """Whether the table still has a partition of that name; the table itself has none."""
+    return not name or any(part.name == name for part in parts_of(connection, model))
+
+
 def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: str = "") -> int:
     """Return the size of the table, or of a partition of it."""
     name = partition or connection.ops.quote_name(model._meta.db_table)

@@ -81,7 +81,7 @@ def find(name: str, alias: str) -> Backfill:
     row = Backfill.objects.using(alias).filter(name=name).first()
     if row is None:
         row, _ = Backfill.objects.using(alias).get_or_create(name=declared(name).name)
-        row.refresh_from_db()
+        refresh(row)
     return row
 
 

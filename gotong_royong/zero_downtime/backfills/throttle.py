@@ -99,6 +99,7 @@ class Throttle:
         self.at_full_speed = at_full_speed
         self.reasons = () if at_full_speed else reasons()
         self.advice = GO_ON
+        self.is_waited_for = False
         self._looked_at = float("-inf")
         self._wal = 0.0
 
@@ -115,11 +116,13 @@ class Throttle:
         values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
         values["queue"] = QUEUE
         with connections[self.alias].cursor() as cursor:
+            cursor.execute("SELECT pg_stat_clear_snapshot()")  # what it said earlier in this transaction
             cursor.execute(LOAD, values)
             waiting, others, lag, wal, vacuum = cursor.fetchone()
         rate = (float(wal) - self._wal) / (now - self._looked_at) if self._wal else 0.0
         self._wal, self._looked_at = float(wal), now
         facts = Facts(waiting, others, float(lag or 0), rate, vacuum or "")
+        self.is_waited_for = facts.waiting > 0 and "waiting" in self.reasons
         self.advice = next((advice for name, advice in _advised(facts) if name in self.reasons), GO_ON)
         return self.advice
 

@@ -11,12 +11,13 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
+import psycopg
 from django.db import Error, ProgrammingError, connections, models
 from django.db.models.functions import Now
 
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.backfills import ranges, statements, steering
-from gotong_royong.zero_downtime.backfills.batches import LEFT, Batches
+from gotong_royong.zero_downtime.backfills.batches import IN_QUEUE, LEFT, Batches
 from gotong_royong.zero_downtime.backfills.changes import Changes
 from gotong_royong.zero_downtime.backfills.declarations import declared, model_of
 from gotong_royong.zero_downtime.backfills.ranges import LetGo
@@ -29,6 +30,8 @@ from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
+ROUNDS = 10  # of a look that are in vain before its patience is at an end: one of them may take longer than that
+AT_ONCE = 5.0  # seconds that a look may take in one statement, which asks nobody; then it goes in slices
 
 # The statistics are those of before it began, so that the planner would expect to find rows at once. A small table is
 # read before helpers have come (https://www.postgresql.org/docs/current/runtime-config-query.html).
@@ -64,10 +67,23 @@ class Worker:
         self.throttle = Throttle(self.alias, self.table, at_full_speed=at_full_speed)
         self.batches = Batches(row, self.changes, self.throttle, stop=stop, target=target)
         self._lost_at: float | None = None
+        self._committed, self._is_allowed = 0, False
+        self._looks = self._reads = False
 
     @property
     def work(self) -> Work:
         return self.changes.work
+
+    @property
+    def looks(self) -> bool:
+        """Whether it looks for what is left and is not held back: nobody can go on with that where it has stopped."""
+        return self._looks and not self.throttle.advice.wait
+
+    def cancel_look(self) -> None:
+        """End the statement that reads a table for what is left, if there is one. For another thread to call."""
+        if self._reads:
+            with suppress(Error, psycopg.Error):
+                self.connection.connection.cancel_safe()
 
     def run(self) -> Backfill:
         """Work until it has ended, is paused, or is to stop; return what the database says of it then.
@@ -79,12 +95,11 @@ class Worker:
         """
         if self.renews:
             self._refuse_transaction_pooling()
-        with locks.session_settings(self.connection, application_name=APPLICATION):
+        with suppress(LetGo), locks.session_settings(self.connection, application_name=APPLICATION):
             while not self.stop():
                 try:
                     if not self._next():
                         break
-                    self._lost_at = None
                 except Error as error:
                     self._renew(error)
         steering.refresh(self.row)
@@ -107,6 +122,9 @@ class Worker:
                 steering.become(self.row, Backfill.Status.RUNNING, order=order, started_at=self.row.started_at or Now())
         if self.row.status != Backfill.Status.RUNNING:
             return False
+        if not self._is_allowed:
+            self._or_fail(self._order)
+            self._is_allowed = True
         if part := ranges.claim(self.connection, self.row):
             self._go_through(part)
         elif self.row.ranges.filter(sweep=self.row.sweep, finished_at=None).exists():
@@ -116,7 +134,7 @@ class Worker:
         return True
 
     def _order(self) -> str:
-        """Return the order in which it goes, which is that in which it went before it was paused."""
+        """Return the order in which it goes, which is that in which it went before it was paused, or by other code."""
         before, order = self.row.order, self.work.order()
         if before not in {"", KEYS} and order == KEYS:
             raise BackfillFailed(
@@ -128,6 +146,8 @@ class Worker:
         """Get a new connection in place of one that was lost, for as long as the patience lasts."""
         if not self.renews or not locks.is_lost(error):
             raise error
+        if self.batches.committed > self._committed:
+            self._lost_at, self._committed = None, self.batches.committed
         self._lost_at = self._lost_at or time.monotonic()
         if time.monotonic() - self._lost_at > conf.PATIENCE:
             raise error
@@ -147,6 +167,8 @@ class Worker:
         except Exception as error:
             if locks.is_lost(error):
                 raise
+            if self.stop() and locks.sqlstate(error) == locks.QUERY_CANCELED:
+                raise LetGo from None
             text = summary(error)
             with suppress(BackfillRefused):
                 steering.become(self.row, Backfill.Status.FAILED, error=text)
@@ -158,23 +180,29 @@ class Worker:
         by_blocks = self._walk_in_python if self.batches.in_python else self._walk_blocks
         walk = self._look if part.number == 0 else self._walk_keys if self.row.order == KEYS else by_blocks
         self.batches.forget_what_was_said()
+        self._looks = part.number == 0
         try:
             self.batches.rest(part, 0.0)
             with suppress(LetGo):
                 self._or_fail(self.changes.leave_alone_what_is_set_aside)
                 self._or_fail(lambda: self._unless_dropped(part, walk))
         finally:
+            self._looks = False
             with suppress(Error):
                 ranges.release(self.connection, part)
 
     def _unless_dropped(self, part: BackfillRange, walk: Callable[[BackfillRange], None]) -> None:
-        """Go through a range; of a partition that somebody drops meanwhile, nothing is left to do."""
-        try:
-            walk(part)
-        except ProgrammingError:
-            if not part.partition or catalog.table(self.connection, part.partition):
-                raise
-            self.batches.finish(part, lambda _: None)
+        """Go through a range; of a partition that somebody drops or detaches, nothing is left to do."""
+        is_there = partial(ranges.is_part, self.connection, self.work.model, part.partition)
+        if is_there():
+            try:
+                walk(part)
+            except ProgrammingError:
+                if is_there():
+                    raise
+            else:
+                return
+        self.batches.finish(part, lambda _: None)
 
     def _look(self, part: BackfillRange) -> None:
         """Do what is left if that is little; if it is more, cut the table into the ranges of a sweep.
@@ -183,15 +211,22 @@ class Worker:
         done what it found and finds more, somebody makes rows that are to do: that is said, and ends it in the end.
         """
         all_rows = self.work.declaration.where is None
-        in_vain_since, chased_since, found = None, None, 0
+        in_vain, chased, found = list[float](), list[float](), 0
         if part.sweep > MOST_SWEEPS:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
         while not self.stop():
             if not ranges.renew(self.connection, part):
                 raise LetGo
-            keys, done = self.changes.to_try_again() if all_rows else self.batches.unless_held_up(self._left), 0
-            is_more = part.sweep == 1 if all_rows else len(keys or ()) == LEFT
-            for rows, _ in self.batches.by_keys(part, keys or []):
+            self.batches.held_up = ""
+            keys, done = self.changes.to_try_again() if all_rows else self._left(), 0
+            if keys is None:
+                self.batches.rest(part, 0.0)
+                if self.batches.held_up:
+                    self.batches.say("Somebody keeps the table locked.")
+                time.sleep(POLL)
+                continue
+            is_more = part.sweep == 1 if all_rows else len(keys) == LEFT
+            for rows, _ in self.batches.by_keys(part, keys):
                 done += rows
                 if is_more and done:
                     break
@@ -200,32 +235,44 @@ class Worker:
                 if self.batches.finish(part, self._cut if is_more else self._end):
                     return
             elif done:
-                if chased_since is None:
-                    chased_since = time.monotonic()
-                else:
+                chased.append(time.monotonic())
+                if len(chased) > 1:
                     found += done
                     self.batches.say(told := _keep_coming(f"{found:,} since it had done all"))
-                    if time.monotonic() - chased_since > conf.PATIENCE:
+                    if _are_enough(chased):
                         raise BackfillFailed(told)
-                in_vain_since = None
+                in_vain.clear()
                 continue
-            in_vain_since = in_vain_since or time.monotonic()
-            if time.monotonic() - in_vain_since > conf.PATIENCE:
+            in_vain.append(time.monotonic())
+            if _are_enough(in_vain):
                 raise BackfillFailed(self.batches.why_held_up())
             time.sleep(POLL)
 
     def _left(self) -> list[Any] | None:
-        """Return the keys of rows that are left to do, as many as are done by their keys; None if it is to stop.
+        """Return the keys of rows that are left to do, as many as are done by their keys.
 
-        Locks none (ACCESS SHARE on the table).
+        Locks none of them (ACCESS SHARE on the table until the end).
+
+        Returns:
+            None if it is to stop, or if the table is not to be read now.
         """
-        settings = {"statement_timeout": "0"}
-        if not self.throttle.look().reason:
-            settings |= IN_PARALLEL
-        elif self.row.order != KEYS:
-            return self.batches.left_in_slices(LEFT)
+        in_one = self.throttle.at_full_speed or self.row.order == KEYS
+        is_alone = not self.throttle.look().reason
+        if in_one or is_alone:
+            keys = self.batches.unless_held_up(partial(self._left_in_one, in_parallel=is_alone, in_time=not in_one))
+            if in_one or keys is not None or self.batches.held_up != locks.QUERY_CANCELED:
+                return keys
+        return self.batches.unless_held_up(lambda: self.batches.left_in_slices(LEFT))
+
+    def _left_in_one(self, *, in_parallel: bool, in_time: bool) -> list[Any]:
+        settings = {"lock_timeout": locks.milliseconds(IN_QUEUE)} | (IN_PARALLEL if in_parallel else {})
+        settings["statement_timeout"] = locks.milliseconds(AT_ONCE) if in_time else "0"
         with locks.session_settings(self.connection, **settings):
-            return list(self.work.to_do.order_by().values_list("pk", flat=True)[:LEFT])
+            self._reads = True
+            try:
+                return list(self.work.to_do.values_list("pk", flat=True)[:LEFT])
+            finally:
+                self._reads = False
 
     def _end(self, _: BackfillRange) -> None:
         """Say that nothing is left, but for the rows that were set aside."""
@@ -263,30 +310,37 @@ class Worker:
             if slowest is not None:
                 size.follow(end - at, slowest, self.batches.target_now())
                 self.batches.changed(part, at, end)
-                at = end
             elif end - at > 1:
                 size.now = (end - at) // 2
+                continue
             else:
-                self.batches.go_on_at(part, end)
-                at = end
+                self._by_keys(part, at, end)
+            at = end
 
     def _walk_in_python(self, part: BackfillRange) -> None:
         """Go through blocks for ``process``, which may take any time for a row: a batch may be less than a block."""
         at, size = part.lower if part.cursor is None else part.cursor, self.batches.size
         while at < part.upper and not self.stop():
             end = min(at + size.now, part.upper)
-            left = partial(statements.keys_of, self.work, statements.Blocks(at, end), part.partition, lock=False)
-            keys = self.batches.unless_held_up(left)
-            took = sum(seconds for _, seconds in self.batches.by_keys(part, keys or [], at))
-            if not self.stop():
-                self.batches.go_on_at(part, end)
-                size.follow(end - at, took, self.batches.target)  # in however many batches
-                at = end
+            size.follow(end - at, self._by_keys(part, at, end), self.batches.target)  # in however many batches
+            at = end
+
+    def _by_keys(self, part: BackfillRange, at: int, end: int) -> float:
+        """Change the rows of these blocks by their keys, and go on after them; return the seconds that it took.
+
+        What somebody keeps locked is left to the next sweep.
+        """
+        blocks = statements.Blocks(at, end)
+        keys = self.batches.unless_held_up(lambda: statements.keys_of(self.work, blocks, part.partition, lock=False))
+        took = sum(seconds for _, seconds in self.batches.by_keys(part, keys or [], at))
+        if not self.stop():
+            self.batches.go_on_at(part, end)
+        return took
 
     def _walk_keys(self, part: BackfillRange) -> None:
         at, since = part.lower if part.cursor is None else part.cursor, time.monotonic()
         while not self.stop():
-            done = self.batches.next_keys(part, at, self._rows_in_a_range)
+            done = self.batches.next_keys(part, at, lambda: self._rows_in_a_range)
             if done is not None:
                 (at, rows), since = done, time.monotonic()
                 part.rows_done += rows
@@ -302,6 +356,11 @@ class Worker:
         table = catalog.tables(self.connection, [self.table]).get(self.table)
         rows = table.rows if table and table.rows else 1
         return rows / max(1, self.row.ranges.filter(sweep=self.row.sweep, number__gt=0).count())
+
+
+def _are_enough(rounds: list[float]) -> bool:
+    """Whether the times of these rounds say that the patience is at its end: not that a few have taken that long."""
+    return len(rounds) > ROUNDS and rounds[-1] - rounds[0] > conf.PATIENCE
 
 
 def _keep_coming(how_many: str) -> str:

@@ -2,16 +2,17 @@
 
 import time
 
+import psycopg
 import pytest
 from django.db.models import F, Q
 from django.db.models.functions import Concat, Upper
 
-from gotong_royong.zero_downtime.backfills import declarations, ranges, steering, worker
+from gotong_royong.zero_downtime.backfills import batches, declarations, ranges, steering, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
-from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
 from tests.zero_downtime.load import holding
 
 Status = Backfill.Status
@@ -164,6 +165,38 @@ class TestFailing:
         assert ask("SELECT to_regclass('part2')") is None
         assert ask(UNDONE) == 0
 
+    def test_rows_that_fail_are_looked_for_among_few(self, fill, declare, run, ask):
+        """All of them are locked meanwhile."""
+        fill(20_000)
+        for table in ("written", "zero_downtime_set_aside"):
+            ask(f"ALTER TABLE {table} ADD transaction xid8 DEFAULT pg_current_xact_id()")
+        ask("ALTER TABLE skills ADD CONSTRAINT few CHECK (description NOT LIKE '%999')")
+        row = run(declare())
+        assert row.set_aside.count() == 20
+        assert (
+            0
+            < ask("""
+            SELECT max(count) FROM (
+                SELECT count(*) FROM written WHERE transaction IN (SELECT transaction FROM zero_downtime_set_aside)
+                GROUP BY transaction
+            ) AS careful
+        """)
+            < 250
+        )
+        assert ask(UNDONE) == 20
+
+    def test_a_row_set_aside_that_somebody_else_has_done_is_no_failure(self, fill, declare, ask, skills):
+        fill(3)
+        row = steering.find(declare(), skills.alias)
+        for place in range(3):
+            row.set_aside.create(key=[ask(f"SELECT id::text FROM skills OFFSET {place} LIMIT 1")], error="It was.")
+        ask("DELETE FROM skills WHERE id IN (SELECT id FROM skills OFFSET 2 LIMIT 1)")
+        ask("UPDATE skills SET description = 'mine' WHERE id IN (SELECT id FROM skills OFFSET 1 LIMIT 1)")
+        changes = Worker(row).changes
+        changes.leave_alone_what_is_set_aside()
+        assert changes.given_up() == 1
+        assert [each.key for each in row.set_aside.all()] == [[ask("SELECT id::text FROM skills LIMIT 1")]]
+
     def test_a_declaration_that_has_changed_while_it_was_paused(self, fill, declare, run, ask, skills):
         fill(10)
         row = steering.find(declare(), skills.alias)
@@ -173,6 +206,20 @@ class TestFailing:
         name = declare(where=None)
         with pytest.raises(BackfillFailed, match=r"begun in the order of stripes, which .* no longer allows.\n.*retry"):
             run(name)
+        assert ask("SELECT count(*) FROM written") == 0
+        row.refresh_from_db()
+        assert (row.status, row.error[-23:]) == (Status.FAILED, "table no longer allows.")
+        steering.retry(row)
+        assert run(name).status == Status.SUCCEEDED
+
+    def test_a_declaration_that_has_changed_while_it_was_running(self, fill, declare, run, ask, skills):
+        """Its worker was killed, and the next one has other code."""
+        fill(10)
+        row = steering.find(declare(), skills.alias)
+        steering.become(row, Status.RUNNING, order="stripes", sweep=1)
+        row.ranges.create(sweep=1, number=1, lower=0, upper=1)
+        with pytest.raises(BackfillFailed, match=r"begun in the order of stripes, which .* no longer allows."):
+            run(declare(where=None))
         assert ask("SELECT count(*) FROM written") == 0
 
     def test_unknown(self, run):
@@ -258,6 +305,75 @@ class TestLocks:
         with holding(conninfo(skills), some, 1.0):
             row = run(declare())
         assert row.status == Status.SUCCEEDED
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_all_others_are_done_while_one_waits(self, fill, declare, ask, skills):
+        """Somebody has written what the update of that row would, and has not committed."""
+        fill(3_000)
+        ask("CREATE UNIQUE INDEX ON skills (description)")
+        name = declare()
+        with psycopg.connect(**conninfo(skills)) as user:
+            user.execute("INSERT INTO skills (name, description) VALUES ('other', 'SKILL 1 7')")
+            with going(name, skills):
+                until(lambda: ask("SELECT count(*) FROM skills WHERE description IS NULL") == 1)
+                user.rollback()
+        assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+
+class TestSlowRows:
+    """Which are too slow for a batch of many, though each alone is not."""
+
+    @pytest.fixture(autouse=True)
+    def slow(self, ask, monkeypatch):
+        ask(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$"
+        )
+        ask("CREATE TRIGGER slow BEFORE UPDATE ON skills FOR EACH ROW EXECUTE FUNCTION slow()")
+        monkeypatch.setattr(batches, "LONGEST", 0.5)  # which are 0.1 s
+        monkeypatch.setattr(batches, "SMALLEST", 0.3)
+
+    @pytest.mark.parametrize("python", [False, True])
+    def test_they_are_done_some_at_a_time(self, fill, declare, run, ask, settings, python):
+        settings.ZERO_DOWNTIME_PATIENCE = 1.0
+        fill(60)
+        how = {"process": lambda self, batch: batch.update(description=Upper("name"))} if python else {}
+        row = run(declare(**how))
+        assert row.status == Status.SUCCEEDED
+        assert row.ranges.filter(sweep=2, number__gt=0).count() == 0
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+
+class TestPatience:
+    def test_a_few_looks_may_take_longer(self, fill, declare, run, ask, settings):
+        settings.ZERO_DOWNTIME_PATIENCE = 0.0
+        fill(100)
+        ask("CREATE SEQUENCE numbers")
+        more = (
+            "INSERT INTO skills (name) SELECT 'late ' || nextval('numbers') WHERE (SELECT last_value < 5 FROM numbers)"
+        )
+        ask(f"CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {more}; RETURN NULL; END $$")
+        ask("CREATE TRIGGER more AFTER UPDATE ON skills EXECUTE FUNCTION more()")
+        assert run(declare()).status == Status.SUCCEEDED
+        assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_it_is_of_one_loss_of_the_connection_not_of_all(self, fill, declare, ask, skills, settings):
+        settings.ZERO_DOWNTIME_PATIENCE = 0.4
+        fill(5_000)
+
+        def process(self, batch):
+            time.sleep(0.05)
+            batch.update(description=Upper("name"))
+
+        name = declare(process=process)
+        mine = "application_name = 'backfill' AND datname = current_database() AND backend_xid IS NOT NULL"
+        with going(name, skills, workers=1):
+            for share in (0.1, 0.5):
+                until(lambda: steering.look(name, skills.alias)[1].share > share)  # noqa: B023
+                until(lambda: ask(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {mine}"))
+                time.sleep(0.5)
+        assert steering.look(name, skills.alias)[0].status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0
 
 
