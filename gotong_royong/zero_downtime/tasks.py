@@ -49,6 +49,7 @@ def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALI
     except UnknownBackfill as error:  # so that it waits for a worker with newer code
         waiting = Backfill.objects.using(alias).filter(name=name, status=Backfill.Status.PENDING)
         waiting.update(throttle=f"{worker_name()}: {error}")
+        logger.warning("%s", error)
     except ZeroDowntimeError as error:  # it is written down with the backfill, too
         logger.warning("%s", error)
     finally:

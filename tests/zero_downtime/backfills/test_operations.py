@@ -130,8 +130,25 @@ def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, s
     wanted = r"must be done before this, but it is pending, and about 2,500 rows .* backfill run accounts.trial"
     with pytest.raises(ZeroDowntimeError, match=wanted):
         run_operations(skills, RequireBackfill(name), atomic=False)
+    steering.pause(steering.find(name, skills.alias))
+    run_operations(skills, RunBackfill(name), atomic=False)
+    assert f"are left to the background: it is paused until backfill resume {name}." in capsys.readouterr().out
+    steering.resume(steering.find(name, skills.alias))
     run(name)
     run_operations(skills, RequireBackfill(name), atomic=False)
+
+
+def test_rows_to_do_that_have_come_since_it_had_succeeded(skills, fill, ask, declare, run, settings):
+    settings.ZERO_DOWNTIME_BACKFILL_INLINE = 100
+    fill(500)
+    name = declare()
+    run(name)
+    fill(100)
+    run_operations(skills, RequireBackfill(name), atomic=False)
+    assert ask(UNDONE) == ask(TWICE) == 0
+    fill(101)
+    with pytest.raises(ZeroDowntimeError, match=r"but it is pending, and about 101 rows may be left. See to it"):
+        run_operations(skills, RequireBackfill(name), atomic=False)
 
 
 def test_the_rest_is_done_if_it_is_little(skills, fill, ask, declare):

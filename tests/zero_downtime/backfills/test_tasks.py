@@ -11,6 +11,8 @@ from django.conf import settings as project
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.models import Backfill
 from tests.conftest import _database
+from tests.test_migrations import conninfo
+from tests.zero_downtime.load import load
 from tests.zero_downtime.test_executor import environment
 
 NAME = "accounts.populate_markov_user_ids"
@@ -101,6 +103,21 @@ def test_a_job_ends_with_its_slice_of_time_and_the_next_one_goes_on(users, ask):
     assert ask(f"{ENQUEUED} AND status = 'succeeded'") == ask(ENQUEUED) > 3
 
 
+def test_a_look_for_what_is_left_may_take_longer_than_a_slice(users, ask):
+    """While others are at work it goes in slices of its own, after each of which it could be left."""
+    manage(users, "migrate", "procrastinate")
+    program = (
+        "from django.core.management import call_command; from gotong_royong.zero_downtime import tasks\n"
+        "from gotong_royong.zero_downtime.backfills import batches\n"
+        f"tasks.SLICE, batches.GAP = 0.2, 40; tasks.nudge(name={NAME!r}, alias='default')\n"
+        "call_command('procrastinate', 'worker', '--one-shot')"
+    )
+    with load(conninfo(users), "SELECT 1"):
+        manage(users, "shell", "-c", program)
+    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+    assert ask(LEFT) == 0
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "seconds"),
@@ -175,7 +192,9 @@ def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, a
         "('default', 'zero_downtime.work_on_backfill', '{\"name\": \"accounts.of_the_next_release\"}')"
     )
     assert "No backfill accounts.of_the_next_release is declared" in worker(users).stderr
-    assert Backfill.objects.using(users.alias).get(name="accounts.of_the_next_release").status == "pending"
+    row = Backfill.objects.using(users.alias).get(name="accounts.of_the_next_release")
+    assert row.status == "pending"
+    assert re.search(r", process \d+, .*: No backfill accounts.of_the_next_release is declared", row.throttle)
 
 
 def test_without_the_tables_of_the_queue(users):

@@ -1,0 +1,77 @@
+"""Does the look for what is left let others in, and end when it is to?"""
+
+import psycopg
+import pytest
+from django.db import models
+from django.db.models import Q
+
+from gotong_royong.zero_downtime.backfills import crew, steering, worker
+from gotong_royong.zero_downtime.backfills.worker import Worker
+from gotong_royong.zero_downtime.models import Backfill
+from tests.test_migrations import conninfo
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
+from tests.zero_downtime.load import load
+
+Status = Backfill.Status
+LOOKS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'backfill' AND backend_xmin IS NOT NULL
+"""
+
+
+class IsToDo(models.Func):
+    function, template = "is_to_do", "%(function)s(skills.description)"
+    output_field = models.BooleanField()
+
+
+@pytest.fixture
+def take(ask):
+    """Let a ``where`` take so many seconds for each row."""
+
+    def take(seconds):
+        body = f"BEGIN PERFORM pg_sleep({seconds}); RETURN description IS NULL; END"
+        ask(f"CREATE OR REPLACE FUNCTION is_to_do(description text) RETURNS boolean LANGUAGE plpgsql AS $$ {body} $$")
+        return Q(IsToDo())
+
+    return take
+
+
+def test_one_that_takes_longer_than_a_moment_goes_on_in_slices(skills, fill, declare, take, ask, monkeypatch):
+    monkeypatch.setattr(worker, "AT_ONCE", 0.2)
+    fill(1_000)
+    ask("UPDATE skills SET description = upper(name)")
+    ask("VACUUM FULL skills")
+    asked, row = [], steering.find(declare(where=take(0.001)), skills.alias)
+    ended = Worker(row, stop=lambda: asked.append(0), target=0.05).run()
+    assert ended.status == Status.SUCCEEDED
+    assert len(asked) > 15
+
+
+def test_who_waits_for_the_table_is_let_in(skills, fill, declare, take, ask):
+    fill(3_000)
+    name = declare(where=take(0.1))
+    with load(conninfo(skills), "SELECT 1"), going(name, skills):
+        until(lambda: ask(LOOKS))
+        with psycopg.connect(**conninfo(skills)) as user:
+            user.execute("LOCK TABLE skills")  # in seconds, not minutes
+            take(0)
+    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert ask(UNDONE) == ask(TWICE) == 0
+
+
+@pytest.mark.parametrize("at_full_speed", [False, True])
+@pytest.mark.parametrize("joins", [False, True], ids=["physical", "keys"])
+def test_ctrl_c_ends_it(skills, fill, declare, take, ask, joins, at_full_speed):
+    """It would take longer than a test may."""
+    fill(100)
+    name = declare(where=take(600) & (Q(users__isnull=True) if joins else Q()))
+
+    def show(row, progress):
+        if ask(LOOKS):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crew.run(name, skills.alias, workers=2, at_full_speed=at_full_speed, show=show)
+    assert not ask(LOOKS)
+    row, progress = steering.look(name, skills.alias)
+    assert (row.status, progress.workers) == (Status.RUNNING, 0)
