@@ -91,6 +91,16 @@ def test_pause_and_resume(skills, backfill, at_work, ask):
     assert "succeeded" in backfill("run", at_work)
 
 
+def test_a_user_without_a_name_steers_too(backfill, skills, declare, monkeypatch):
+    """As in a container that runs under any user id: getpass asks the environment, and then the system."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 1_000_660_000)
+    row = steering.find(declare(), skills.alias)
+    backfill("pause", row.name)
+    assert row.steered.get().who.startswith("1000660000@")
+
+
 def test_cancel(backfill, at_work):
     backfill("cancel", at_work)
     with pytest.raises(CommandError, match=r"is canceled, not paused"):
