@@ -164,7 +164,7 @@ def _advised(facts: Facts) -> Iterator[tuple[str, Advice]]:
     is_against_wraparound = "to prevent wraparound" in facts.vacuum
     if is_against_wraparound:
         yield "wraparound", Advice(wait=True, reason="a vacuum against wraparound is at work on the table")
-    if conf.BACKFILL_LOAD and (said := _said_by(conf.BACKFILL_LOAD)):
+    if conf.BACKFILL_LOAD and "load" not in conf.BACKFILL_IGNORE and (said := _said_by(conf.BACKFILL_LOAD)):
         yield "load", Advice(wait=True, reason=said)
     if facts.vacuum and not is_against_wraparound:
         yield "autovacuum", Advice(wait=False, reason="an autovacuum is at work on the table: half speed")

@@ -158,6 +158,16 @@ def test_each_can_be_switched_off(skills, settings):
         assert look(skills) == (False, "")
 
 
+def test_what_is_switched_off_is_not_asked(skills, settings):
+    asked = []
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: asked.append("load")
+    look(skills)
+    assert asked == ["load"]
+    settings.ZERO_DOWNTIME_BACKFILL_IGNORE = {"load"}
+    look(skills)
+    assert asked == ["load"]
+
+
 def test_what_is_no_reason_cannot_be_switched_off(skills, settings):
     settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["replica"]
     with pytest.raises(ImproperlyConfigured, match=r"names 'replica', which holds no .* Choose from waiting, "):
