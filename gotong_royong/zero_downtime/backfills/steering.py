@@ -9,7 +9,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from django.db import connections, transaction
+from django.apps import apps
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.models import Avg, BooleanField, Count, F, Max, Q, QuerySet, Sum
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
@@ -33,9 +35,23 @@ pending = Signal()
 
 def who_takes_up(name: str) -> str:
     """Say who goes on with a backfill that is pending."""
-    if pending.has_listeners(Backfill):
-        return f"a worker of the queue takes it up, or backfill run {name}"
-    return f"no queue is installed, so it waits for backfill run {name}"
+    if not pending.has_listeners(Backfill):
+        return f"no queue is installed, so it waits for backfill run {name}"
+    if not _queue_is_there():
+        lacks = "the queue cannot be reached or has no tables"
+        return f"{lacks}, so it waits for backfill run {name}, or for migrate and a worker of the queue"
+    return f"a worker of the queue takes it up, or backfill run {name}"
+
+
+def _queue_is_there() -> bool:
+    """Ask for the table of Procrastinate, if that is installed: a receiver of ``pending`` does not say."""
+    if not apps.is_installed("procrastinate.contrib.django"):
+        return True
+    try:
+        connection = connections[getattr(settings, "PROCRASTINATE_DATABASE_ALIAS", DEFAULT_DB_ALIAS)]
+        return catalog.table(connection, "procrastinate_jobs") is not None
+    except Error:
+        return False
 
 
 class Progress(NamedTuple):

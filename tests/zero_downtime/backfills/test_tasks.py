@@ -183,4 +183,9 @@ def test_without_the_tables_of_the_queue(users):
     done = manage(users, "backfill", "resume", NAME)
     told = rf"{NAME} waits for backfill run {NAME}: the queue cannot be reached \(.* does not exist\). Run migrate if"
     assert re.search(told, done.stderr)
+    assert f"has no tables, so it waits for backfill run {NAME}, or for migrate and a worker" in done.stdout
+    manage(users, "migrate", "procrastinate")
+    manage(users, "backfill", "pause", NAME)
+    done = manage(users, "backfill", "resume", NAME)
+    assert f"{NAME} is pending again: a worker of the queue takes it up, or backfill run {NAME}.\n" == done.stdout
     assert steering.find(NAME, users.alias).status == Backfill.Status.PENDING
