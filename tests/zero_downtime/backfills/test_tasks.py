@@ -178,6 +178,17 @@ def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, a
     assert Backfill.objects.using(users.alias).get(name="accounts.of_the_next_release").status == "pending"
 
 
+def test_no_worker_at_all_is_refused(users, ask, tmp_path):
+    manage(users, "migrate", "procrastinate")
+    manage(users, "backfill", "pause", NAME)
+    manage(users, "backfill", "resume", NAME)
+    (tmp_path / "trial.py").write_text("from tests.settings import *\nZERO_DOWNTIME_BACKFILL_WORKERS = 0\n")
+    trial = {"DJANGO_SETTINGS_MODULE": "trial", "PYTHONPATH": str(tmp_path)}
+    told = manage(users, "procrastinate", "worker", "--one-shot", **trial).stderr
+    assert "ZERO_DOWNTIME_BACKFILL_WORKERS is 0, so no worker of the queue could take up a backfill. Set it" in told
+    assert ask(LEFT) == 3_000
+
+
 def test_without_the_tables_of_the_queue(users):
     manage(users, "backfill", "pause", NAME)
     done = manage(users, "backfill", "resume", NAME)
