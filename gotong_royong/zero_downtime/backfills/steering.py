@@ -235,6 +235,13 @@ def steer(row: Backfill, way: str, who: str) -> None:
         row.steered.create(way=way, who=who)
 
 
+def by_whom(row: Backfill) -> str:
+    """Say who has paused or canceled it, and when, if that is why it stands still, and was written down."""
+    last = row.steered.first()
+    stopped = {"pause": Status.PAUSED, "cancel": Status.CANCELED}
+    return f" ({last})" if last and stopped.get(last.way) == row.status else ""
+
+
 def again(row: Backfill) -> str:
     """Return which of the ``WAYS`` makes one pending that is not."""
     return "resume" if row.status == Status.PAUSED else "retry"

@@ -108,6 +108,37 @@ def test_cancel(backfill, at_work):
     assert f"{at_work}: canceled, " in backfill("list")
 
 
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("pause", r"is paused \(pause by ani at .* UTC\), so it was left before its end. backfill resume {} lets it"),
+        ("cancel", r"is canceled \(cancel by ani at .* UTC\), so it was left .*. backfill retry {} lets it go on"),
+    ],
+)
+def test_what_somebody_stops_meanwhile_is_no_success(backfill, declare, fill, skills, way, told):
+    """So that nothing goes on behind it in ``backfill run NAME && ...``."""
+    fill(3_000)
+    inside = threading.Event()
+
+    def process(self, batch):
+        inside.set()
+        time.sleep(0.3)
+        batch.update(description="")
+
+    name = declare(process=process)
+
+    def steer():
+        inside.wait(10)
+        steering.steer(steering.find(name, skills.alias), way, "ani")
+        connections[skills.alias].close()
+
+    thread = threading.Thread(target=steer)
+    thread.start()
+    with pytest.raises(CommandError, match=f"^{name} {told.format(name)}"):
+        backfill("run", name)
+    thread.join()
+
+
 def test_rows_set_aside_are_shown(backfill, declare, fill, ask):
     fill(100)
     ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
