@@ -105,7 +105,8 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
         for row in queryset:
             try:
-                steering.steer(row, way, f"{request.user.get_username()}, in the admin")
+                # One click is too little for doing all rows a second time.
+                steering.steer(row, way, f"{request.user.get_username()}, in the admin", all_again=False)
             except ZeroDowntimeError as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:

@@ -223,14 +223,23 @@ def _go_on(row: Backfill, **values: Any) -> None:
 WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
 
 
-def steer(row: Backfill, way: str, who: str) -> None:
-    """Go one of the ``WAYS``, and write down who did. Locks as that does.
+def steer(row: Backfill, way: str, who: str, *, all_again: bool = True) -> None:
+    """Go one of the ``WAYS``, and write down who did. Locks as that does, and the row of the backfill before it.
+
+    Args:
+        all_again: whether ``retry`` may do rows a second time because nobody can say which are done.
 
     Raises:
         BackfillRefused: if that is not open now.
-        UnknownBackfill: as ``retry`` does.
+        UnknownBackfill: as ``retry`` does, and there also of one that succeeded unless it may do all again.
     """
-    with transaction.atomic(using=row._state.db):
+    with _locked(row):
+        has_done_all = row.status == Status.SUCCEEDED and row.order == KEYS
+        if way == "retry" and not all_again and has_done_all and declared(row.name).where is None:
+            raise BackfillRefused(
+                f"{row} has no where that says which rows are done, so retry would do each of them a second time. "
+                f"If that is meant: backfill retry {row}"
+            )
         WAYS[way](row)
         row.steered.create(way=way, who=who)
 

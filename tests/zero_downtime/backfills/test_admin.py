@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
+from django.core.management import call_command
 from django.urls import reverse
 from django.utils import timezone
 
@@ -83,10 +84,32 @@ def test_who_may_change_steers_and_it_is_written_down(row, staff):
 
 
 def test_what_the_code_does_not_declare_is_not_retried_in_the_order_of_keys(row, staff):
-    Backfill.objects.filter(pk=row.pk).update(status="failed", order="keys")
-    assert "No backfill accounts.trial is declared in the code" in steer(staff("change_backfill"), "retry", row)
+    client = staff("change_backfill")
+    for status in ("failed", "succeeded"):
+        Backfill.objects.filter(pk=row.pk).update(status=status, order="keys")
+        assert "No backfill accounts.trial is declared in the code" in steer(client, "retry", row)
+        row.refresh_from_db()
+        assert row.status == status
+
+
+def test_all_rows_are_not_done_a_second_time_at_one_click(row, staff, declare):
+    declare(where=None)
+    client = staff("change_backfill")
+    Backfill.objects.filter(pk=row.pk).update(status="succeeded", order="keys")
+    page = steer(client, "retry", row)
+    assert "so retry would do each of them a second time. If that is meant: backfill retry accounts.trial" in page
     row.refresh_from_db()
-    assert row.status == "failed"
+    assert (row.status, row.ranges.count(), row.steered.count()) == ("succeeded", 1, 0)
+    call_command("backfill", "retry", row.name)
+    row.refresh_from_db()
+    assert (row.status, row.ranges.count()) == ("pending", 0)
+
+
+@pytest.mark.parametrize("order", ["keys", "stripes"])
+def test_one_that_succeeded_and_knows_what_is_to_do_is_retried(row, staff, declare, order):
+    declare()
+    Backfill.objects.filter(pk=row.pk).update(status="succeeded", order=order)
+    assert "accounts.trial is pending." in steer(staff("change_backfill"), "retry", row)
 
 
 def test_its_own_page_offers_the_ways_that_are_open_and_comes_back(row, staff):
