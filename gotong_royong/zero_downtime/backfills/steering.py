@@ -3,7 +3,7 @@
 Everything stands in the database, so that any process may ask and steer; workers look before every batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -22,7 +22,7 @@ from gotong_royong.zero_downtime.backfills.declarations import declared, takes_b
 from gotong_royong.zero_downtime.backfills.ranges import HELD
 from gotong_royong.zero_downtime.backfills.statements import KEYS
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
-from gotong_royong.zero_downtime.models import Backfill, Steered
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside, Steered
 
 Status = Backfill.Status
 
@@ -276,26 +276,44 @@ def forget(name: str, alias: str) -> None:
 
 def progress(row: Backfill) -> Progress:
     """Return how far the backfill is; ``remaining`` is a guess from the sweep that it is in, or None."""
-    ranges = row.ranges.using(row._state.db)
-    all_of_them = ranges.aggregate(rows=Sum("rows_done"), batches=Sum("batches"), longest=Max("longest_batch"))
-    here = ranges.filter(sweep=row.sweep).aggregate(
-        share=Avg("share", filter=Q(number__gt=0)),
-        workers=Count("worker", filter=AT_WORK, distinct=True),
+    return progress_of([row])[row.pk]
+
+
+def progress_of(rows: Sequence[Backfill]) -> dict[int, Progress]:
+    """Return by its primary key how far each of these is, in two queries. All must be of the same database."""
+    if not rows:
+        return {}
+    alias = rows[0]._state.db
+    here = Q(sweep=F("backfill__sweep"))
+    ranges = BackfillRange.objects.using(alias).filter(backfill__in=rows).values("backfill", "backfill__sweep")
+    told = ranges.annotate(
+        rows=Sum("rows_done"),
+        all_batches=Sum("batches"),
+        longest=Max("longest_batch"),
+        done=Avg("share", filter=here & Q(number__gt=0)),
+        workers=Count("worker", filter=here & AT_WORK, distinct=True),
         now=Max(Now()),  # by the server's clock, which also said when it began
     )
-    ended: datetime | None = row.finished_at or here["now"] or row.started_at
+    of: dict[int, Any] = {each["backfill"]: each for each in told}
+    counts = SetAside.objects.using(alias).filter(backfill__in=rows).values_list("backfill").annotate(Count("pk"))
+    set_aside = dict(counts)
+    return {row.pk: _progress(row, of.get(row.pk, {}), set_aside.get(row.pk, 0)) for row in rows}
+
+
+def _progress(row: Backfill, told: dict[str, Any], set_aside: int) -> Progress:
+    ended: datetime | None = row.finished_at or told.get("now") or row.started_at
     seconds = (ended - row.started_at).total_seconds() if ended and row.started_at else 0.0
-    done = row.status == Status.SUCCEEDED
+    is_done, sweep, done = row.status == Status.SUCCEEDED, told.get("backfill__sweep", row.sweep), told.get("done")
     # A later sweep that has no ranges yet looks for what the one before, which has gone through all, has left.
-    share = 1.0 if done or (here["share"] is None and row.sweep > 1) else here["share"] or 0.0
-    first = row.sweep == 1 and share > 0 and row.status == Status.RUNNING
+    share = 1.0 if is_done or (done is None and sweep > 1) else done or 0.0
+    first = sweep == 1 and share > 0 and row.status == Status.RUNNING
     return Progress(
         share=share,
-        rows=all_of_them["rows"] or 0,
-        batches=all_of_them["batches"] or 0,
-        longest_batch=all_of_them["longest"] or 0.0,
-        workers=here["workers"],
-        set_aside=row.set_aside.using(row._state.db).count(),
+        rows=told.get("rows", 0),
+        batches=told.get("all_batches", 0),
+        longest_batch=told.get("longest", 0.0),
+        workers=told.get("workers", 0),
+        set_aside=set_aside,
         seconds=seconds,
-        remaining=0.0 if done else seconds * (1 - share) / share if first else None,
+        remaining=0.0 if is_done else seconds * (1 - share) / share if first else None,
     )

@@ -7,6 +7,8 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
@@ -141,6 +143,40 @@ def test_what_was_worked_on_last_comes_first(row):
         BackfillRange.objects.create(backfill=row, sweep=1, number=number, batches=1, **times)
     BackfillRange.objects.create(backfill=row, sweep=1, number=9)
     assert [part.number for part in recently_worked_on(row)] == [1, 2, 4, 3]
+
+
+def test_queries_of_the_list_do_not_grow_with_its_rows(row, staff):
+    client = staff("view_backfill")
+
+    def queries():
+        with CaptureQueriesContext(connection) as queries:
+            page = client.get(reverse(LIST)).content.decode()
+        return page, [query["sql"] for query in queries]
+
+    _, with_one = queries()
+    others = [
+        Backfill(name=f"accounts.other{number}", status="running", sweep=2, started_at=timezone.now())
+        for number in range(1, 10)
+    ]
+    for other in Backfill.objects.bulk_create(others):
+        BackfillRange.objects.create(backfill=other, sweep=1, number=1, share=1.0, rows_done=other.pk)
+        BackfillRange.objects.create(backfill=other, sweep=2, number=1, share=0.5, rows_done=1000)
+    page, with_ten = queries()
+    assert page.count("<progress") == 10
+    assert '<progress max="1" value="0.250"></progress> 25%, 1,234 rows' in page
+    for other in others:
+        assert f'<progress max="1" value="0.500"></progress> 50%, {1000 + other.pk:,} rows' in page
+    assert len(with_ten) == len(with_one), with_ten
+    assert "zero_downtime_" in with_ten[-1]  # by which its session is known as one that watches
+
+
+def test_its_own_page_asks_once_how_far_it_is(row, staff):
+    client = staff("view_backfill")
+    with CaptureQueriesContext(connection) as queries:
+        client.get(reverse("admin:zero_downtime_backfill_change", args=[row.pk]))
+    asked = [query["sql"] for query in queries]
+    assert len([sql for sql in asked if "rows_done" in sql and "SUM" in sql]) == 1
+    assert "zero_downtime_" in asked[-1]
 
 
 def test_others_see_nothing(row, staff):
