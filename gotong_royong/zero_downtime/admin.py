@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.views import main
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
@@ -14,6 +15,7 @@ from django.utils.safestring import SafeString
 
 from gotong_royong.zero_downtime import reports
 from gotong_royong.zero_downtime.backfills import ranges, steering
+from gotong_royong.zero_downtime.backfills.steering import Progress
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
@@ -29,6 +31,18 @@ def _action(way: str, description: str) -> Callable[..., HttpResponse | None]:
         return self._steer(request, queryset, way)
 
     return action
+
+
+class ChangeList(main.ChangeList):
+    """Asks how far all backfills of a page are at once."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        rows: list[Backfill] = list(self.result_list)
+        progress = steering.progress_of(rows)
+        for row in rows:
+            vars(row)["progress"] = progress[row.pk]
+        self.result_list = rows
 
 
 @admin.register(Backfill)
@@ -59,6 +73,9 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_steer_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("zero_downtime.change_backfill")
 
+    def get_changelist(self, request: HttpRequest, **options: Any) -> type[ChangeList]:
+        return ChangeList
+
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [name for _, fieldset in self.fieldsets for name in fieldset["fields"]]
 
@@ -75,13 +92,13 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display
     def how_far(self, row: Backfill) -> SafeString:
-        progress = steering.progress(row)
+        progress = _progress(row)
         share, told = f"{progress.share:.3f}", f"{progress.share:.0%}, {counted(progress.rows, 'row')}"
         return format_html('<progress max="1" value="{}"></progress> {}', share, told)
 
     @admin.display
     def speed(self, row: Backfill) -> str:
-        progress = steering.progress(row)
+        progress = _progress(row)
         told = [f"{progress.rate:,.0f} rows a second"] if progress.rate else []
         if row.status == Status.RUNNING:
             told.append(f"{progress.workers} at it" if progress.workers else "nobody is at it")
@@ -95,7 +112,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display
     def longest_batch(self, row: Backfill) -> str:
-        return f"{steering.progress(row).longest_batch:.2f} s"
+        return f"{_progress(row).longest_batch:.2f} s"
 
     pause = _action("pause", "Pause, effective within one batch")
     resume = _action("resume", "Resume")
@@ -105,7 +122,8 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
         for row in queryset:
             try:
-                steering.steer(row, way, f"{request.user.get_username()}, in the admin")
+                # One click is too little for doing all rows a second time.
+                steering.steer(row, way, f"{request.user.get_username()}, in the admin", all_again=False)
             except ZeroDowntimeError as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:
@@ -114,6 +132,14 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if "from_its_page" in request.POST and (only := queryset.first()):
             return redirect("admin:zero_downtime_backfill_change", only.pk)
         return None
+
+
+def _progress(row: Backfill) -> Progress:
+    """Return how far it is, and ask that once for a page."""
+    if "progress" not in vars(row):
+        vars(row)["progress"] = steering.progress(row)
+    progress: Progress = vars(row)["progress"]
+    return progress
 
 
 def recently_worked_on(row: Backfill) -> QuerySet[BackfillRange]:

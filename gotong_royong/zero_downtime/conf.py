@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
 
 class Settings:
@@ -27,7 +28,7 @@ class Settings:
     """Rows, as the planner guesses, up to which a migration does a backfill itself, not leaving it to a worker."""
 
     BACKFILL_WORKERS: int = 2
-    """How many workers of the queue go through one backfill at the same time."""
+    """How many workers of the queue go through one backfill at the same time, at least 1."""
 
     BACKFILL_IGNORE: Collection[str] = ()
     """Which of ``backfills.throttle.REASONS`` do not hold a backfill back."""
@@ -54,7 +55,13 @@ class Settings:
     """For each app the name of its last migration that the linter leaves alone."""
 
     def __getattribute__(self, name: str) -> Any:
-        return getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))
+        value = getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))
+        if name == "BACKFILL_WORKERS" and not (isinstance(value, int) and value >= 1):
+            raise ImproperlyConfigured(
+                f"ZERO_DOWNTIME_BACKFILL_WORKERS is {value!r}, so no worker of the queue could take up a backfill. "
+                "Set it to a whole number from 1 on. Who wants no queue does not install procrastinate.contrib.django."
+            )
+        return value
 
 
 conf = Settings()

@@ -6,7 +6,9 @@ They are Django's ``CommandError``, so that a command ends with the sentence and
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import psycopg
 from django.core.management import CommandError
+from django.db import Error
 
 
 class ZeroDowntimeError(CommandError):
@@ -103,10 +105,25 @@ def meant(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def summary(error: BaseException) -> str:
-    """Say an exception in one line, with its type where that is not one of ours."""
+    """Say an exception in one line, with its type where that is not one of ours.
+
+    It may be kept, and be shown to who may not see the rows: of PostgreSQL's error it is the message alone, without the
+    detail, which quotes them (https://www.postgresql.org/docs/current/error-style-guide.html).
+    """
+    said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
+    primary = said_by.diag.message_primary if isinstance(said_by, psycopg.Error) else None
+    return _in_one_line(error, primary or str(error))
+
+
+def in_full(error: BaseException) -> str:
+    """Say an exception as ``summary`` does, with all that PostgreSQL says of it: for who is to mend a migration."""
+    return _in_one_line(error, str(error))
+
+
+def _in_one_line(error: BaseException, text: str) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "Stopped by Ctrl-C or SIGTERM."
-    text = " ".join(str(error).split())
+    text = " ".join(text.split())
     return text if isinstance(error, CommandError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 

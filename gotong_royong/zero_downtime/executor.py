@@ -28,6 +28,7 @@ from gotong_royong.zero_downtime.exceptions import (
     StepFailed,
     ZeroDowntimeError,
     counted,
+    in_full,
     summary,
 )
 from gotong_royong.zero_downtime.guard import Guard, guarded
@@ -347,7 +348,7 @@ class Executor(MigrationExecutor):
             rollback.refuse_irreversible(half)
             plan = rollback.plan_of(self, set(map(key_of, self._applied)))
         except (NotUndoable, Error) as error:
-            failure.args = (f"{failure}\nNot rolled back: {summary(error)}{self._what_is_left()}",)
+            failure.args = (f"{failure}\nNot rolled back: {in_full(error)}{self._what_is_left()}",)
             raise failure from failure.__cause__
         try:
             self._number, self._of = 0, len(undone)
@@ -357,7 +358,7 @@ class Executor(MigrationExecutor):
                 super().migrate([], plan=plan)
         except (ZeroDowntimeError, Error) as error:
             left = ", ".join(map(str, self._applied)) or "half of the failed migration"
-            failure.args = (f"{failure}\nRolling back failed, too: {summary(error)}\nStill there: {left}.",)
+            failure.args = (f"{failure}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.",)
             raise failure from error
         what = str(failure).replace(f"{STAYS} ", "").replace(f"\n{STAYS}", "")
         raise RolledBack(
@@ -384,7 +385,7 @@ def _explained(error: Exception, migration: Migration, where: str) -> ZeroDownti
     if isinstance(error, ZeroDowntimeError):
         error.args = (f"{migration} was stopped{where}. {error}\n{left}",)
         return error
-    sentence = f"{migration} failed{where}: {summary(error)}"
+    sentence = f"{migration} failed{where}: {in_full(error)}"
     if locks.is_lost(error):
         return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
     if locks.sqlstate(error) == locks.NOT_ALLOWED:

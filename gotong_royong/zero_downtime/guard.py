@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import Unwatched, summary
+from gotong_royong.zero_downtime.exceptions import Unwatched, in_full
 from gotong_royong.zero_downtime.watchdog import Report, Watchdog
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Guard:
         )
 
     def _say_retry(self, attempt: int, pause: float, error: BaseException) -> None:
-        self.report("retry", attempt=attempt, pause=pause, whom=self.watchdog.whom_we_wait_for() or summary(error))
+        self.report("retry", attempt=attempt, pause=pause, whom=self.watchdog.whom_we_wait_for() or in_full(error))
         self.watchdog.new_try()
 
 

@@ -5,6 +5,7 @@ Django's own table says; here stands who applied them, when, and who had to wait
 """
 
 import getpass
+import os
 import socket
 from datetime import timedelta
 from typing import Any
@@ -92,7 +93,11 @@ class Step(models.Model):
 
 def whoami() -> str:
     """Return the system user and the host, as they stand in the ledger."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a user id that has no name; OSError since Python 3.13
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def finish(row: Run | Step, status: Status, **values: Any) -> None:

@@ -21,7 +21,7 @@ from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.catalog import Table
-from gotong_royong.zero_downtime.exceptions import summary
+from gotong_royong.zero_downtime.exceptions import in_full
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.stages import Plan, Stage, key_of, stage_of
 from gotong_royong.zero_downtime.states import Move, Rolling
@@ -210,7 +210,7 @@ def _collect(
                     else:
                         operation.database_forwards(app, editor, before, after)
                 except Exception as error:  # noqa: BLE001  (an operation may raise anything, and the plan goes on)
-                    said.append(f"-- Cannot be told before the steps above have run: {summary(error)}")
+                    said.append(f"-- Cannot be told before the steps above have run: {in_full(error)}")
                     models |= _model_of(operation, app, before)
             if looked_up := asked & changed:
                 said.append(

@@ -123,6 +123,10 @@ class TestLockBudget:
             run(migrated, migrations.RunPython(lambda *_: 1 / 0))
         assert ask(migrated, LOCK_TIMEOUT) == before
 
+    def test_who_is_to_mend_it_is_told_all_that_postgresql_says(self, migrated):
+        with pytest.raises(StepFailed, match=r"could not create unique index .* DETAIL: Key .*=\(f\) is duplicated"):
+            run(migrated, migrations.RunSQL("CREATE UNIQUE INDEX trial ON users (is_staff)"))
+
     def test_concurrent_builds_are_exempt(self, migrated):
         """A writer holds a concurrent build up for longer than the lock timeout; it goes on waiting."""
         with holding(conninfo(migrated), WRITE, 0.6):

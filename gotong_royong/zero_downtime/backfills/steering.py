@@ -3,13 +3,15 @@
 Everything stands in the database, so that any process may ask and steer; workers look before every batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from django.db import connections, transaction
+from django.apps import apps
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.models import Avg, BooleanField, Count, F, Max, Q, QuerySet, Sum
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
@@ -20,7 +22,7 @@ from gotong_royong.zero_downtime.backfills.declarations import declared, takes_b
 from gotong_royong.zero_downtime.backfills.ranges import HELD
 from gotong_royong.zero_downtime.backfills.statements import KEYS
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
-from gotong_royong.zero_downtime.models import Backfill, Steered
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside, Steered
 
 Status = Backfill.Status
 
@@ -33,9 +35,23 @@ pending = Signal()
 
 def who_takes_up(name: str) -> str:
     """Say who goes on with a backfill that is pending."""
-    if pending.has_listeners(Backfill):
-        return f"a worker of the queue takes it up, or backfill run {name}"
-    return f"no queue is installed, so it waits for backfill run {name}"
+    if not pending.has_listeners(Backfill):
+        return f"no queue is installed, so it waits for backfill run {name}"
+    if not _queue_is_there():
+        lacks = "the queue cannot be reached or has no tables"
+        return f"{lacks}, so it waits for backfill run {name}, or for migrate and a worker of the queue"
+    return f"a worker of the queue takes it up, or backfill run {name}"
+
+
+def _queue_is_there() -> bool:
+    """Ask for the table of Procrastinate, if that is installed: a receiver of ``pending`` does not say."""
+    if not apps.is_installed("procrastinate.contrib.django"):
+        return True
+    try:
+        connection = connections[getattr(settings, "PROCRASTINATE_DATABASE_ALIAS", DEFAULT_DB_ALIAS)]
+        return catalog.table(connection, "procrastinate_jobs") is not None
+    except Error:
+        return False
 
 
 class Progress(NamedTuple):
@@ -207,16 +223,32 @@ def _go_on(row: Backfill, **values: Any) -> None:
 WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
 
 
-def steer(row: Backfill, way: str, who: str) -> None:
-    """Go one of the ``WAYS``, and write down who did. Locks as that does.
+def steer(row: Backfill, way: str, who: str, *, all_again: bool = True) -> None:
+    """Go one of the ``WAYS``, and write down who did. Locks as that does, and the row of the backfill before it.
+
+    Args:
+        all_again: whether ``retry`` may do rows a second time because nobody can say which are done.
 
     Raises:
         BackfillRefused: if that is not open now.
-        UnknownBackfill: as ``retry`` does.
+        UnknownBackfill: as ``retry`` does, and there also of one that succeeded unless it may do all again.
     """
-    with transaction.atomic(using=row._state.db):
+    with _locked(row):
+        has_done_all = row.status == Status.SUCCEEDED and row.order == KEYS
+        if way == "retry" and not all_again and has_done_all and declared(row.name).where is None:
+            raise BackfillRefused(
+                f"{row} has no where that says which rows are done, so retry would do each of them a second time. "
+                f"If that is meant: backfill retry {row}"
+            )
         WAYS[way](row)
         row.steered.create(way=way, who=who)
+
+
+def by_whom(row: Backfill) -> str:
+    """Say who has paused or canceled it, and when, if that is why it stands still, and was written down."""
+    last = row.steered.first()
+    stopped = {"pause": Status.PAUSED, "cancel": Status.CANCELED}
+    return f" ({last})" if last and stopped.get(last.way) == row.status else ""
 
 
 def again(row: Backfill) -> str:
@@ -244,26 +276,44 @@ def forget(name: str, alias: str) -> None:
 
 def progress(row: Backfill) -> Progress:
     """Return how far the backfill is; ``remaining`` is a guess from the sweep that it is in, or None."""
-    ranges = row.ranges.using(row._state.db)
-    all_of_them = ranges.aggregate(rows=Sum("rows_done"), batches=Sum("batches"), longest=Max("longest_batch"))
-    here = ranges.filter(sweep=row.sweep).aggregate(
-        share=Avg("share", filter=Q(number__gt=0)),
-        workers=Count("worker", filter=AT_WORK, distinct=True),
+    return progress_of([row])[row.pk]
+
+
+def progress_of(rows: Sequence[Backfill]) -> dict[int, Progress]:
+    """Return by its primary key how far each of these is, in two queries. All must be of the same database."""
+    if not rows:
+        return {}
+    alias = rows[0]._state.db
+    here = Q(sweep=F("backfill__sweep"))
+    ranges = BackfillRange.objects.using(alias).filter(backfill__in=rows).values("backfill", "backfill__sweep")
+    told = ranges.annotate(
+        rows=Sum("rows_done"),
+        all_batches=Sum("batches"),
+        longest=Max("longest_batch"),
+        done=Avg("share", filter=here & Q(number__gt=0)),
+        workers=Count("worker", filter=here & AT_WORK, distinct=True),
         now=Max(Now()),  # by the server's clock, which also said when it began
     )
-    ended: datetime | None = row.finished_at or here["now"] or row.started_at
+    of: dict[int, Any] = {each["backfill"]: each for each in told}
+    counts = SetAside.objects.using(alias).filter(backfill__in=rows).values_list("backfill").annotate(Count("pk"))
+    set_aside = dict(counts)
+    return {row.pk: _progress(row, of.get(row.pk, {}), set_aside.get(row.pk, 0)) for row in rows}
+
+
+def _progress(row: Backfill, told: dict[str, Any], set_aside: int) -> Progress:
+    ended: datetime | None = row.finished_at or told.get("now") or row.started_at
     seconds = (ended - row.started_at).total_seconds() if ended and row.started_at else 0.0
-    done = row.status == Status.SUCCEEDED
+    is_done, sweep, done = row.status == Status.SUCCEEDED, told.get("backfill__sweep", row.sweep), told.get("done")
     # A later sweep that has no ranges yet looks for what the one before, which has gone through all, has left.
-    share = 1.0 if done or (here["share"] is None and row.sweep > 1) else here["share"] or 0.0
-    first = row.sweep == 1 and share > 0 and row.status == Status.RUNNING
+    share = 1.0 if is_done or (done is None and sweep > 1) else done or 0.0
+    first = sweep == 1 and share > 0 and row.status == Status.RUNNING
     return Progress(
         share=share,
-        rows=all_of_them["rows"] or 0,
-        batches=all_of_them["batches"] or 0,
-        longest_batch=all_of_them["longest"] or 0.0,
-        workers=here["workers"],
-        set_aside=row.set_aside.using(row._state.db).count(),
+        rows=told.get("rows", 0),
+        batches=told.get("all_batches", 0),
+        longest_batch=told.get("longest", 0.0),
+        workers=told.get("workers", 0),
+        set_aside=set_aside,
         seconds=seconds,
-        remaining=0.0 if done else seconds * (1 - share) / share if first else None,
+        remaining=0.0 if is_done else seconds * (1 - share) / share if first else None,
     )

@@ -22,7 +22,8 @@ LOOK_EVERY = 1.0  # seconds
 PAUSE = 0.4  # of the time of a batch, after it
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
 RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
-QUEUE = r"%procrastinate\_%"  # the last statement of sessions that look for tasks every few seconds, which is no work
+# The last statements of sessions that every few seconds look for tasks, or how far backfills are, which is no work.
+LOOKS = [r"%procrastinate\_%", r"%zero\_downtime\_%"]
 REASONS = ("waiting", "replica_lag", "wal_rate", "wraparound", "load", "autovacuum", "others")
 
 # https://www.postgresql.org/docs/current/progress-reporting.html
@@ -54,7 +55,7 @@ LOAD = f"""
             )),
            (SELECT count(*) FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND datname = current_database()
-                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s) AND query NOT LIKE %(queue)s
+                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s) AND query NOT LIKE ALL(%(looks)s)
                   AND (state IS NULL OR state = 'active' OR state_change > clock_timestamp() - %(recently)s::interval)),
            (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
             WHERE state IN ('streaming', 'catchup')),
@@ -114,7 +115,7 @@ class Throttle:
             return GO_ON
         ours = [APPLICATION, "migrate", "migrate: ledger", "migrate: watchdog"]
         values: dict[str, Any] = {"us": APPLICATION, "ours": ours, "recently": RECENTLY, "table": self.table}
-        values["queue"] = QUEUE
+        values["looks"] = LOOKS
         with connections[self.alias].cursor() as cursor:
             cursor.execute("SELECT pg_stat_clear_snapshot()")  # what it said earlier in this transaction
             cursor.execute(LOAD, values)
@@ -167,7 +168,7 @@ def _advised(facts: Facts) -> Iterator[tuple[str, Advice]]:
     is_against_wraparound = "to prevent wraparound" in facts.vacuum
     if is_against_wraparound:
         yield "wraparound", Advice(wait=True, reason="a vacuum against wraparound is at work on the table")
-    if conf.BACKFILL_LOAD and (said := _said_by(conf.BACKFILL_LOAD)):
+    if conf.BACKFILL_LOAD and "load" not in conf.BACKFILL_IGNORE and (said := _said_by(conf.BACKFILL_LOAD)):
         yield "load", Advice(wait=True, reason=said)
     if facts.vacuum and not is_against_wraparound:
         yield "autovacuum", Advice(wait=False, reason="an autovacuum is at work on the table: half speed")

@@ -22,7 +22,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
@@ -305,7 +305,7 @@ class _Runner:
             return Failure(operation, OUT_OF_BOUNDS, environment=True)
         missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
         environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
-        return Failure(operation, summary(error), environment)
+        return Failure(operation, in_full(error), environment)
 
 
 def _recover(connection: BaseDatabaseWrapper) -> None:

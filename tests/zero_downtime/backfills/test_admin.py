@@ -6,6 +6,9 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
+from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
@@ -83,10 +86,32 @@ def test_who_may_change_steers_and_it_is_written_down(row, staff):
 
 
 def test_what_the_code_does_not_declare_is_not_retried_in_the_order_of_keys(row, staff):
-    Backfill.objects.filter(pk=row.pk).update(status="failed", order="keys")
-    assert "No backfill accounts.trial is declared in the code" in steer(staff("change_backfill"), "retry", row)
+    client = staff("change_backfill")
+    for status in ("failed", "succeeded"):
+        Backfill.objects.filter(pk=row.pk).update(status=status, order="keys")
+        assert "No backfill accounts.trial is declared in the code" in steer(client, "retry", row)
+        row.refresh_from_db()
+        assert row.status == status
+
+
+def test_all_rows_are_not_done_a_second_time_at_one_click(row, staff, declare):
+    declare(where=None)
+    client = staff("change_backfill")
+    Backfill.objects.filter(pk=row.pk).update(status="succeeded", order="keys")
+    page = steer(client, "retry", row)
+    assert "so retry would do each of them a second time. If that is meant: backfill retry accounts.trial" in page
     row.refresh_from_db()
-    assert row.status == "failed"
+    assert (row.status, row.ranges.count(), row.steered.count()) == ("succeeded", 1, 0)
+    call_command("backfill", "retry", row.name)
+    row.refresh_from_db()
+    assert (row.status, row.ranges.count()) == ("pending", 0)
+
+
+@pytest.mark.parametrize("order", ["keys", "stripes"])
+def test_one_that_succeeded_and_knows_what_is_to_do_is_retried(row, staff, declare, order):
+    declare()
+    Backfill.objects.filter(pk=row.pk).update(status="succeeded", order=order)
+    assert "accounts.trial is pending." in steer(staff("change_backfill"), "retry", row)
 
 
 def test_its_own_page_offers_the_ways_that_are_open_and_comes_back(row, staff):
@@ -118,6 +143,40 @@ def test_what_was_worked_on_last_comes_first(row):
         BackfillRange.objects.create(backfill=row, sweep=1, number=number, batches=1, **times)
     BackfillRange.objects.create(backfill=row, sweep=1, number=9)
     assert [part.number for part in recently_worked_on(row)] == [1, 2, 4, 3]
+
+
+def test_queries_of_the_list_do_not_grow_with_its_rows(row, staff):
+    client = staff("view_backfill")
+
+    def queries():
+        with CaptureQueriesContext(connection) as queries:
+            page = client.get(reverse(LIST)).content.decode()
+        return page, [query["sql"] for query in queries]
+
+    _, with_one = queries()
+    others = [
+        Backfill(name=f"accounts.other{number}", status="running", sweep=2, started_at=timezone.now())
+        for number in range(1, 10)
+    ]
+    for other in Backfill.objects.bulk_create(others):
+        BackfillRange.objects.create(backfill=other, sweep=1, number=1, share=1.0, rows_done=other.pk)
+        BackfillRange.objects.create(backfill=other, sweep=2, number=1, share=0.5, rows_done=1000)
+    page, with_ten = queries()
+    assert page.count("<progress") == 10
+    assert '<progress max="1" value="0.250"></progress> 25%, 1,234 rows' in page
+    for other in others:
+        assert f'<progress max="1" value="0.500"></progress> 50%, {1000 + other.pk:,} rows' in page
+    assert len(with_ten) == len(with_one), with_ten
+    assert "zero_downtime_" in with_ten[-1]  # by which its session is known as one that watches
+
+
+def test_its_own_page_asks_once_how_far_it_is(row, staff):
+    client = staff("view_backfill")
+    with CaptureQueriesContext(connection) as queries:
+        client.get(reverse("admin:zero_downtime_backfill_change", args=[row.pk]))
+    asked = [query["sql"] for query in queries]
+    assert len([sql for sql in asked if "rows_done" in sql and "SUM" in sql]) == 1
+    assert "zero_downtime_" in asked[-1]
 
 
 def test_others_see_nothing(row, staff):

@@ -91,11 +91,52 @@ def test_pause_and_resume(skills, backfill, at_work, ask):
     assert "succeeded" in backfill("run", at_work)
 
 
+def test_a_user_without_a_name_steers_too(backfill, skills, declare, monkeypatch):
+    """As in a container that runs under any user id: getpass asks the environment, and then the system."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 1_000_660_000)
+    row = steering.find(declare(), skills.alias)
+    backfill("pause", row.name)
+    assert row.steered.get().who.startswith("1000660000@")
+
+
 def test_cancel(backfill, at_work):
     backfill("cancel", at_work)
     with pytest.raises(CommandError, match=r"is canceled, not paused"):
         backfill("resume", at_work)
     assert f"{at_work}: canceled, " in backfill("list")
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("pause", r"is paused \(pause by ani at .* UTC\), so it was left before its end. backfill resume {} lets it"),
+        ("cancel", r"is canceled \(cancel by ani at .* UTC\), so it was left .*. backfill retry {} lets it go on"),
+    ],
+)
+def test_what_somebody_stops_meanwhile_is_no_success(backfill, declare, fill, skills, way, told):
+    """So that nothing goes on behind it in ``backfill run NAME && ...``."""
+    fill(3_000)
+    inside = threading.Event()
+
+    def process(self, batch):
+        inside.set()
+        time.sleep(0.3)
+        batch.update(description="")
+
+    name = declare(process=process)
+
+    def steer():
+        inside.wait(10)
+        steering.steer(steering.find(name, skills.alias), way, "ani")
+        connections[skills.alias].close()
+
+    thread = threading.Thread(target=steer)
+    thread.start()
+    with pytest.raises(CommandError, match=f"^{name} {told.format(name)}"):
+        backfill("run", name)
+    thread.join()
 
 
 def test_rows_set_aside_are_shown(backfill, declare, fill, ask):

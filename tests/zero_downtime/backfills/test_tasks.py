@@ -197,9 +197,25 @@ def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, a
     assert re.search(r", process \d+, .*: No backfill accounts.of_the_next_release is declared", row.throttle)
 
 
+def test_no_worker_at_all_is_refused(users, ask, tmp_path):
+    manage(users, "migrate", "procrastinate")
+    manage(users, "backfill", "pause", NAME)
+    manage(users, "backfill", "resume", NAME)
+    (tmp_path / "trial.py").write_text("from tests.settings import *\nZERO_DOWNTIME_BACKFILL_WORKERS = 0\n")
+    trial = {"DJANGO_SETTINGS_MODULE": "trial", "PYTHONPATH": str(tmp_path)}
+    told = manage(users, "procrastinate", "worker", "--one-shot", **trial).stderr
+    assert "ZERO_DOWNTIME_BACKFILL_WORKERS is 0, so no worker of the queue could take up a backfill. Set it" in told
+    assert ask(LEFT) == 3_000
+
+
 def test_without_the_tables_of_the_queue(users):
     manage(users, "backfill", "pause", NAME)
     done = manage(users, "backfill", "resume", NAME)
     told = rf"{NAME} waits for backfill run {NAME}: the queue cannot be reached \(.* does not exist\). Run migrate if"
     assert re.search(told, done.stderr)
+    assert f"has no tables, so it waits for backfill run {NAME}, or for migrate and a worker" in done.stdout
+    manage(users, "migrate", "procrastinate")
+    manage(users, "backfill", "pause", NAME)
+    done = manage(users, "backfill", "resume", NAME)
+    assert f"{NAME} is pending again: a worker of the queue takes it up, or backfill run {NAME}.\n" == done.stdout
     assert steering.find(NAME, users.alias).status == Backfill.Status.PENDING

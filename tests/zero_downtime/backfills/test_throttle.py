@@ -2,12 +2,15 @@
 
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.db.migrations import RunPython
 
+from accounts.models import Skill
 from gotong_royong.zero_downtime.backfills import inline, ranges, steering
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
 from gotong_royong.zero_downtime.backfills.worker import Worker
@@ -158,6 +161,16 @@ def test_each_can_be_switched_off(skills, settings):
         assert look(skills) == (False, "")
 
 
+def test_what_is_switched_off_is_not_asked(skills, settings):
+    asked = []
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: asked.append("load")
+    look(skills)
+    assert asked == ["load"]
+    settings.ZERO_DOWNTIME_BACKFILL_IGNORE = {"load"}
+    look(skills)
+    assert asked == ["load"]
+
+
 def test_what_is_no_reason_cannot_be_switched_off(skills, settings):
     settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["replica"]
     with pytest.raises(ImproperlyConfigured, match=r"names 'replica', which holds no .* Choose from waiting, "):
@@ -170,6 +183,19 @@ def test_sessions_of_the_queue_that_look_for_tasks_are_not_at_work(skills):
         assert look(skills) == (False, "")
         queue.execute("SELECT 'procrastinates'")
         assert look(skills).reason == "1 other session at work: half speed"
+
+
+def test_who_watches_how_far_it_is_is_not_at_work(skills, declare):
+    """An admin page refreshes itself every two seconds, perhaps over a connection that stays open."""
+    row = steering.find(declare(), skills.alias)
+    with ThreadPoolExecutor(1) as page:
+        try:
+            page.submit(steering.look, row.name, skills.alias).result()
+            assert look(skills) == (False, "")
+            page.submit(Skill.objects.using(skills.alias).count).result()
+            assert look(skills).reason == "1 other session at work: half speed"
+        finally:
+            page.submit(lambda: connections[skills.alias].close()).result()
 
 
 def slowly(self, batch):

@@ -4,7 +4,7 @@ import time
 
 import psycopg
 import pytest
-from django.db.models import F, Q
+from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Upper
 
 from gotong_royong.zero_downtime.backfills import batches, declarations, ranges, steering, worker
@@ -136,13 +136,36 @@ class TestFailing:
             run(declare(where=Q(name__startswith="skill")))
         assert ask("SELECT count(*) FROM written") == 0
 
+    @pytest.mark.parametrize(
+        ("definition", "kept"),
+        [
+            (
+                "CREATE UNIQUE INDEX once ON skills (category)",
+                'duplicate key value violates unique constraint "once"',
+            ),
+            (
+                "ALTER TABLE skills ADD CONSTRAINT ok CHECK (category IS NULL OR name LIKE '% 1')",
+                'new row for relation "skills" violates check constraint "ok"',
+            ),
+        ],
+        ids=["unique", "check"],
+    )
+    def test_what_is_kept_of_an_error_quotes_no_row(self, fill, declare, run, ask, definition, kept):
+        """PostgreSQL's detail does, and who may see a backfill may not see every column of its table."""
+        fill(2)
+        ask(definition)
+        row = run(declare(where=Q(category=None), update={"category": Value("secret")}))
+        assert (row.status, row.error[:5]) == (Status.FAILED, "1 row")
+        assert row.set_aside.get().error == f"IntegrityError: {kept}"
+
     def test_a_column_that_is_gone(self, fill, declare, run, ask, skills):
         fill(10)
         ask("ALTER TABLE skills DROP COLUMN category")
         name = declare(where=Q(category=None))
         with pytest.raises(BackfillFailed, match=r"column skills.category does not exist.*\n.*retry accounts.trial"):
             run(name)
-        assert steering.find(name, skills.alias).status == Status.FAILED
+        row = steering.find(name, skills.alias)
+        assert (row.status, row.error) == (Status.FAILED, "ProgrammingError: column skills.category does not exist")
 
     def test_a_table_that_is_gone(self, declare, run, ask):
         ask("DROP TABLE skills CASCADE")

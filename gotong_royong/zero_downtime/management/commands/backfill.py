@@ -74,4 +74,10 @@ class Command(mistakes.Plain):
             row = crew.run(name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show)
         if row.status == Status.FAILED:
             raise BackfillFailed(f"{row} failed. {row.error}")
+        if row.status != Status.SUCCEEDED:
+            way = "run" if row.status in {Status.PENDING, Status.RUNNING} else steering.again(row)
+            raise BackfillRefused(
+                f"{row} is {row.status}{steering.by_whom(row)}, so it was left before its end. "
+                f"backfill {way} {row} lets it go on."
+            )
         self.stdout.write(reports.backfill_line(row, steering.progress(row)))
