@@ -60,6 +60,8 @@ LOAD = f"""
            (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
             WHERE state IN ('streaming', 'catchup')),
            pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') / 1048576,
+           EXISTS (SELECT FROM pg_stat_activity
+                   WHERE wait_event_type = 'Lock' AND pg_backend_pid() = ANY(pg_blocking_pids(pid))),
            (SELECT max(query) FROM {AUTOVACUUMS})
 """  # noqa: S608
 
@@ -119,11 +121,10 @@ class Throttle:
         with connections[self.alias].cursor() as cursor:
             cursor.execute("SELECT pg_stat_clear_snapshot()")  # what it said earlier in this transaction
             cursor.execute(LOAD, values)
-            waiting, others, lag, wal, vacuum = cursor.fetchone()
+            waiting, others, lag, wal, self.is_waited_for, vacuum = cursor.fetchone()
         rate = (float(wal) - self._wal) / (now - self._looked_at) if self._wal else 0.0
         self._wal, self._looked_at = float(wal), now
         facts = Facts(waiting, others, float(lag or 0), rate, vacuum or "")
-        self.is_waited_for = facts.waiting > 0 and "waiting" in self.reasons
         self.advice = next((advice for name, advice in _advised(facts) if name in self.reasons), GO_ON)
         return self.advice
 
