@@ -29,13 +29,12 @@ ACROSS = f"UPDATE skills SET category = CASE WHEN category IS NULL THEN 'a' END 
 DELETE = f"DELETE FROM skills WHERE id = {SOME.format(3)}"
 OURSELVES = f"UPDATE skills SET description = upper(name) WHERE description IS NULL AND id = {SOME.format(4)}"
 
-# The trigger's log: what the backfill wrote, it wrote over NULL, and once for each row.
+# The trigger's log: whoever filled a row, the backfill or old code, it was NULL before, and was filled once.
 WRONG = """
     SELECT count(*) FROM (
         SELECT id FROM written GROUP BY id HAVING count(*) > 1 OR bool_or(was IS NOT NULL OR is_now IS NULL)
     ) AS wrong
 """
-
 
 TABLES = {
     "plain": "",

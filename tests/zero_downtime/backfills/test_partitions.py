@@ -25,12 +25,12 @@ LAID_OUT = """
     CREATE INDEX ON skills (md5(description));
     INSERT INTO skills (name, category, description)
     SELECT i, part, CASE WHEN position(part IN '{}') = 0 THEN i END
-    FROM generate_series(1, 30) i, string_to_table('abc', NULL) part;
+    FROM generate_series(1, 30) i, unnest(ARRAY['a', 'b', 'c']) part;
     TRUNCATE written;
     CREATE TRIGGER log_written AFTER UPDATE OF description ON skills FOR EACH ROW EXECUTE FUNCTION log_written()
 """
-DROP, DETACH = "DROP TABLE b", "ALTER TABLE skills DETACH PARTITION b"
-RENAME = "ALTER TABLE b RENAME TO d"
+DROP, RENAME = "DROP TABLE b", "ALTER TABLE b RENAME TO d"
+DETACH = "ALTER TABLE skills DETACH PARTITION b"
 ATTACH = """
     CREATE TABLE d (LIKE skills INCLUDING DEFAULTS);
     INSERT INTO d (name, category) SELECT i, 'd' FROM generate_series(1, 30) i;

@@ -78,7 +78,7 @@ def work(alias, entry):
 
 @pytest.fixture
 def fork(users, monkeypatch):
-    """Start such a process."""
+    """Starts such a fork; what has not ended with the test is killed."""
     monkeypatch.setenv("DATABASE_URL", url(users))  # lest it look for a server of its own
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gotong_royong.wsgi", __name__])
@@ -111,7 +111,7 @@ def test_workers_killed_many_times_while_others_write(users, fork, ask):
                 steering.retry(row)
             workers.append(fork())
     assert all(victim.count > 10 for victim in victims)
-    assert ask("SELECT sum(token - 1) FROM zero_downtime_backfill_range") > 3  # that were taken over from one
+    assert ask("SELECT max(token) FROM zero_downtime_backfill_range") > 1  # some had a range
     assert {exit_code(worker) for worker in workers} == {0}
     assert set(ended) <= {0, -signal.SIGKILL}
     steering.retry(steering.find(NAME, users.alias))
