@@ -1,19 +1,15 @@
-"""Is every row done once while others write, and while workers are killed at any moment?"""
+"""Is every row done once while others write, move its table, steer it and end its sessions?"""
 
 import random
-import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 
 import psycopg
 import pytest
-from django.conf import settings
 from django.db import connections
+from django.db.models import Q
+from django.db.models.functions import Upper
 
 from gotong_royong.zero_downtime.backfills import crew, ranges, steering, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
@@ -21,40 +17,85 @@ from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import UNDONE
 from tests.zero_downtime.load import load
-from tests.zero_downtime.test_executor import environment
 
 pytestmark = pytest.mark.once
 
 Status = Backfill.Status
-NAME = "accounts.populate_markov_user_ids"
-SOME = "(SELECT id FROM skills WHERE name LIKE 'skill%' OFFSET floor(random() * {}) LIMIT 1)"
-# What old code would do: it knows nothing of the new column, or fills it itself.
+# What old code would do: it knows nothing of the new column, or fills it itself. Each statement has rows of its own.
+SOME = "(SELECT id FROM skills WHERE name LIKE 'skill%{}' OFFSET floor(random() * 1500) LIMIT 1)"
 INSERT = "INSERT INTO skills (name, description) VALUES ('new' || random(), NULL)"
-MOVE = f"UPDATE skills SET filler = repeat(md5(random()::text), 6) WHERE id = {SOME.format(4000)}"
-DELETE = f"DELETE FROM skills WHERE id = {SOME.format(4000)}"
+MOVE = f"UPDATE skills SET filler = repeat(md5(random()::text), 6) WHERE id = {SOME.format(1)}"
+ACROSS = f"UPDATE skills SET category = CASE WHEN category IS NULL THEN 'a' END WHERE id = {SOME.format(2)}"
+DELETE = f"DELETE FROM skills WHERE id = {SOME.format(3)}"
+OURSELVES = f"UPDATE skills SET description = upper(name) WHERE description IS NULL AND id = {SOME.format(4)}"
 
-# The trigger's log: what the backfill wrote, it wrote over NULL, and once for each row.
+# The trigger's log: whoever filled a row, the backfill or old code, it was NULL before, and was filled once.
 WRONG = """
     SELECT count(*) FROM (
         SELECT id FROM written GROUP BY id HAVING count(*) > 1 OR bool_or(was IS NOT NULL OR is_now IS NULL)
     ) AS wrong
 """
 
+TABLES = {
+    "plain": "",
+    "indexed": "CREATE INDEX ON skills (md5(description))",
+    "inherited": """
+        CREATE TABLE more (LIKE skills INCLUDING ALL) INHERITS (skills);
+        WITH moved AS (DELETE FROM skills WHERE name LIKE '%2' RETURNING *) INSERT INTO more SELECT * FROM moved;
+        CREATE TRIGGER log_written AFTER UPDATE OF description ON more FOR EACH ROW EXECUTE FUNCTION log_written()
+    """,
+    "partitioned": """
+        ALTER TABLE skills RENAME TO old;
+        CREATE TABLE skills (LIKE old INCLUDING DEFAULTS) PARTITION BY LIST (category);
+        CREATE TABLE a PARTITION OF skills FOR VALUES IN ('a');
+        CREATE TABLE others PARTITION OF skills DEFAULT;
+        INSERT INTO skills SELECT * FROM old;
+        CREATE INDEX ON skills (id);
+        CREATE TRIGGER log_written AFTER UPDATE OF description ON skills FOR EACH ROW EXECUTE FUNCTION log_written()
+    """,
+}
+DECLARATIONS = {
+    "update": {},
+    "python": {"process": lambda self, batch: batch.update(description=Upper("name"))},
+    "join": {"where": Q(description=None, users=None)},
+    "all": {"where": None},
+}
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("index", [False, True])
-def test_while_others_insert_update_and_delete(skills, fill, declare, run, ask, workers, index):
+
+@pytest.mark.parametrize(
+    ("table", "declaration", "order", "workers"),
+    [
+        *(("plain", "update", "stripes", workers) for workers in (1, 2, 4)),
+        *(("indexed", "update", "physical", workers) for workers in (1, 2, 4)),
+        ("plain", "python", "physical", 2),
+        ("plain", "join", "keys", 2),
+        ("plain", "all", "keys", 2),
+        ("inherited", "update", "keys", 2),
+        ("partitioned", "update", "stripes", 2),
+        ("partitioned", "python", "physical", 2),
+    ],
+)
+def test_while_others_insert_update_and_delete(skills, fill, declare, run, ask, table, declaration, order, workers):
+    """Two workers go as slowly as one does among others; of ``all``, rows that come in meanwhile are not theirs."""
     fill(20_000)
-    if index:
-        ask("CREATE INDEX ON skills (md5(description))")
-    with load(conninfo(skills), INSERT, MOVE, MOVE, DELETE) as victims:
-        name = declare()
-        row = run(name, workers=workers)
-        assert row.status == Status.SUCCEEDED
+    if TABLES[table]:
+        ask(TABLES[table])
+    has_where = declaration != "all"
+    writers = [INSERT, MOVE, MOVE, ACROSS, DELETE, *([OURSELVES] if has_where else [])]
+    with load(conninfo(skills), *writers) as victims:
+
+        def show(row, progress):
+            if row.sweep > 1:  # lest it chases new rows for ever
+                victims[0].stop.set()
+
+        name = declare(**DECLARATIONS[declaration])
+        row = run(name, workers=workers, at_full_speed=workers != 2, show=show)
+        assert (row.status, row.order) == (Status.SUCCEEDED, order)
     assert all(victim.count > 10 for victim in victims)
-    steering.retry(row)
-    assert run(name).status == Status.SUCCEEDED  # what came in after it had looked
-    assert ask(UNDONE) == ask(WRONG) == 0
+    if has_where:
+        steering.retry(row)
+        assert run(name).status == Status.SUCCEEDED  # what came in after it had looked
+    assert ask(f"{UNDONE} AND (name LIKE 'skill%' OR {has_where})") == ask(WRONG) == 0
 
 
 def test_rows_to_do_that_keep_coming_are_told_of_and_not_chased_for_ever(skills, fill, declare, run, ask, settings):
@@ -106,117 +147,6 @@ def test_a_table_that_vacuum_full_moves_in_between(skills, fill, declare, ask):
     row = steering.find(name, skills.alias)
     assert row.status == Status.SUCCEEDED, row.error
     assert ask(UNDONE) == ask(WRONG) == 0
-
-
-@pytest.fixture
-def users(skills, ask):
-    """Sixty thousand users without what the project's own backfill gives them, and a log of whom it gives it."""
-    ask("DROP TRIGGER assign_markov_user_id ON users")
-    ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 60000) i")
-    ask("CREATE TABLE log (id uuid)")
-    ask(
-        "CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN INSERT INTO log VALUES (NEW.id); RETURN NULL; END $$"
-    )
-    ask("CREATE TRIGGER log AFTER UPDATE ON users FOR EACH ROW EXECUTE FUNCTION log()")
-    steering.forget(NAME, skills.alias)
-    return skills
-
-
-def each_was_done_once(ask):
-    assert ask("SELECT count(*) FROM users WHERE markov_user_id IS DISTINCT FROM 'gotong_royong:' || id") == 0
-    assert ask("SELECT count(*) - count(DISTINCT id) FROM log") == 0
-    assert ask("SELECT count(DISTINCT id) FROM log") == 60_000
-
-
-def process(database, **options):
-    """Start a process that goes through the project's own backfill."""
-    command = [sys.executable, "manage.py", "backfill", "run", NAME]
-    return subprocess.Popen(command, **{"env": environment(database), "cwd": settings.BASE_DIR, **options})
-
-
-def test_workers_killed_at_random_moments(users, ask):
-    """Whenever a worker's process is killed, another goes on at once."""
-    chance, killed = random.Random(5), 0  # noqa: S311
-    crews = [process(users) for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while (row := steering.find(NAME, users.alias)).status != Status.SUCCEEDED:
-        assert time.monotonic() < deadline
-        place = chance.randrange(2)
-        if row.status == Status.RUNNING and killed < 6:
-            time.sleep(chance.uniform(0, 0.1))
-            killed += crews[place].poll() is None
-            crews[place].send_signal(signal.SIGKILL)
-        if crews[place].poll() is not None or killed >= 6:
-            crews[place].wait()
-            crews[place] = process(users)
-        time.sleep(0.05)
-    for each in crews:
-        assert each.wait(30) in {0, -signal.SIGKILL}
-    assert killed
-    each_was_done_once(ask)
-
-
-def test_a_worker_killed_while_it_looks_for_what_is_left_is_not_at_it(users, ask):
-    """Its lease is long, for it may read a large table in silence; but its session is gone."""
-
-    def wait_for(workers):
-        deadline = time.monotonic() + 30
-        while steering.progress(steering.find(NAME, users.alias)).workers != workers:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    with psycopg.connect(**conninfo(users)) as other:
-        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        worker = process(users)
-        wait_for(1)
-        worker.kill()
-        worker.wait()
-    wait_for(0)
-    assert process(users).wait(60) == 0
-    each_was_done_once(ask)
-
-
-# What Python imports before all else: the clocks of the machine are wrong by so many seconds.
-SKEW = """
-import datetime, os, sys, time
-
-class Skewed(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-
-    @classmethod
-    def utcnow(cls):
-        return cls.now(datetime.timezone.utc).replace(tzinfo=None)
-
-right = time.time
-time.time = lambda: right() + float(os.environ["SKEW"])
-datetime.datetime = Skewed
-"""
-
-
-def test_the_clocks_of_the_workers_do_not_matter(users, ask, tmp_path):
-    """One is two days fast and one two days slow: leases are the server's, so neither takes the other for dead."""
-    (tmp_path / "sitecustomize.py").write_text(SKEW)
-    day, now = 86_400, "import django.utils.timezone; print(django.utils.timezone.now().timestamp())"
-    skewed = {**environment(users), "PYTHONPATH": str(tmp_path)}
-    clocks = [{**skewed, "SKEW": str(skew)} for skew in (-2 * day, 2 * day)]
-    for clock in clocks:
-        assert abs(float(subprocess.check_output([sys.executable, "-c", now], env=clock)) - time.time()) > day
-    crews = [process(users, env=clock, stdout=subprocess.PIPE, text=True) for clock in clocks]
-    leases = set()
-    while any(each.poll() is None for each in crews):
-        leases.add(
-            ask("SELECT max(leased_until - clock_timestamp()) FROM zero_downtime_backfill_range WHERE number > 0")
-        )
-        time.sleep(0.02)
-    told = "".join(each.communicate()[0] for each in crews)
-    assert [each.returncode for each in crews] == [0, 0]
-    assert re.fullmatch(r"(.* rows in \d+\.\d s .*\n)+", told)
-    assert max(leases - {None}) <= timedelta(seconds=ranges.LEASE)
-    assert ask("SELECT max(token) FROM zero_downtime_backfill_range WHERE number > 0") == 1
-    each_was_done_once(ask)
 
 
 def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill, declare, ask):
