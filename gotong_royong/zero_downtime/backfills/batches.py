@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import OperationalError, ProgrammingError, connections, transaction
+from django.db import OperationalError, connections, transaction
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import ranges, statements
@@ -224,39 +224,37 @@ class Batches:
         them (ACCESS SHARE on the table until the end).
 
         Returns:
-            None if it is to stop, if somebody waits for the table, or if a partition of it is gone meanwhile.
+            None if it is to stop, or if somebody waits for the table.
         """
         found = list[Any]()
-        parts = ranges.parts_of(self.connection, self.changes.work.model)
-        try:
-            with self._one_snapshot():
-                for table in parts:
-                    for some in self._reading(0, table.blocks):
-                        self.throttle.look()
-                        if self.stop() or self.throttle.is_waited_for:
-                            return None
-                        found += statements.keys_of(self.changes.work, some, table.name, lock=False)
-                        if len(found) >= most:
-                            return found[:most]
-        except ProgrammingError:
-            if all(ranges.is_part(self.connection, self.changes.work.model, table.name) for table in parts):
-                raise
-            return None
+        with self._one_snapshot():
+            for table in ranges.parts_of(self.connection, self.changes.work.model):
+                for some in self._reading(0, table.blocks):
+                    self.throttle.look()
+                    if self.stop() or self.throttle.is_waited_for:
+                        return None
+                    found += statements.keys_of(self.changes.work, some, table.name, lock=False)
+                    if len(found) >= most:
+                        return found[:most]
         return found
 
     @contextmanager
     def _one_snapshot(self) -> Iterator[None]:
-        with transaction.atomic(using=self.alias):
+        """Read in one snapshot, taken once the table is ours to read: to an older one, what was rewritten is empty.
+
+        https://www.postgresql.org/docs/current/mvcc-caveats.html
+        """
+        settings = {
+            "lock_timeout": locks.milliseconds(IN_QUEUE),
+            "idle_in_transaction_session_timeout": locks.milliseconds(ranges.LEASE),
+            "backend_flush_after": ranges.FLUSH_AFTER,
+        }
+        table = self.connection.ops.quote_name(self.changes.work.model._meta.db_table)
+        with locks.session_settings(self.connection, **settings), transaction.atomic(using=self.alias):
             with self.connection.cursor() as cursor:
                 cursor.execute(ONE_SNAPSHOT)
-            idle = locks.milliseconds(ranges.LEASE)
-            settings = {
-                "lock_timeout": locks.milliseconds(IN_QUEUE),
-                "idle_in_transaction_session_timeout": idle,
-                "backend_flush_after": ranges.FLUSH_AFTER,
-            }
-            with locks.session_settings(self.connection, **settings):
-                yield
+                cursor.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+            yield
 
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
         """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.

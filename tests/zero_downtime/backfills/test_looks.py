@@ -75,3 +75,24 @@ def test_ctrl_c_ends_it(skills, fill, declare, take, ask, joins, at_full_speed):
     assert not ask(LOOKS)
     row, progress = steering.look(name, skills.alias)
     assert (row.status, progress.workers) == (Status.RUNNING, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE skills ALTER filler TYPE varchar(200) USING left(filler, 150)",
+        "ALTER TABLE skills SET (fillfactor = 10); ALTER TABLE skills ALTER filler TYPE varchar(200)",
+    ],
+    ids=["rewritten", "grown"],
+)
+def test_it_sees_what_is_in_a_table_that_somebody_rewrites(skills, fill, declare, ask, change):
+    """To a snapshot from before that, the table is empty."""
+    fill(3_000)
+    name = declare()
+    with psycopg.connect(**conninfo(skills)) as user, load(conninfo(skills), "SELECT 1"):
+        user.execute(change)
+        with going(name, skills):
+            until(lambda: ask("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'skills'::regclass"))
+            user.commit()
+    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert ask(UNDONE) == ask(TWICE) == 0
