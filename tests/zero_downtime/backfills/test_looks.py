@@ -12,6 +12,8 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
 from tests.zero_downtime.load import load
 
+pytestmark = pytest.mark.once
+
 Status = Backfill.Status
 LOOKS = """
     SELECT count(*) FROM pg_stat_activity

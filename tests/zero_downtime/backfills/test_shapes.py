@@ -189,6 +189,7 @@ class TestTables:
         assert ask("SELECT count(*) FROM kept WHERE v = 'done'") == 300
 
 
+@pytest.mark.once
 class TestRowsSetAside:
     def test_a_row_that_was_set_aside_in_a_batch_that_is_done_again(self, skills, fill, declare, run, ask):
         """The stripes before the one that is locked are done a second time with it."""

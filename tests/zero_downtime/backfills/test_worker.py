@@ -254,6 +254,7 @@ class TestFailing:
             run(declare(update={}))
 
 
+@pytest.mark.once
 class TestRetryWithoutWhere:
     """Nobody can say which rows are done, so none of them may be done a second time."""
 
@@ -344,6 +345,7 @@ class TestLocks:
         assert ask(UNDONE) == ask(TWICE) == 0
 
 
+@pytest.mark.once
 class TestSlowRows:
     """Which are too slow for a batch of many, though each alone is not."""
 
@@ -368,6 +370,7 @@ class TestSlowRows:
         assert ask(UNDONE) == ask(TWICE) == 0
 
 
+@pytest.mark.once
 class TestPatience:
     def test_a_few_looks_may_take_longer(self, fill, declare, run, ask, settings):
         settings.ZERO_DOWNTIME_PATIENCE = 0.0
@@ -400,6 +403,7 @@ class TestPatience:
         assert ask(UNDONE) == ask(TWICE) == 0
 
 
+@pytest.mark.once
 class TestSlowPython:
     """The session is ended that idles in its transaction, as it does while Python asks somebody else."""
 
