@@ -222,7 +222,7 @@ class Worker:
             if keys is None:
                 self.batches.rest(part, 0.0)
                 if self.batches.held_up:
-                    self.batches.say("Somebody keeps the table locked.")
+                    self.batches.say("somebody keeps the table locked")
                 time.sleep(POLL)
                 continue
             is_more = part.sweep == 1 if all_rows else len(keys) == LEFT

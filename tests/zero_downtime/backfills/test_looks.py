@@ -5,7 +5,7 @@ import pytest
 from django.db import models
 from django.db.models import Q
 
-from gotong_royong.zero_downtime.backfills import crew, steering, worker
+from gotong_royong.zero_downtime.backfills import batches, crew, steering, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
@@ -97,4 +97,19 @@ def test_it_sees_what_is_in_a_table_that_somebody_rewrites(skills, fill, declare
             until(lambda: ask("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'skills'::regclass"))
             user.commit()
     assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert ask(UNDONE) == ask(TWICE) == 0
+
+
+def test_it_says_that_the_table_is_locked(skills, fill, declare, ask, monkeypatch):
+    monkeypatch.setattr(batches, "IN_QUEUE", 0.1)
+    monkeypatch.setattr(worker, "IN_QUEUE", 0.1)
+    fill(100)
+    name = declare()
+    with psycopg.connect(**conninfo(skills)) as user:
+        user.execute("LOCK TABLE skills")
+        with going(name, skills):
+            until(lambda: steering.find(name, skills.alias).throttle == "somebody keeps the table locked")
+            user.rollback()
+    row = steering.find(name, skills.alias)
+    assert (row.status, row.throttle) == (Status.SUCCEEDED, "")
     assert ask(UNDONE) == ask(TWICE) == 0
