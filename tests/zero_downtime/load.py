@@ -86,6 +86,8 @@ def load(conninfo: dict[str, Any], *statements: str, pause: float = 0.002) -> It
     for victim in victims:
         victim.start()
     time.sleep(WARM_UP)
+    while any(victim.is_alive() and not victim.count for victim in victims):
+        time.sleep(TICK)
     for victim in victims:
         victim.longest = 0.0  # that of its first statement
     try:
