@@ -12,6 +12,9 @@ import psycopg
 WARM_UP = 0.2  # seconds
 TICK, LATE = 0.01, 0.02  # seconds that the clock sleeps, and by which it may wake late because others are at work
 
+# https://www.postgresql.org/docs/current/functions-info.html
+WAITS_FOR = "SELECT FROM pg_locks WHERE NOT granted AND %s = ANY(pg_blocking_pids(pid))"
+
 
 class Clock(threading.Thread):
     """Stands still while the machine does, which it sees from how much it oversleeps.
@@ -39,6 +42,12 @@ class Clock(threading.Thread):
     def time(self) -> float:
         now = time.monotonic()
         return now - self.lost(now)
+
+    def wait(self, event: threading.Event, seconds: float) -> None:
+        """Wait for the event, until so many seconds of this clock have passed."""
+        until = self.time() + seconds
+        while self.time() < until and not event.wait(TICK):
+            pass
 
 
 @cache
@@ -102,21 +111,36 @@ def load(conninfo: dict[str, Any], *statements: str, pause: float = 0.002) -> It
 
 
 @contextmanager
-def holding(conninfo: dict[str, Any], statement: str, seconds: float) -> Iterator[None]:
-    """Keep the locks of ``statement`` in an idle transaction until ``seconds`` have passed or the block ends."""
-    held, over = threading.Event(), threading.Event()
+def holding(
+    conninfo: dict[str, Any], statement: str, seconds: float, *, from_first_wait: bool = False
+) -> Iterator[threading.Event]:
+    """Keep the locks of ``statement`` in an idle transaction until ``seconds`` have passed or the block ends.
+
+    Args:
+        from_first_wait: whether the seconds begin only when somebody waits for these locks.
+
+    Yields: what ends it before, once it is set.
+    """
+    held, over, ticking = threading.Event(), threading.Event(), clock()
 
     def hold() -> None:
         with psycopg.connect(**conninfo, application_name="holder") as connection:
             connection.execute(statement)
             held.set()
-            over.wait(seconds)
+            if from_first_wait:
+                wait_for_a_wait(connection.info.backend_pid)
+            ticking.wait(over, seconds)
+
+    def wait_for_a_wait(holder: int) -> None:
+        with psycopg.connect(**conninfo, application_name="onlooker", autocommit=True) as onlooker:
+            while not onlooker.execute(WAITS_FOR, [holder]).rowcount and not over.wait(TICK):
+                pass
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     held.wait()
     try:
-        yield
+        yield over
     finally:
         over.set()
         thread.join()

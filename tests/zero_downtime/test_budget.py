@@ -76,7 +76,7 @@ def test_a_deadlock_is_tried_again(migrated, settings):
 
 
 def test_python_waits_for_locks_no_longer_than_statements(migrated):
-    with load(conninfo(migrated), READ) as victims, holding(conninfo(migrated), READ, 1.0):
+    with load(conninfo(migrated), READ) as victims, holding(conninfo(migrated), READ, 1.0, from_first_wait=True):
         step = run(migrated, migrations.RunPython(lambda apps, editor: editor.execute("LOCK TABLE users")))
     assert (step.status, step.tries > 1) == ("succeeded", True)
     assert victims[0].longest < 0.8  # against 1.0 s
@@ -86,7 +86,7 @@ def test_a_statement_timeout_does_not_end_a_concurrent_build(migrated):
     with migrated.cursor() as cursor:
         cursor.execute(f"ALTER DATABASE {migrated.alias} SET statement_timeout = '250ms'")
     migrated.close()
-    with holding(conninfo(migrated), WRITE, 0.8):
+    with holding(conninfo(migrated), WRITE, 0.8, from_first_wait=True):
         step = run(migrated, migrations.RunSQL(INDEX), atomic=False)
     assert step.lock_wait > 0.3
     assert ask(migrated, IS_VALID) == (True,)
@@ -95,20 +95,20 @@ def test_a_statement_timeout_does_not_end_a_concurrent_build(migrated):
 
 def test_it_is_said_for_whom_a_concurrent_build_waits(migrated):
     events = []
-    with holding(conninfo(migrated), WRITE, 1.5):
-        run(
-            migrated,
-            migrations.RunSQL(INDEX),
-            atomic=False,
-            report=lambda event, **facts: events.append((event, facts)),
-        )
-    waits = [facts for event, facts in events if event == "progress"]
-    assert any("(holder, user " in facts["whom"] and facts["sql"] == INDEX for facts in waits), events
+
+    def told(event, **facts):
+        events.append((event, facts))
+        if event == "progress" and "(holder, user " in facts["whom"] and facts["sql"] == INDEX:
+            over.set()
+
+    with holding(conninfo(migrated), WRITE, 30) as over:
+        run(migrated, migrations.RunSQL(INDEX), atomic=False, report=told)
+        assert over.is_set(), events
 
 
 def hold_up(database):
     """Nobody gets users for longer than the patience lasts."""
-    return holding(conninfo(database), READ, 1.0)
+    return holding(conninfo(database), READ, 30)
 
 
 @pytest.mark.parametrize("atomic", [True, False])

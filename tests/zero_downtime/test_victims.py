@@ -81,7 +81,7 @@ class People:
                 lock = f"LOCK TABLE {', '.join(table for table, _ in tables)} IN ACCESS SHARE MODE"
                 victims = load(self.there, *statements, pause=PAUSE * len(statements))
                 self._victims = self._present.enter_context(victims)
-                self._present.enter_context(holding(self.there, lock, HOLD))
+                self._present.enter_context(holding(self.there, lock, HOLD, from_first_wait=True))
             self._lost_before = clock().lost()
         elif event == "step_finished":
             step = "{app}.{name} {direction}".format(**facts)
