@@ -24,6 +24,7 @@ LOG = """
     END $$;
     CREATE TRIGGER log_written AFTER UPDATE OF description ON skills FOR EACH ROW EXECUTE FUNCTION log_written();
     ALTER TABLE skills ADD COLUMN filler text NOT NULL DEFAULT repeat('x', 150);
+    ALTER TABLE skills SET (autovacuum_enabled = false);
 """
 FILL = "INSERT INTO skills (name) SELECT '{0} ' || i FROM generate_series(1, {1}) i"
 UNDONE = "SELECT count(*) FROM skills WHERE description IS DISTINCT FROM upper(name)"

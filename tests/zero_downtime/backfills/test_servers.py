@@ -123,8 +123,9 @@ SLOWLY = (
     "ALTER SYSTEM SET autovacuum_naptime = '1s'",
     "SELECT pg_reload_conf()",
     """
-    ALTER TABLE skills SET (autovacuum_analyze_threshold = 0, autovacuum_vacuum_insert_threshold = -1,
-                            autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)
+    ALTER TABLE skills SET (autovacuum_enabled = true, autovacuum_analyze_threshold = 0,
+                            autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 100,
+                            autovacuum_vacuum_cost_limit = 1)
     """,
 )
 
