@@ -46,12 +46,12 @@ def going(name, database, workers=2):
     try:
         yield
     finally:
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive()
 
 
 def until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
