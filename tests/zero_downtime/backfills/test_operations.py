@@ -201,6 +201,7 @@ def test_it_is_written_into_files_by_its_public_name(declare):
 def test_what_users_write_meanwhile_stays_where_nothing_is_recorded(skills, fill, declare, ask):
     fill(5)
     name = declare()
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
     def finish():
         database = connections[skills.alias]
@@ -211,7 +212,7 @@ def test_what_users_write_meanwhile_stays_where_nothing_is_recorded(skills, fill
         user.execute("UPDATE skills SET description = 'theirs' WHERE name = 'skill 1 3'")
         thread = threading.Thread(target=finish)
         thread.start()
-        until(lambda: ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        until(lambda: ask(waits))
     thread.join()
     assert ask("SELECT description FROM skills WHERE name = 'skill 1 3'") == "theirs"
     assert ask(UNDONE) == 1
