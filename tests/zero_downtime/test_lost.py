@@ -96,7 +96,7 @@ def test_the_session_of_the_watchdog_is_ended(shop, scratch, watcher):
 def test_nothing_runs_unwatched(shop, scratch, watcher):
     run = shop.start("migrate")
     wait_for(watcher, run, BUSY, *AT_WORK)
-    with psycopg.connect(**{**conninfo(scratch), "dbname": "template1"}, autocommit=True) as elsewhere:
+    with psycopg.connect(**{**conninfo(scratch), "dbname": "postgres"}, autocommit=True) as elsewhere:
         elsewhere.execute(f"ALTER DATABASE {scratch.alias} ALLOW_CONNECTIONS false")
         end(watcher, run, "migrate: watchdog")
         done = finish(run)
