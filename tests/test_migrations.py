@@ -219,28 +219,33 @@ class TestPopulate:
         assert self.ask(users, self.RIGHT) == (self.COUNT, self.COUNT - 1)
 
     def test_rows_inserted_while_and_after_it_runs_get_theirs(self, users):
-        stop, inserted = threading.Event(), itertools.count()
+        stop, at_work, inserted = threading.Event(), threading.Event(), 0
 
         def keep_inserting():
+            nonlocal inserted
             with psycopg.connect(**conninfo(users), autocommit=True) as connection:
                 while not stop.is_set():
-                    i = next(inserted)
                     connection.execute(
                         "INSERT INTO users (username, email, password_hash) VALUES (%s, %s, '!')",
-                        [f"new{i}", f"new{i}@x.org"],
+                        [f"new{inserted}", f"new{inserted}@x.org"],
                     )
+                    inserted += 1
+                    if inserted == 10:
+                        at_work.set()
 
         thread = threading.Thread(target=keep_inserting)
         thread.start()
         try:
+            at_work.wait()
+            before = inserted
             migrate(users, POPULATE)
         finally:
             stop.set()
             thread.join()
         self.insert(users, "after", 1)
         count, right = self.ask(users, self.RIGHT)
-        assert count == right == self.COUNT + next(inserted) + 1
-        assert count > self.COUNT + 10
+        assert count == right == self.COUNT + inserted + 1
+        assert inserted > before
 
     def test_a_killed_run_keeps_what_it_committed_and_the_next_one_ends_it(self, users):
         self.insert(users, "more", 60_000)

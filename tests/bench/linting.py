@@ -11,9 +11,11 @@ from tempfile import TemporaryDirectory
 import psycopg
 
 from gotong_royong.zero_downtime.linter.scratch import TEMPLATE_PREFIX
-from tests.bench.contenders import LINTER, OURS, STOCK, Contender, Ended, database, migrate, server, succeed
+from gotong_royong.zero_downtime.linter.selection import _digest
+from tests.bench.contenders import LINTER, OURS, PROJECT, STOCK, Contender, Ended, database, migrate, server, succeed
 from tests.bench.synthetic import write_project
 
+TEMPLATES = TEMPLATE_PREFIX + _digest(["tests.bench.settings", f"{PROJECT}", "default"])[:8]  # of those that we start
 JUDGED = re.compile(r" migrations?, |exit code 1$")  # with violations, both end with an error status
 
 
@@ -58,7 +60,7 @@ def judged(ended: Ended) -> Ended:
 
 @contextmanager
 def without_templates() -> Iterator[None]:
-    """Drop the template databases that our linter keeps meanwhile."""
+    """Drop the template databases that our linter keeps meanwhile, and nobody else's."""
     home = server().settings["NAME"]
 
     def names() -> set[str]:
@@ -69,5 +71,5 @@ def without_templates() -> Iterator[None]:
     try:
         yield
     finally:
-        made = {name for name in names() - before if name.startswith(TEMPLATE_PREFIX)}
+        made = {name for name in names() - before if name.startswith(TEMPLATES)}
         server().execute(home, *(f'DROP DATABASE "{name}"' for name in made))

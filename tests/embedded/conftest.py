@@ -40,6 +40,7 @@ def fork():
         sys.exit()
     return os.waitpid(child, 0)[1]
 
+embedded.PATIENCE = 60  # on a slow machine, too, there is nothing to complain about
 signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 database = embedded.start()
 print("ready", flush=True)

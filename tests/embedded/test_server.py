@@ -103,7 +103,7 @@ def test_a_path_that_cannot_hold_a_socket(shared, use, name):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
 def test_an_ordinary_user_and_then_root(folder, use):
     os.chown(folder, NOBODY, NOBODY)
-    done = python(folder, f"{AS_NOBODY}print(embedded.start()['HOST'])")
+    done = python(folder, f"{AS_NOBODY}embedded.PATIENCE = 60; print(embedded.start()['HOST'])")
     assert (done.stdout, done.stderr) == (f"{folder}/pg/18\n", "")
     use(folder).end()
     assert {path.stat().st_uid for path in (folder / "pg").rglob("*")} == {NOBODY}
@@ -146,6 +146,7 @@ def test_nobody_gets_a_server_that_is_about_to_stop(shared):
         import atexit
         import psycopg
         from gotong_royong import embedded
+        embedded.PATIENCE = 60
         for _ in range(8):
             database = embedded.start()
             with psycopg.connect(host=database["HOST"], user=database["USER"], dbname=database["NAME"]) as connection:
@@ -192,6 +193,7 @@ def test_a_forked_child_ends_last(shared):
         import os, sys, time
         import psycopg
         from gotong_royong import embedded
+        embedded.PATIENCE = 60
         database, parent = embedded.start(), os.getpid()
         if os.fork():
             sys.exit()

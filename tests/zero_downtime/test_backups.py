@@ -22,6 +22,7 @@ from gotong_royong.zero_downtime import backups
 from gotong_royong.zero_downtime.exceptions import BackupFailed
 from tests.conftest import _database
 from tests.test_migrations import conninfo, look
+from tests.zero_downtime.load import WAITS_FOR
 
 FAILED = r"^No backup: .*{}.*\. Nothing was migrated\. [A-Z].*\.$"
 LOCKED = "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"
@@ -81,15 +82,14 @@ def restore(path, database):
 
 
 @contextmanager
-def at_work(act):
-    """While a backup waits for a table, let ``act`` have its pg_dump."""
-
+def at_work(holder, act):
+    """While a backup waits for the table that ``holder`` has locked, let ``act`` have its pg_dump."""
     over = threading.Event()
 
     def find():
         while not over.wait(0.01):
-            if found := [child for child in psutil.Process().children() if child.name() == "pg_dump"]:
-                act(found[0])
+            if holder.execute(WAITS_FOR, [holder.info.backend_pid]).rowcount:
+                act(*[child for child in psutil.Process().children() if child.name() == "pg_dump"])
                 break
 
     thread = threading.Thread(target=find)
@@ -170,7 +170,7 @@ def test_the_password_is_not_on_the_command_line(full, tmp_path, monkeypatch):
             time.sleep(0.01)
         holder.rollback()
 
-    with locked(full) as holder, at_work(look_at):
+    with locked(full) as holder, at_work(holder, look_at):
         backups.take(full, tmp_path, lambda event, text: said.append(text))
     command, environment = seen[0]
     password = full.settings_dict["PASSWORD"]
@@ -243,8 +243,8 @@ def test_programs_older_than_the_server(scratch, tmp_path, settings):
 
 def test_a_killed_pg_dump(full, tmp_path):
     with (
-        locked(full),
-        at_work(psutil.Process.kill),
+        locked(full) as holder,
+        at_work(holder, psutil.Process.kill),
         pytest.raises(BackupFailed, match=FAILED.format("pg_dump was killed by SIGKILL")),
     ):
         backups.take(full, tmp_path, quiet)
@@ -265,7 +265,7 @@ def test_ctrl_c_leaves_nothing(full, tmp_path):
         children.append(process)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with locked(full), at_work(press), pytest.raises(KeyboardInterrupt):
+    with locked(full) as holder, at_work(holder, press), pytest.raises(KeyboardInterrupt):
         backups.take(full, tmp_path, quiet)
     assert not children[0].is_running()
     assert names(tmp_path) == []

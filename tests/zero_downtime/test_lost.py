@@ -14,6 +14,8 @@ from tests.zero_downtime.shop import finish
 
 SESSION = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 BUSY = f"{SESSION} AND query LIKE %s"
+# The server looks every 4 s whether anybody is there, first a little less than that after the statement began.
+JUST_LOOKED = f"{BUSY} AND extract(epoch FROM clock_timestamp() - query_start) %% 4 < 1"
 SLEEP = 'migrations.RunSQL("SELECT pg_sleep(60)", migrations.RunSQL.noop)'
 AT_WORK = "migrate", "%pg_sleep%"
 SHORT = SLEEP.replace("60", "1.5")
@@ -96,7 +98,7 @@ def test_the_session_of_the_watchdog_is_ended(shop, scratch, watcher):
 def test_nothing_runs_unwatched(shop, scratch, watcher):
     run = shop.start("migrate")
     wait_for(watcher, run, BUSY, *AT_WORK)
-    with psycopg.connect(**{**conninfo(scratch), "dbname": "template1"}, autocommit=True) as elsewhere:
+    with psycopg.connect(**{**conninfo(scratch), "dbname": "postgres"}, autocommit=True) as elsewhere:
         elsewhere.execute(f"ALTER DATABASE {scratch.alias} ALLOW_CONNECTIONS false")
         end(watcher, run, "migrate: watchdog")
         done = finish(run)
@@ -112,15 +114,20 @@ def test_the_next_run_waits_for_the_statement_of_a_killed_one(shop, scratch, wat
     shop.settings("ZERO_DOWNTIME_BLOCK_BUDGET = 4\n")
     run = shop.start("migrate")
     wait_for(watcher, run, BUSY, *AT_WORK)
-    run.kill()
-    finish(run)
     shop.write("0002_size", 'column("items", "size")')
+    following = shop.start("migrate")
+    while not (line := following.stdout.readline()).startswith("Waiting for run 1 (migrate) by "):
+        assert line, finish(following)
+    wait_for(watcher, run, JUST_LOOKED, *AT_WORK)
+    run.kill()
     started = time.monotonic()
-    out = shop.succeed("migrate")
+    finish(run)
+    done = finish(following)
     watcher.execute("SELECT id FROM items")
     assert time.monotonic() - started < 20  # against 60 s
-    assert "Waiting for the last statement of a run that was killed: process " in out
-    assert "Found run 1 (migrate) by " in out
+    assert done.code == 0, done.err
+    assert "Waiting for the last statement of a run that was killed: process " in done.out
+    assert "Found run 1 (migrate) by " in done.out
     assert goes_on(shop, scratch) == ("died", "died")
 
 

@@ -24,6 +24,7 @@ LOG = """
     END $$;
     CREATE TRIGGER log_written AFTER UPDATE OF description ON skills FOR EACH ROW EXECUTE FUNCTION log_written();
     ALTER TABLE skills ADD COLUMN filler text NOT NULL DEFAULT repeat('x', 150);
+    ALTER TABLE skills SET (autovacuum_enabled = false);
 """
 FILL = "INSERT INTO skills (name) SELECT '{0} ' || i FROM generate_series(1, {1}) i"
 UNDONE = "SELECT count(*) FROM skills WHERE description IS DISTINCT FROM upper(name)"
@@ -45,12 +46,12 @@ def going(name, database, workers=2):
     try:
         yield
     finally:
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive()
 
 
 def until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

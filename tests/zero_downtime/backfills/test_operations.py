@@ -1,7 +1,6 @@
 """What does a migration do with a backfill, on small tables and large ones, forwards and back?"""
 
 import threading
-import time
 from contextlib import suppress
 
 import psycopg
@@ -62,13 +61,13 @@ def test_what_is_taken_back_is_not_taken_up_meanwhile(skills, fill, ask, declare
 
 @pytest.fixture
 def in_a_batch(skills, fill, declare):
-    """A backfill of which a worker is in the middle of a batch for half a second, and its thread."""
+    """A backfill of which a worker is in the middle of a batch, its thread, and what ends the batch once it is set."""
     fill(2_500)
-    inside = threading.Event()
+    inside, over = threading.Event(), threading.Event()
 
     def process(self, batch):
         inside.set()
-        time.sleep(0.5)
+        over.wait(10)
         batch.update(description="done")
 
     declare("Back", where=Q(description__isnull=False), update={"description": None})
@@ -82,12 +81,14 @@ def in_a_batch(skills, fill, declare):
     thread = threading.Thread(target=work)
     thread.start()
     inside.wait(10)
-    yield name, thread
+    yield name, thread, over
+    over.set()
     thread.join(10)
 
 
 def test_what_is_taken_back_is_waited_for_until_it_has_done_its_batch(skills, ask, in_a_batch):
-    name, worker = in_a_batch
+    name, worker, over = in_a_batch
+    threading.Timer(0.5, over.set).start()
     inline.take_back(name, skills, SKILL)
     assert name not in steering.names(skills.alias)
     worker.join(10)
@@ -217,6 +218,7 @@ def test_it_is_written_into_files_by_its_public_name(declare):
 def test_what_users_write_meanwhile_stays_where_nothing_is_recorded(skills, fill, declare, ask):
     fill(5)
     name = declare()
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
     def finish():
         database = connections[skills.alias]
@@ -227,7 +229,7 @@ def test_what_users_write_meanwhile_stays_where_nothing_is_recorded(skills, fill
         user.execute("UPDATE skills SET description = 'theirs' WHERE name = 'skill 1 3'")
         thread = threading.Thread(target=finish)
         thread.start()
-        until(lambda: ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        until(lambda: ask(waits))
     thread.join()
     assert ask("SELECT description FROM skills WHERE name = 'skill 1 3'") == "theirs"
     assert ask(UNDONE) == 1

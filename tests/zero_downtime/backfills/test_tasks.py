@@ -121,7 +121,7 @@ def test_a_look_for_what_is_left_may_take_longer_than_a_slice(users, ask):
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "seconds"),
-    [((), 22), (("--shutdown-graceful-timeout", "1"), 5)],
+    [((), 28), (("--shutdown-graceful-timeout", "1"), 15)],  # a deploy gives a process 30, and a slice is 20
     ids=["for as long as a job takes", "at once"],
 )
 def test_a_worker_that_is_to_stop_does_though_there_is_more_to_do(users, ask, options, seconds):
@@ -134,7 +134,7 @@ def test_a_worker_that_is_to_stop_does_though_there_is_more_to_do(users, ask, op
     environ = {**environment(users), "BACKFILL_QUEUE": "1"}
     with subprocess.Popen(command, env=environ, cwd=project.BASE_DIR, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not steering.look(NAME, users.alias)[1].rows:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

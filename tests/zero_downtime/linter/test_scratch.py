@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 
 import psycopg
 import pytest
@@ -145,11 +146,12 @@ def test_a_setting_says_where(settings):
 @pytest.fixture
 def without_permission():
     """The connection of a role that may create no database."""
-    ask("CREATE ROLE may_do_nothing LOGIN PASSWORD 'secret'")
+    name = f"may_do_nothing_{uuid.uuid4().hex[:12]}"
+    ask(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
     role = connection.copy()
-    role.settings_dict = {**role.settings_dict, "USER": "may_do_nothing", "PASSWORD": "secret"}
+    role.settings_dict = {**role.settings_dict, "USER": name, "PASSWORD": "secret"}
     yield role
-    ask("DROP ROLE may_do_nothing")
+    ask(f"DROP ROLE {name}")
 
 
 def test_without_permission_a_server_of_our_own_starts_and_that_is_said(without_permission):
