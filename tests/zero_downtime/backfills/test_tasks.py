@@ -15,6 +15,8 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.load import load
 from tests.zero_downtime.test_executor import environment
 
+pytestmark = pytest.mark.once
+
 NAME = "accounts.populate_markov_user_ids"
 LEFT = "SELECT count(*) FROM users WHERE markov_user_id IS NULL"
 FILL = """
@@ -60,7 +62,6 @@ def test_a_worker_takes_up_what_is_left_to_it(users, ask):
     assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
 
 
-@pytest.mark.once
 def test_two_workers_of_the_queue_share_a_backfill(users, ask):
     manage(users, "migrate", "procrastinate")
     ask(FILL)
@@ -118,7 +119,6 @@ def test_a_look_for_what_is_left_may_take_longer_than_a_slice(users, ask):
     assert ask(LEFT) == 0
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "seconds"),
     [((), 28), (("--shutdown-graceful-timeout", "1"), 15)],  # a deploy gives a process 30, and a slice is 20
