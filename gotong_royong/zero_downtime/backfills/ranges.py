@@ -21,8 +21,8 @@ from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
 LEASE = 30.0  # seconds that a worker may be silent
 FLUSH_AFTER = "256kB"  # that a worker has written while others are at work
-BLOCKS = 2_048  # of a table's file in a range: 16 MB
-MOST_RANGES = 1_000  # that a sweep has
+BLOCKS, FEWEST = 2_048, 256  # of a table's file in a range, at most and at least: 16 and 2 MB
+RANGES, MOST_RANGES = 64, 1_000  # that a sweep has: the workers that are done wait for the last of them
 SAMPLE = 20_000  # rows from which the bounds of key ranges are chosen
 
 RANGE, BACKFILL = BackfillRange._meta.db_table, Backfill._meta.db_table
@@ -224,9 +224,14 @@ def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: st
         return int(cursor.fetchone()[0])
 
 
+def _blocks_in_a_range(blocks: int) -> int:
+    """Return how many blocks a range has of a table of so many."""
+    return max(min(BLOCKS, max(FEWEST, blocks // RANGES)), blocks // MOST_RANGES)
+
+
 def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:
     """Return the ranges of a sweep in physical order, one partition after the other."""
-    step = max(BLOCKS, sum(part.blocks for part in parts) // MOST_RANGES)
+    step = _blocks_in_a_range(sum(part.blocks for part in parts))
     return [
         {"partition": part.name, "lower": start, "upper": min(start + step, part.blocks)}
         for part in parts
@@ -240,7 +245,7 @@ def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list
     The bounds come from a sample of the table, so that it need not be read as a whole; what cannot be sampled is one.
     """
     blocks = sum(part.blocks for part in parts)
-    count = min(MOST_RANGES, blocks // BLOCKS + 1)
+    count = blocks // _blocks_in_a_range(blocks) + 1
     if count == 1 or not all(part.is_table for part in parts):
         return [{"lower": None, "upper": None}]
     names = [connection.ops.quote_name(field.column) for field in key_fields(model)]

@@ -67,3 +67,13 @@ def test_a_range_is_renewed_only_while_it_is_running(skills, running):
     assert ranges.renew(skills, part)
     steering.pause(running)
     assert not ranges.renew(skills, part)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count", "largest"),
+    [(0, 0, 0), (255, 1, 255), (1_000, 4, 256), (40_000, 64, 625), (1_000_000, 489, 2_048), (8_000_000, 1_000, 8_000)],
+)
+def test_a_table_is_cut_so_that_nobody_waits_long_for_the_last_range(blocks, count, largest):
+    cut = ranges.cut_by_blocks([ranges.Part("", blocks, True)])
+    sizes = [part["upper"] - part["lower"] for part in cut]
+    assert (len(cut), max(sizes, default=0), sum(sizes)) == (count, largest, blocks)
