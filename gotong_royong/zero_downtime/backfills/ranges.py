@@ -224,14 +224,15 @@ def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: st
         return int(cursor.fetchone()[0])
 
 
-def _blocks_in_a_range(blocks: int) -> int:
-    """Return how many blocks a range has of a table of so many."""
-    return max(min(BLOCKS, max(FEWEST, blocks // RANGES)), blocks // MOST_RANGES)
+def cut_by_blocks(parts: list[Part], *, striped: bool) -> list[dict[str, Any]]:
+    """Return the ranges of a sweep in physical order, one partition after the other.
 
-
-def cut_by_blocks(parts: list[Part]) -> list[dict[str, Any]]:
-    """Return the ranges of a sweep in physical order, one partition after the other."""
-    step = _blocks_in_a_range(sum(part.blocks for part in parts))
+    With more of them the workers that are done wait less for the last ones; but they cut batches short, which costs a
+    batch in stripes more than that.
+    """
+    whole = sum(part.blocks for part in parts)
+    most = BLOCKS if striped else min(BLOCKS, max(FEWEST, whole // RANGES))
+    step = max(most, whole // MOST_RANGES)
     return [
         {"partition": part.name, "lower": start, "upper": min(start + step, part.blocks)}
         for part in parts
@@ -245,7 +246,7 @@ def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list
     The bounds come from a sample of the table, so that it need not be read as a whole; what cannot be sampled is one.
     """
     blocks = sum(part.blocks for part in parts)
-    count = blocks // _blocks_in_a_range(blocks) + 1
+    count = min(MOST_RANGES, blocks // BLOCKS + 1)
     if count == 1 or not all(part.is_table for part in parts):
         return [{"lower": None, "upper": None}]
     names = [connection.ops.quote_name(field.column) for field in key_fields(model)]

@@ -285,8 +285,10 @@ class Worker:
 
     def _cut(self, part: BackfillRange) -> None:
         parts = ranges.parts_of(self.connection, self.work.model)
-        by_keys = self.row.order == KEYS
-        cut = ranges.cut_by_keys(self.connection, self.work.model, parts) if by_keys else ranges.cut_by_blocks(parts)
+        if self.row.order == KEYS:
+            cut = ranges.cut_by_keys(self.connection, self.work.model, parts)
+        else:
+            cut = ranges.cut_by_blocks(parts, striped=self.row.order == STRIPES)
         BackfillRange.objects.using(self.alias).bulk_create(
             BackfillRange(backfill=self.row, sweep=part.sweep, number=number, **bounds)
             for number, bounds in enumerate(cut, 1)

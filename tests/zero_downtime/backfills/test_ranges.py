@@ -70,10 +70,19 @@ def test_a_range_is_renewed_only_while_it_is_running(skills, running):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "count", "largest"),
-    [(0, 0, 0), (255, 1, 255), (1_000, 4, 256), (40_000, 64, 625), (1_000_000, 489, 2_048), (8_000_000, 1_000, 8_000)],
+    ("blocks", "striped", "count", "largest"),
+    [
+        (0, False, 0, 0),
+        (255, False, 1, 255),
+        (1_000, False, 4, 256),
+        (1_000, True, 1, 1_000),
+        (40_000, False, 64, 625),
+        (40_000, True, 20, 2_048),
+        (1_000_000, False, 489, 2_048),
+        (8_000_000, False, 1_000, 8_000),
+    ],
 )
-def test_a_table_is_cut_so_that_nobody_waits_long_for_the_last_range(blocks, count, largest):
-    cut = ranges.cut_by_blocks([ranges.Part("", blocks, True)])
+def test_a_table_is_cut_so_that_nobody_waits_long_for_the_last_range(blocks, striped, count, largest):
+    cut = ranges.cut_by_blocks([ranges.Part("", blocks, True)], striped=striped)
     sizes = [part["upper"] - part["lower"] for part in cut]
     assert (len(cut), max(sizes, default=0), sum(sizes)) == (count, largest, blocks)
