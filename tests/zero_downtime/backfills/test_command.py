@@ -108,15 +108,9 @@ def test_cancel(backfill, at_work):
     assert f"{at_work}: canceled, " in backfill("list")
 
 
-@pytest.mark.parametrize(
-    ("way", "told"),
-    [
-        ("pause", r"is paused \(pause by ani at .* UTC\), so it was left before its end. backfill resume {} lets it"),
-        ("cancel", r"is canceled \(cancel by ani at .* UTC\), so it was left .*. backfill retry {} lets it go on"),
-    ],
-)
-def test_what_somebody_stops_meanwhile_is_no_success(backfill, declare, fill, skills, way, told):
-    """So that nothing goes on behind it in ``backfill run NAME && ...``."""
+@pytest.fixture
+def slow(declare, fill):
+    """A backfill whose batches last a while, and what is set once a worker is in one."""
     fill(3_000)
     inside = threading.Event()
 
@@ -126,6 +120,19 @@ def test_what_somebody_stops_meanwhile_is_no_success(backfill, declare, fill, sk
         batch.update(description="")
 
     name = declare(process=process)
+    return name, inside
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ("pause", r"is paused \(pause by ani at .* UTC\), so it was left before its end. backfill resume {} lets it"),
+        ("cancel", r"is canceled \(cancel by ani at .* UTC\), so it was left .*. backfill retry {} lets it go on"),
+    ],
+)
+def test_what_somebody_stops_meanwhile_is_no_success(backfill, slow, skills, way, told):
+    """So that nothing goes on behind it in ``backfill run NAME && ...``."""
+    name, inside = slow
 
     def steer():
         inside.wait(10)
@@ -235,16 +242,8 @@ def test_an_unknown_one_is_neither_shown_nor_steered(backfill, action):
         backfill(action, "accounts.nonsense")
 
 
-def test_one_that_is_taken_back_meanwhile_ends_with_a_sentence(backfill, declare, fill, skills):
-    fill(3_000)
-    inside = threading.Event()
-
-    def process(self, batch):
-        inside.set()
-        time.sleep(0.3)
-        batch.update(description="")
-
-    name = declare(process=process)
+def test_one_that_is_taken_back_meanwhile_ends_with_a_sentence(backfill, slow, skills):
+    name, inside = slow
 
     def forget():
         inside.wait(10)
