@@ -221,7 +221,7 @@ class Worker:
             keys, done = self.changes.to_try_again() if all_rows else self._left(), 0
             if keys is None:
                 self.batches.rest(part, 0.0)
-                if self.batches.held_up:
+                if self.batches.held_up == locks.LOCK_NOT_AVAILABLE:
                     self.batches.say("somebody keeps the table locked")
                 time.sleep(POLL)
                 continue
