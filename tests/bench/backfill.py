@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ def ours(workers: int, *, at_full_speed: bool = True) -> Way:
 
 
 NOTHING, REFERENCE = "nothing", "one UPDATE"
-WAYS = {
+WAYS: dict[str, Way] = {
     REFERENCE: one_update,
     "iterator and bulk_update": django_loop,
     "IN (SELECT ... LIMIT 1000)": limited,
@@ -122,13 +122,7 @@ WAYS = {
     "backfill run --full-speed": ours(1),
     "  with --workers 2": ours(2),
 }
-AMONG_OTHERS: dict[str, Way | None] = {
-    NOTHING: None,
-    REFERENCE: one_update,
-    "keyset by primary key, 1000": keyset,
-    "backfill run --full-speed": ours(1),
-    "backfill run": ours(1, at_full_speed=False),
-}
+AMONG_OTHERS: dict[str, Way | None] = {NOTHING: None, **WAYS, "backfill run": ours(1, at_full_speed=False)}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -144,12 +138,14 @@ def run(options: argparse.Namespace) -> None:
             with connected(filled) as connection:
                 call_command("migrate", database=connection.alias, verbosity=0)
             server().execute(filled, *(statement.format(rows=rows) for statement in FILL))
-            alone(filled, rows, options.rounds, chosen(WAYS, options.ways))
-            among_others(filled, rows, options.rounds, chosen(AMONG_OTHERS, options.ways))
+            left_out = () if rows <= LOOP_UP_TO else (django_loop,)
+            alone(filled, rows, options.rounds, chosen(WAYS, options.ways, left_out))
+            among_others(filled, rows, options.rounds, chosen(AMONG_OTHERS, options.ways, left_out))
 
 
-def chosen(ways: Mapping[str, T], labels: list[str]) -> dict[str, T]:
-    return {label: way for label, way in ways.items() if label in (NOTHING, REFERENCE, *labels)}
+def chosen(ways: Mapping[str, T], labels: list[str], left_out: Sequence[Way]) -> dict[str, T]:
+    labels = [NOTHING, REFERENCE, *labels]
+    return {label: way for label, way in ways.items() if label in labels and way not in left_out}
 
 
 def alone(filled: str, rows: int, rounds: int, ways: dict[str, Way]) -> None:
@@ -162,8 +158,7 @@ def alone(filled: str, rows: int, rounds: int, ways: dict[str, Way]) -> None:
     for _ in range(rounds):
         for indexed in (True, False):
             for label, way in ways.items():
-                if way is not django_loop or rows <= LOOP_UP_TO:
-                    seen.setdefault((indexed, label), []).append(measure(filled, way, indexed=indexed))
+                seen.setdefault((indexed, label), []).append(measure(filled, way, indexed=indexed))
     references = [median(one.seconds for one in seen[indexed, REFERENCE]) for indexed in (True, False)]
     for indexed in (True, False):
         print("its index is there" if indexed else "its index is built afterwards, in the time")
