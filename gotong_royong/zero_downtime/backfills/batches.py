@@ -150,6 +150,8 @@ class Batches:
         def batch() -> float:
             with self.fenced(part, size):
                 self._tidy(part)
+                if self.is_paced and not blocks.stripe:  # lest each slice waits for the disk, with rows locked
+                    self._read(blocks.lower, blocks.upper, part.partition)
                 started = time.monotonic()
                 rows = sum(self._slices(part, blocks))
                 seconds = time.monotonic() - started
@@ -202,8 +204,11 @@ class Batches:
             partition, places = self._changed.popleft()
             if partition == part.partition:  # another one may be gone
                 for lower, upper in places:
-                    for some in self._reading(lower, upper):
-                        statements.read(self.changes.work, some, partition)
+                    self._read(lower, upper, partition)
+
+    def _read(self, lower: int, upper: int, partition: str) -> None:
+        for some in self._reading(lower, upper):
+            statements.read(self.changes.work, some, partition)
 
     def _reading(self, lower: int, upper: int) -> Iterator[Blocks]:
         """Yield these blocks to be read, some after the other, with pauses in between if others are at work."""

@@ -1,6 +1,7 @@
 """Do batches leave room for others, and say what holds them up?"""
 
 import itertools
+import re
 
 import psycopg
 import pytest
@@ -38,6 +39,28 @@ def test_they_go_on_in_slices_while_others_are_at_work(skills, fill, declare, ru
     assert row.status == Status.SUCCEEDED
     assert ask("SELECT count(*) FROM statements") > 1.3 * steering.progress(row).batches  # it would be as many
     assert ask(UNDONE) == ask(TWICE) == 0
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_their_blocks_are_read_before_a_row_is_locked_while_others_are_at_work(skills, fill, declare, ask, index):
+    fill(2_000)
+    if index:
+        ask("CREATE INDEX ON skills (description)")
+    read, unread = set(), set()
+
+    def note(execute, sql, params, many, context):
+        places = [int(place) for place in re.findall(r"'\((\d+),0\)'", str(params))]
+        if places and sql.startswith("SELECT count"):
+            read.update(range(*places))
+        elif places and sql.startswith("UPDATE"):
+            unread.update({*range(*places)} - read)
+        return execute(sql, params, many, context)
+
+    worker = Worker(steering.find(declare(), skills.alias))
+    with load(conninfo(skills), "SELECT 1"), skills.execute_wrapper(note):
+        assert worker.run().status == Status.SUCCEEDED
+    assert read
+    assert not unread
 
 
 def test_what_they_write_goes_to_the_disk_at_once_while_others_are_at_work(skills, fill, declare, run, ask):
