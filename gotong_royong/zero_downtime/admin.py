@@ -55,7 +55,10 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     change_form_template = "admin/zero_downtime/backfill/change_form.html"
     fieldsets = (
         (None, {"fields": ("status", "how_far", "speed", "held_back", "error")}),
-        ("Details", {"fields": ("order", "sweep", "longest_batch", "started_at", "finished_at", "verified_at")}),
+        (
+            "Details",
+            {"fields": ("order", "sweep", "longest_batch", "created_at", "started_at", "finished_at", "verified_at")},
+        ),
     )
 
     def has_add_permission(self, request: HttpRequest) -> bool:

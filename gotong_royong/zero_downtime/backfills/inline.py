@@ -35,15 +35,11 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
         BackfillFailed: if it was done here and failed, or rows were set aside.
         BackfillRefused: in a transaction, which would hold its row locks to the end.
     """
-    if not _is_recorded(connection):
-        _say(_at_once(name, connection, model))
+    if not _is_recorded(connection) or (rows := _rows(connection, model)) <= conf.BACKFILL_INLINE:
+        finish(name, connection, model)
         return
     row = _pending_or_ended(name, connection)
-    rows = _rows(connection, model)
     if row.status == Status.SUCCEEDED:
-        return
-    if rows <= conf.BACKFILL_INLINE:
-        _to_its_end(row, model, at_full_speed=True)
         return
     is_paused = row.status == Status.PAUSED
     then = f"it is paused until backfill resume {name}" if is_paused else steering.who_takes_up(name)
@@ -68,8 +64,9 @@ def finish(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]
     if not _is_recorded(connection):
         _say(_at_once(name, connection, model))
         return
-    small = _rows(connection, model) <= conf.BACKFILL_INLINE
-    _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=small)
+    row, is_small = _pending_or_ended(name, connection), _rows(connection, model) <= conf.BACKFILL_INLINE
+    if row.status != Status.SUCCEEDED:
+        _to_its_end(row, model, at_full_speed=is_small)
 
 
 def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
