@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views import main
+from django.db import router
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
@@ -123,7 +124,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     retry = _action("retry", "Retry: what is still to do, and the rows set aside")
 
     def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
-        for row in queryset:
+        for row in queryset.using(router.db_for_write(Backfill)):
             try:
                 # One click is too little for doing all rows a second time.
                 steering.steer(row, way, f"{request.user.get_username()}, in the admin", all_again=False)

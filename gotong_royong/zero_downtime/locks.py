@@ -34,7 +34,7 @@ BLOCKS = {
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
-NOT_ALLOWED, IDLE_IN_TRANSACTION = "42501", "25P03"
+NOT_ALLOWED, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25P03", "25P04"
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock
@@ -76,11 +76,11 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the error ended the session: the server went down, somebody ended it, it idled in a transaction."""
+    """Whether the error ended the session: the server went down, somebody ended it, a transaction took too long."""
     state = sqlstate(error)
     if state is None:
         return isinstance(error, InterfaceError | OperationalError)
-    return state.startswith(("08", "57P", IDLE_IN_TRANSACTION))
+    return state.startswith(("08", "57P", IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT))
 
 
 def is_patient(sql: str) -> bool:
@@ -91,6 +91,11 @@ def is_patient(sql: str) -> bool:
 def milliseconds(seconds: float) -> str:
     """Write a time as PostgreSQL's settings want it; never 0, which would mean no limit."""
     return f"{max(1, round(seconds * 1000))}ms"
+
+
+def no_transaction_timeout(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the setting, which PostgreSQL has since 17, for a transaction that takes as long as a table is large."""
+    return {"transaction_timeout": "0"} if connection.pg_version >= 170000 else {}  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -290,11 +290,12 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
         out.write(f"  verified: no row was left to do at {row.verified_at:%Y-%m-%d %H:%M:%S} UTC")
     if row.error:
         out.write(f"  error: {row.error}", style.ERROR)
-    for steered in row.steered.all()[:5]:
+    alias = row._state.db
+    for steered in row.steered.using(alias)[:5]:
         out.write(f"  {steered}")
-    for part in row.ranges.filter(AT_WORK).order_by("number"):
+    for part in row.ranges.using(alias).filter(AT_WORK).order_by("number"):
         out.write(f"  range {part.number} ({part.share:.0%}): {part.worker}")
-    for aside in row.set_aside.order_by("pk")[:20]:
+    for aside in row.set_aside.using(alias).order_by("pk")[:20]:
         out.write(f"  set aside: {aside}", style.WARNING)
     if progress.set_aside > 20:
         out.write(f"  … and {progress.set_aside - 20:,} more")
@@ -311,8 +312,9 @@ def backfill_display(command: BaseCommand, *, no_color: bool = False) -> Iterato
             if time.monotonic() >= due:
                 silence = min(2 * silence, LONGEST_SILENCE)
                 due = time.monotonic() + silence
-                command.stdout.write(backfill_line(row, progress))
-                command.stdout.flush()
+                with suppress(OSError):
+                    command.stdout.write(backfill_line(row, progress))
+                    command.stdout.flush()
 
         yield say
         return

@@ -17,7 +17,7 @@ from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.ranges import worker_name
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import UnknownBackfill, ZeroDowntimeError, summary
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
 from gotong_royong.zero_downtime.models import Backfill
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,8 @@ def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALI
                 nudge(name=name, alias=alias)
             if worker.run().status in OPEN:
                 nudge(name=name, alias=alias)
-    except UnknownBackfill as error:  # so that it waits for a worker with newer code
-        waiting = Backfill.objects.using(alias).filter(name=name, status=Backfill.Status.PENDING)
-        waiting.update(throttle=f"{worker_name()}: {error}")
-        logger.warning("%s", error)
-    except ZeroDowntimeError as error:  # it is written down with the backfill, too
+    except ZeroDowntimeError as error:  # of one that failed it is written down; others wait for newer code, or a mend
+        Backfill.objects.using(alias).filter(name=name, status__in=OPEN).update(throttle=f"{worker_name()}: {error}")
         logger.warning("%s", error)
     finally:
         connections[alias].close()

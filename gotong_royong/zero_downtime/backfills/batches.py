@@ -32,6 +32,7 @@ from gotong_royong.zero_downtime.backfills.sizes import (
 )
 from gotong_royong.zero_downtime.backfills.statements import KEYS, Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
+from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 
@@ -74,6 +75,7 @@ class Batches:
         self._blocks_before: dict[str, int] = {}
         self.committed = 0
         self.held_up = ""
+        self.is_resting = False
         self._said: str | None = None
 
     @property
@@ -188,7 +190,9 @@ class Batches:
         Locks it (ACCESS SHARE) for a moment, or remembers nothing if somebody else does.
         """
         blocks_of = partial(ranges.blocks_of, self.connection, self.changes.work.model, part.partition)
-        if (size := self.unless_held_up(blocks_of)) is None:
+        with locks.session_settings(self.connection, lock_timeout=locks.milliseconds(conf.LOCK_TIMEOUT)):
+            size = self.unless_held_up(blocks_of)
+        if size is None:
             return
         self._changed.append((part.partition, [(lower, upper), (self._blocks_before.get(part.partition, size), size)]))
         self._blocks_before[part.partition] = size
@@ -253,6 +257,7 @@ class Batches:
             "lock_timeout": locks.milliseconds(IN_QUEUE),
             "idle_in_transaction_session_timeout": locks.milliseconds(ranges.LEASE),
             "backend_flush_after": ranges.FLUSH_AFTER,
+            **locks.no_transaction_timeout(self.connection),
         }
         table = self.connection.ops.quote_name(self.changes.work.model._meta.db_table)
         with locks.session_settings(self.connection, **settings), transaction.atomic(using=self.alias):
@@ -355,7 +360,11 @@ class Batches:
         Args:
             seconds: how long the last batch or slice took.
         """
-        self.throttle.hold_back(seconds, self.say, lambda: self.stop() or not ranges.renew(self.connection, part))
+        self.is_resting = True
+        try:
+            self.throttle.hold_back(seconds, self.say, lambda: self.stop() or not ranges.renew(self.connection, part))
+        finally:
+            self.is_resting = False
 
     def say(self, reason: str) -> None:
         """Show why the backfill is held back, or that it is not."""

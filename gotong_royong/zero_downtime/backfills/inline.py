@@ -106,18 +106,26 @@ def _have_come(name: str, connection: BaseDatabaseWrapper, model: type[models.Mo
 
 
 def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
-    """Do the backfill that this one names as its reverse, whatever the size of the table, and forget both.
+    """Do the backfill that this one names as its reverse, whatever the size of its table, and forget both.
 
     What has not ended of it is canceled before, and its ranges are taken from its workers. Locks the rows of both in
     the tables of backfills.
 
     Raises:
-        BackfillRefused: if it names none, in a transaction, or if a worker is too long in the middle of a batch.
+        BackfillRefused: if it names none, or one whose model is not there, in a transaction, or if a worker is too long
+            in the middle of a batch.
         BackfillFailed: if that fails.
     """
     reverse = declared(name).reverse
     if not reverse:
         raise BackfillRefused(f"{name} names no reverse, so it cannot be taken back.")
+    try:
+        model = model._meta.apps.get_model(declared(reverse).model)  # which may be another one
+    except LookupError:
+        raise BackfillRefused(
+            f"{reverse}, which takes {name} back, changes {declared(reverse).model}, which is not there at this "
+            "migration. Let it depend on the one that makes that, and migrate again."
+        ) from None
     if not _is_recorded(connection):
         finish(reverse, connection, model)
         return

@@ -81,6 +81,14 @@ RENEW = f"""
 
 RELEASE = f"UPDATE {RANGE} SET leased_until = NULL WHERE id = %s AND token = %s AND finished_at IS NULL"  # noqa: S608
 
+# https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL
+CANCEL_LOOK = f"""
+    SELECT pg_cancel_backend(backend) FROM {RANGE} WHERE backfill_id = %(backfill)s AND number = 0
+    AND finished_at IS NULL AND backend <> pg_backend_pid() AND {HELD} AND EXISTS (
+        SELECT FROM pg_stat_activity WHERE pid = backend AND pg_has_role(usesysid, 'USAGE')
+    )
+"""  # noqa: S608
+
 # The sweep is named, so that of two workers one begins the next.
 NEXT_SWEEP = f"""
     WITH next AS (
@@ -105,6 +113,7 @@ LEAVES = """
         SELECT oid FROM tree
     ) AND relkind <> 'p'
 """
+IS_PART = f"SELECT EXISTS (SELECT FROM ({LEAVES}) AS leaves WHERE oid = to_regclass(nullif(%(name)s, '')))"  # noqa: S608
 SIZE = "coalesce(pg_relation_size({}) / current_setting('block_size')::int, 0)"
 BLOCKS_OF = f"SELECT {SIZE.format('to_regclass(%(table)s)')}"
 PARTS = f"""
@@ -186,11 +195,18 @@ def take_away(row: Backfill) -> str:
 
     Locks the rows of those ranges (FOR UPDATE) for a moment, and waits for no lock.
     """
-    held = row.ranges.filter(finished_at=None, leased_until__isnull=False)
-    with transaction.atomic(using=row._state.db):
+    alias = row._state.db
+    held = row.ranges.using(alias).filter(finished_at=None, leased_until__isnull=False)
+    with transaction.atomic(using=alias):
         free = list(held.select_for_update(skip_locked=True).values_list("pk", flat=True))
-        row.ranges.filter(pk__in=free).update(token=F("token") + 1, leased_until=None)
+        row.ranges.using(alias).filter(pk__in=free).update(token=F("token") + 1, leased_until=None)
     return held.values_list("worker", flat=True).first() or ""
+
+
+def cancel_look(connection: BaseDatabaseWrapper, row: Backfill) -> None:
+    """End the statement that reads the table for what is left, if there is one and the role may: it takes long."""
+    with connection.cursor() as cursor:
+        cursor.execute(CANCEL_LOOK, {"backfill": row.pk})
 
 
 def begin_next_sweep(connection: BaseDatabaseWrapper, row: Backfill) -> None:
@@ -209,7 +225,9 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
 
 def is_part(connection: BaseDatabaseWrapper, model: type[Model], name: str) -> bool:
     """Whether the table still has a partition of that name; the table itself has none."""
-    return not name or any(part.name == name for part in parts_of(connection, model))
+    with connection.cursor() as cursor:
+        cursor.execute(IS_PART, {"table": connection.ops.quote_name(model._meta.db_table), "name": name})
+        return not name or bool(cursor.fetchone()[0])
 
 
 def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: str = "") -> int:
@@ -246,8 +264,9 @@ def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list
     if count == 1 or not all(part.is_table for part in parts):
         return [{"lower": None, "upper": None}]
     names = [connection.ops.quote_name(field.column) for field in key_fields(model)]
-    columns, texts = ", ".join(names), ", ".join(f"{name}::text" for name in names)
     table = connection.ops.quote_name(model._meta.db_table)
+    # With its table, for a bare name would mean the text that is selected, in whose order 10 comes before 9.
+    columns, texts = ", ".join(f"{table}.{name}" for name in names), ", ".join(f"{name}::text" for name in names)
     percent = min(100.0, 100.0 * SAMPLE / max(1, blocks * 50))
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {texts} FROM {table} TABLESAMPLE SYSTEM ({percent}) ORDER BY {columns}")  # noqa: S608

@@ -12,7 +12,7 @@ SAME = 0.8  # of the time that more rows took is no less
 
 FIRST = {KEYS: 1_000, PHYSICAL: 64, STRIPES: 256}  # rows, or blocks
 FEW = {KEYS: 250, PHYSICAL: 4, STRIPES: 32}  # that are done row by row, where some cannot be done
-FIRST_IN_PYTHON = 16  # rows, or blocks: who knows how long each takes
+FIRST_IN_PYTHON = 1  # rows, or blocks: who knows how long one takes
 LARGEST = {KEYS: 100_000, PHYSICAL: BLOCKS, STRIPES: BLOCKS}
 
 

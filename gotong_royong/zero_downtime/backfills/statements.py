@@ -112,7 +112,7 @@ class Work:
         (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED).
         """
         query = self.to_do.query
-        return len(query.alias_map) <= 1 and not self.parents and not _asks_more(query.where)
+        return query.count_active_tables() <= 1 and not self.parents and not _asks_more(query.where)
 
     @cached_property
     def updates(self) -> dict[tuple[str, bool], tuple[str, list[Any]]]:
@@ -121,7 +121,7 @@ class Work:
 
     def order(self) -> str:
         """Choose in which order to go through the table: the cheapest in which no row can be missed."""
-        if self.declaration.where is None or len(self.to_do.query.alias_map) > 1:
+        if self.declaration.where is None or self.to_do.query.count_active_tables() > 1:
             return KEYS
         connection = connections[self.alias]
         table = connection.ops.quote_name(self.model._meta.db_table)
@@ -258,10 +258,15 @@ def keys_of(work: Work, condition: Any, partition: str = "", *, lock: bool = Tru
     if not partition:
         return list(rows.values_list("pk", flat=True))
     columns = [field.attname for field in key_fields(work.model)]
-    sql, parameters = _written(work, rows.values_list(*columns).query, partition, " FROM {} ", " FROM {} AS {} ")
+    query = rows.values_list(*columns).query
+    sql, parameters = _written(work, query, partition, " FROM {} ", " FROM {} AS {} ")
+    compiler = query.get_compiler(work.alias)
+    compiler.setup_query()
+    converters = compiler.get_converters([expression for expression, *_ in compiler.select])
     with connections[work.alias].cursor() as cursor:
         cursor.execute(sql, parameters)
-        return [row if len(columns) > 1 else row[0] for row in cursor.fetchall()]
+        found = map(tuple, compiler.apply_converters(cursor.fetchall(), converters))
+        return [row if len(columns) > 1 else row[0] for row in found]
 
 
 def read(work: Work, blocks: Blocks, partition: str = "") -> None:

@@ -19,7 +19,7 @@ from django.dispatch import Signal
 
 from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
-from gotong_royong.zero_downtime.backfills.ranges import HELD
+from gotong_royong.zero_downtime.backfills.ranges import HELD, cancel_look
 from gotong_royong.zero_downtime.backfills.statements import KEYS
 from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside, Steered
@@ -135,7 +135,7 @@ def refresh(row: Backfill, rows: QuerySet[Backfill] | None = None) -> None:
         BackfillRefused: if it is forgotten.
     """
     try:
-        row.refresh_from_db(from_queryset=rows)
+        row.refresh_from_db(using=row._state.db, from_queryset=rows)
     except Backfill.DoesNotExist:
         told = f"Somebody has taken the backfill {row} back, so it has ended. backfill run {row} would start it anew."
         raise BackfillRefused(told) from None
@@ -156,9 +156,11 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
     if not changed:
         may = ", ".join(sorted(Backfill.TRANSITIONS[Status(row.status)])) or "nothing else"
         raise BackfillRefused(f"{row} is {row.status} and cannot become {status}; it can become {may}.")
+    alias = str(row._state.db)
     if status == Status.PENDING:
-        alias = row._state.db
         transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
+    elif status in {Status.PAUSED, Status.CANCELED}:
+        transaction.on_commit(lambda: cancel_look(connections[alias], row), using=alias)
 
 
 # As ``become``: every worker stops after the batch at hand, and what they have done stays.
@@ -177,20 +179,21 @@ def retry(row: Backfill) -> None:
         BackfillRefused: while it has not ended.
         UnknownBackfill: if it goes in the order of keys, and the code does not say whether it has a ``where``.
     """
+    alias = row._state.db
     with _locked(row):
         if row.status == Status.PAUSED:
             raise BackfillRefused(f"{row} is paused. backfill resume {row} lets it go on.")
         is_half_done = row.status in {Status.FAILED, Status.CANCELED} and row.order == KEYS
         if is_half_done and declared(row.name).where is None:
             _go_on(row, error="")
-            row.set_aside.update(again=True)
-            last_look = row.ranges.filter(sweep=row.sweep, sweep__gt=1, number=0)
+            row.set_aside.using(alias).update(again=True)
+            last_look = row.ranges.using(alias).filter(sweep=row.sweep, sweep__gt=1, number=0)
             last_look.update(finished_at=None, leased_until=None)  # so that somebody looks for those
             return
         fresh = {"sweep": 0, "error": "", "verified_at": None, "finished_at": None, "started_at": None, "order": ""}
         become(row, Status.PENDING, **fresh)
-        row.ranges.all().delete()
-        row.set_aside.all().delete()
+        row.ranges.using(alias).delete()
+        row.set_aside.using(alias).delete()
 
 
 def resume(row: Backfill) -> None:
@@ -241,12 +244,12 @@ def steer(row: Backfill, way: str, who: str, *, all_again: bool = True) -> None:
                 f"If that is meant: backfill retry {row}"
             )
         WAYS[way](row)
-        row.steered.create(way=way, who=who)
+        Steered.objects.using(row._state.db).create(backfill=row, way=way, who=who)
 
 
 def by_whom(row: Backfill) -> str:
     """Say who has paused or canceled it, and when, if that is why it stands still, and was written down."""
-    last = row.steered.first()
+    last = row.steered.using(row._state.db).first()
     stopped = {"pause": Status.PAUSED, "cancel": Status.CANCELED}
     return f" ({last})" if last and stopped.get(last.way) == row.status else ""
 

@@ -7,10 +7,11 @@ database, an autovacuum on its table. Each has a name in ``REASONS``, by which i
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import connections, transaction
 from django.utils.module_loading import import_string
 
 from gotong_royong.zero_downtime.backfills.ranges import LEAVES
@@ -125,7 +126,7 @@ class Throttle:
         rate = (float(wal) - self._wal) / (now - self._looked_at) if self._wal else 0.0
         self._wal, self._looked_at = float(wal), now
         facts = Facts(waiting, others, float(lag or 0), rate, vacuum or "")
-        self.advice = next((advice for name, advice in _advised(facts) if name in self.reasons), GO_ON)
+        self.advice = next((advice for name, advice in _advised(facts, self.alias) if name in self.reasons), GO_ON)
         return self.advice
 
     def hold_back(self, seconds: float, say: Callable[[str], object], stop: Callable[[], bool]) -> None:
@@ -156,7 +157,7 @@ def reasons() -> tuple[str, ...]:
     return tuple(name for name in REASONS if name not in conf.BACKFILL_IGNORE)
 
 
-def _advised(facts: Facts) -> Iterator[tuple[str, Advice]]:
+def _advised(facts: Facts, alias: str) -> Iterator[tuple[str, Advice]]:
     """Yield each of the ``REASONS`` that there is now, the strongest first."""
     if facts.waiting:
         yield "waiting", Advice(wait=True, reason=f"{_sessions(facts.waiting)} for it")
@@ -169,7 +170,7 @@ def _advised(facts: Facts) -> Iterator[tuple[str, Advice]]:
     is_against_wraparound = "to prevent wraparound" in facts.vacuum
     if is_against_wraparound:
         yield "wraparound", Advice(wait=True, reason="a vacuum against wraparound is at work on the table")
-    if conf.BACKFILL_LOAD and "load" not in conf.BACKFILL_IGNORE and (said := _said_by(conf.BACKFILL_LOAD)):
+    if conf.BACKFILL_LOAD and "load" not in conf.BACKFILL_IGNORE and (said := _said_by(conf.BACKFILL_LOAD, alias)):
         yield "load", Advice(wait=True, reason=said)
     if facts.vacuum and not is_against_wraparound:
         yield "autovacuum", Advice(wait=False, reason="an autovacuum is at work on the table: half speed")
@@ -182,10 +183,15 @@ def _sessions(count: int) -> str:
     return f"{count} sessions wait" if count > 1 else "1 session waits"
 
 
-def _said_by(load: str | Callable[[], Any]) -> str:
-    """Ask the project's own function, which returns a reason to wait, or nothing. That it cannot say is one, too."""
+def _said_by(load: str | Callable[[], Any], alias: str) -> str:
+    """Ask the project's own function, which returns a reason to wait, or nothing. That it cannot say is one, too.
+
+    In a transaction, as while a look goes in slices, what the function gets wrong is undone.
+    """
     try:
         function = import_string(load) if isinstance(load, str) else load
-        return str(function() or "")
+        in_transaction = connections[alias].in_atomic_block
+        with transaction.atomic(using=alias) if in_transaction else nullcontext():
+            return str(function() or "")
     except Exception as error:  # noqa: BLE001  whatever it is, somebody has to mend that function
         return f"ZERO_DOWNTIME_BACKFILL_LOAD cannot be asked: {summary(error)}"

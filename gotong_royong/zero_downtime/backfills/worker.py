@@ -77,7 +77,7 @@ class Worker:
     @property
     def looks(self) -> bool:
         """Whether it looks for what is left and is not held back: nobody can go on with that where it has stopped."""
-        return self._looks and not self.throttle.advice.wait
+        return self._looks and not self.batches.is_resting
 
     def cancel_look(self) -> None:
         """End the statement that reads a table for what is left, if there is one. For another thread to call."""
@@ -127,7 +127,7 @@ class Worker:
             self._is_allowed = True
         if part := ranges.claim(self.connection, self.row):
             self._go_through(part)
-        elif self.row.ranges.filter(sweep=self.row.sweep, finished_at=None).exists():
+        elif self.row.ranges.using(self.alias).filter(sweep=self.row.sweep, finished_at=None).exists():
             time.sleep(POLL)
         else:
             ranges.begin_next_sweep(self.connection, self.row)
@@ -267,6 +267,7 @@ class Worker:
     def _left_in_one(self, *, in_parallel: bool, in_time: bool) -> list[Any]:
         settings = {"lock_timeout": locks.milliseconds(IN_QUEUE)} | (IN_PARALLEL if in_parallel else {})
         settings["statement_timeout"] = locks.milliseconds(AT_ONCE) if in_time else "0"
+        settings |= locks.no_transaction_timeout(self.connection)
         with locks.session_settings(self.connection, **settings):
             self._reads = True
             try:
@@ -333,7 +334,9 @@ class Worker:
         What somebody keeps locked is left to the next sweep.
         """
         blocks = statements.Blocks(at, end)
-        keys = self.batches.unless_held_up(lambda: statements.keys_of(self.work, blocks, part.partition, lock=False))
+        keys_of = partial(statements.keys_of, self.work, blocks, part.partition, lock=False)
+        with locks.session_settings(self.connection, lock_timeout=locks.milliseconds(IN_QUEUE)):
+            keys = self.batches.unless_held_up(keys_of)
         took = sum(seconds for _, seconds in self.batches.by_keys(part, keys or [], at))
         if not self.stop():
             self.batches.go_on_at(part, end)
@@ -350,14 +353,19 @@ class Worker:
                     return
             elif time.monotonic() - since > conf.PATIENCE:
                 raise BackfillFailed(self.batches.why_held_up())
+            elif not ranges.renew(self.connection, part):
+                raise LetGo
             else:
+                if self.batches.size.now == 1:
+                    self.batches.say(self.batches.why_held_up())
                 time.sleep(POLL)
 
     @cached_property
     def _rows_in_a_range(self) -> float:
         table = catalog.tables(self.connection, [self.table]).get(self.table)
         rows = table.rows if table and table.rows else 1
-        return rows / max(1, self.row.ranges.filter(sweep=self.row.sweep, number__gt=0).count())
+        parts = self.row.ranges.using(self.alias).filter(sweep=self.row.sweep, number__gt=0)
+        return rows / max(1, parts.count())
 
 
 def _are_enough(rounds: list[float]) -> bool:

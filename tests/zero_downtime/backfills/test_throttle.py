@@ -3,6 +3,7 @@
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psycopg
 import pytest
@@ -144,11 +145,12 @@ EACH = {
 
 def test_what_each_fact_means_and_which_is_the_strongest(settings):
     settings.ZERO_DOWNTIME_BACKFILL_WAL_RATE, settings.ZERO_DOWNTIME_BACKFILL_LOAD = 10, lambda: "much to do"
-    advised = dict(_advised(ALL)) | dict(_advised(ALL._replace(vacuum="autovacuum: VACUUM x")))
+    told = partial(_advised, alias="default")
+    advised = dict(told(ALL)) | dict(told(ALL._replace(vacuum="autovacuum: VACUUM x")))
     assert advised == EACH
     assert tuple(EACH) == REASONS
-    assert [name for name, _ in _advised(ALL)] == [name for name in REASONS if name != "autovacuum"]
-    assert list(_advised(Facts(lag=64.0, wal=10.0))) == [("load", (True, "much to do"))]
+    assert [name for name, _ in told(ALL)] == [name for name in REASONS if name != "autovacuum"]
+    assert list(told(Facts(lag=64.0, wal=10.0))) == [("load", (True, "much to do"))]
 
 
 def test_each_can_be_switched_off(skills, settings):
