@@ -361,10 +361,8 @@ class Batches:
             seconds: how long the last batch or slice took.
         """
         self.is_resting = True
-        try:
-            self.throttle.hold_back(seconds, self.say, lambda: self.stop() or not ranges.renew(self.connection, part))
-        finally:
-            self.is_resting = False
+        self.throttle.hold_back(seconds, self.say, lambda: self.stop() or not ranges.renew(self.connection, part))
+        self.is_resting = self.throttle.advice.wait  # so that who was told to stop meanwhile does
 
     def say(self, reason: str) -> None:
         """Show why the backfill is held back, or that it is not."""

@@ -113,3 +113,13 @@ def test_it_says_that_the_table_is_locked(skills, fill, declare, ask, monkeypatc
     row = steering.find(name, skills.alias)
     assert (row.status, row.throttle) == (Status.SUCCEEDED, "")
     assert ask(UNDONE) == ask(TWICE) == 0
+
+
+def test_a_job_of_the_queue_that_is_held_back_all_the_time_does_not_begin_it(skills, fill, declare, ask, settings):
+    fill(1_000)
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "busy"
+    row = steering.find(declare(), skills.alias)
+    asked = []
+    job = Worker(row, stop=lambda: asked.append(0) or (len(asked) > 3 and not job.looks))
+    assert job.run().status == Status.RUNNING
+    assert (row.throttle, row.ranges.get().number, ask(UNDONE)) == ("busy", 0, 1_000)
