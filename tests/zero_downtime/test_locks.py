@@ -15,6 +15,15 @@ def idle(database):
         cursor.execute("SELECT 1")
 
 
+def overdue(database):
+    if database.pg_version < 170000:
+        pytest.skip(f"PostgreSQL {database.pg_version // 10000} knows no transaction_timeout")
+    with transaction.atomic(using=database.alias), database.cursor() as cursor:
+        cursor.execute("SET LOCAL transaction_timeout = '10ms'")
+        time.sleep(0.2)
+        cursor.execute("SELECT 1")
+
+
 def terminated(database):
     with database.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -25,7 +34,7 @@ def mistaken(database):
         cursor.execute("SELECT 1 / 0")
 
 
-@pytest.mark.parametrize(("how", "lost"), [(idle, True), (terminated, True), (mistaken, False)])
+@pytest.mark.parametrize(("how", "lost"), [(idle, True), (overdue, True), (terminated, True), (mistaken, False)])
 def test_a_session_that_was_ended_is_lost(scratch, how, lost):
     with pytest.raises(Error) as caught:
         how(scratch)

@@ -13,6 +13,7 @@ from django.db.models import Model, Q
 from django.db.models.functions import Upper
 
 from gotong_royong.zero_downtime.backfills import Declaration, crew, declarations
+from gotong_royong.zero_downtime.backfills.worker import Worker
 from tests.conftest import _database
 
 LOG = """
@@ -55,6 +56,20 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def in_jobs(row, seconds):
+    """Work on a backfill as the queue does, until it has ended; return how many jobs it took."""
+
+    def is_over():
+        return time.monotonic() > over_at and not worker.looks
+
+    for count in range(1, 61):
+        over_at = time.monotonic() + seconds
+        worker = Worker(row, stop=is_over)
+        if worker.run().status not in {"pending", "running"}:
+            return count
+    raise AssertionError(row.status)
 
 
 @pytest.fixture(scope="session")

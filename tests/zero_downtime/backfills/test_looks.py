@@ -1,15 +1,17 @@
 """Does the look for what is left let others in, and end when it is to?"""
 
+import itertools
+
 import psycopg
 import pytest
 from django.db import models
 from django.db.models import Q
 
-from gotong_royong.zero_downtime.backfills import batches, crew, steering, worker
+from gotong_royong.zero_downtime.backfills import batches, crew, steering, throttle, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
-from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, in_jobs, until
 from tests.zero_downtime.load import load
 
 pytestmark = pytest.mark.once
@@ -47,6 +49,72 @@ def test_one_that_takes_longer_than_a_moment_goes_on_in_slices(skills, fill, dec
     ended = Worker(row, stop=lambda: asked.append(0), target=0.05).run()
     assert ended.status == Status.SUCCEEDED
     assert len(asked) > 15
+
+
+def test_one_in_slices_goes_on_though_there_is_a_reason_to_wait_now_and_then(
+    skills, fill, declare, take, ask, settings, monkeypatch
+):
+    monkeypatch.setattr(throttle, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(throttle, "WAIT", 0.05)
+    fill(2_000)
+    ask("UPDATE skills SET description = upper(name)")
+    ask("VACUUM FULL skills")
+    calls = itertools.count(1)
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "" if next(calls) % 8 else "much to do"
+    row = steering.find(declare(where=take(0.001)), skills.alias)
+    with load(conninfo(skills), "SELECT 1"):
+        assert in_jobs(row, 0.5) < 5
+    assert row.status == Status.SUCCEEDED
+    assert next(calls) > 8
+
+
+def test_a_reason_of_the_project_that_fails_in_a_slice_is_one_to_wait(
+    skills, fill, declare, take, ask, settings, monkeypatch
+):
+    monkeypatch.setattr(throttle, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(throttle, "WAIT", 0.05)
+    fill(1_000)
+    ask("UPDATE skills SET description = upper(name)")
+    failed = []
+
+    def fails():
+        if skills.in_atomic_block and not failed:
+            failed.append(True)
+            ask("SELECT 1 / 0")
+
+    settings.ZERO_DOWNTIME_BACKFILL_LOAD = fails
+    row = steering.find(declare(where=take(0.001)), skills.alias)
+    with load(conninfo(skills), "SELECT 1"):
+        assert Worker(row).run().status == Status.SUCCEEDED
+    assert failed
+
+
+@pytest.mark.parametrize("at_full_speed", [False, True], ids=["in slices", "in one statement"])
+def test_it_may_take_longer_than_a_transaction_of_the_role(
+    skills, fill, declare, take, ask, run, settings, monkeypatch, at_full_speed
+):
+    if skills.pg_version < 170000:
+        pytest.skip(f"PostgreSQL {skills.pg_version // 10000} knows no transaction_timeout")
+    settings.ZERO_DOWNTIME_PATIENCE = 5.0
+    fill(1_000)
+    ask("UPDATE skills SET description = upper(name)")
+    name = declare(where=take(0.003))
+    with load(conninfo(skills), "SELECT 1"):
+        monkeypatch.setitem(skills.settings_dict, "OPTIONS", {"options": "-c transaction_timeout=1000"})
+        assert run(name, at_full_speed=at_full_speed).status == Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("joins", [False, True], ids=["in slices", "in one statement"])
+def test_pausing_ends_it(skills, fill, declare, take, ask, joins):
+    """It would take longer than its thread is waited for."""
+    fill(3_000)
+    ask("UPDATE skills SET description = upper(name)")
+    name = declare(where=take(0.05) & (Q(users__isnull=True) if joins else Q()))
+    with load(conninfo(skills), "SELECT 1"), going(name, skills, workers=1):
+        until(lambda: ask(f"{LOOKS} AND query LIKE '%is_to_do%'"))
+        steering.pause(steering.find(name, skills.alias))
+    row, progress = steering.look(name, skills.alias)
+    assert (row.status, progress.workers) == (Status.PAUSED, 0)
 
 
 def test_who_waits_for_the_table_is_let_in(skills, fill, declare, take, ask):

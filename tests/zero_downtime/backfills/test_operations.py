@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import connections, migrations, transaction
+from django.db import connections, migrations, models, transaction
 from django.db.migrations.writer import MigrationWriter
 from django.db.models import F, Q
 from django.db.models.functions import Concat
@@ -40,6 +40,15 @@ def test_a_small_table_is_done_at_once_and_taken_back(skills, fill, ask, declare
 
 
 SKILL = apps.get_model("accounts", "Skill")
+
+
+def test_a_reverse_of_another_model_changes_that_ones_rows(skills, fill, ask, declare, model):
+    fill(50)
+    model("Note", skills, text=models.TextField())
+    ask("INSERT INTO note (text) SELECT 'x' FROM generate_series(1, 5)")
+    back = declare("Back", model="accounts.Note", where=None, process=lambda self, batch: batch.delete())
+    inline.take_back(declare(reverse=back), skills, SKILL)
+    assert (ask("SELECT count(*) FROM skills"), ask("SELECT count(*) FROM note")) == (50, 0)
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.RUNNING, Status.PAUSED])

@@ -83,3 +83,25 @@ def test_partitions_change_at_any_moment(skills, declare, ask, monkeypatch, stat
             if change.in_sweep is None:
                 break
     assert moment > 8
+
+
+def test_a_lock_of_one_of_them_fails_no_other(skills, declare, ask, monkeypatch):
+    monkeypatch.setattr(worker, "LEFT", 10)
+    ask("ALTER TABLE skills RENAME TO old")
+    ask(LAID_OUT.format("abc"))
+    row = steering.find(declare(), skills.alias)
+    locked = []
+    with psycopg.connect(**conninfo(skills)) as user:
+
+        def lock():
+            if row.sweep > 1:
+                user.rollback()
+            elif not locked and row.ranges.filter(number__gt=0).exists():
+                user.execute("LOCK TABLE b")
+                locked.append("b")
+
+        skills.close()
+        monkeypatch.setitem(skills.settings_dict, "OPTIONS", {"options": "-c lock_timeout=50ms"})
+        assert Worker(row, stop=lock, at_full_speed=True).run().status == Status.SUCCEEDED
+    assert locked
+    assert ask(UNDONE) == 0

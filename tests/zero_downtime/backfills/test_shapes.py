@@ -21,6 +21,16 @@ from tests.zero_downtime.test_executor import run as run_operations
 Status = Backfill.Status
 
 
+class Marked(models.CharField):
+    """In Python its values begin with a mark that the database does not keep."""
+
+    def from_db_value(self, value, expression, connection):
+        return f"mark {value}"
+
+    def get_prep_value(self, value):
+        return value[len("mark ") :]
+
+
 @pytest.fixture
 def limited(skills, ask):
     """A role that may do with the tables what their owner may, but for partitions that come later."""
@@ -126,6 +136,30 @@ class TestTables:
         assert row.status == Status.SUCCEEDED
         assert (row.order == "keys") is bool(by)
         assert ask("SELECT count(*) FROM other.plain WHERE v = 'y'") == 3_000
+
+    @pytest.mark.parametrize("by", ["", "PARTITION BY HASH (id)"])
+    def test_a_key_that_is_another_one_in_python(self, declare, run, ask, model, by):
+        ask(f"CREATE TABLE thing (id text PRIMARY KEY, v text) {by}")
+        if by:
+            ask("CREATE TABLE part PARTITION OF thing FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+        ask("INSERT INTO thing SELECT 'key ' || i FROM generate_series(1, 3000) i; ANALYZE thing")
+        model("Thing", id=Marked(primary_key=True, max_length=20), v=models.TextField(null=True))
+        how = {"process": lambda self, batch: batch.update(v="y")}
+        row = run(declare(model="accounts.Thing", where=Q(v=None), **how))
+        assert row.status == Status.SUCCEEDED
+        assert sum(row.ranges.filter(number__gt=0).values_list("rows_done", flat=True)) > 2_900  # not only the looks
+
+    @pytest.mark.parametrize(("index", "order"), [(False, "stripes"), (True, "physical")])
+    def test_a_foreign_key_that_is_to_be_filled(self, skills, declare, run, ask, model, index, order):
+        org = model("Org", skills, name=models.TextField())
+        member = model("Member", skills, org=models.ForeignKey(org, models.CASCADE, null=True, db_index=index))
+        ask("INSERT INTO org (name) VALUES ('theirs')")
+        ask("INSERT INTO member (org_id) SELECT NULL FROM generate_series(1, 3000); ANALYZE member")
+        name = declare(model="accounts.Member", where=Q(org=None), update={"org": 1})
+        assert Work(declarations.declared(name), member, skills.alias).is_of_one_table
+        row = run(name)
+        assert (row.status, row.order) == (Status.SUCCEEDED, order)
+        assert ask("SELECT count(*) FROM member WHERE org_id = 1") == 3_000
 
     def test_tables_that_inherit_from_it(self, skills, fill, declare, run, ask, settings, capsys):
         settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000

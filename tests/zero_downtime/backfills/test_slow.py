@@ -1,17 +1,18 @@
 """Does a backfill get to its end where rows, locks, Python or connections are slow?"""
 
 import time
+from contextlib import ExitStack
 
 import psycopg
 import pytest
 from django.db.models import Q
 from django.db.models.functions import Upper
 
-from gotong_royong.zero_downtime.backfills import batches, ranges, steering
+from gotong_royong.zero_downtime.backfills import batches, crew, ranges, steering, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
 from tests.test_migrations import conninfo
-from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
+from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, in_jobs, until
 from tests.zero_downtime.load import holding
 
 Status = Backfill.Status
@@ -38,6 +39,28 @@ class TestLocks:
                 user.rollback()
         assert steering.find(name, skills.alias).status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0
+
+    @pytest.mark.once
+    def test_ctrl_c_does_not_wait_for_a_table_that_somebody_keeps_locked(self, skills, fill, declare, ask, monkeypatch):
+        monkeypatch.setattr(worker, "LEFT", 10)
+        fill(40_000)
+        name = declare()
+        waits = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'backfill'"
+            " AND wait_event_type = 'Lock' AND query LIKE 'SELECT%'"
+        )
+        with ExitStack() as stack:
+
+            def show(row, progress):
+                if row.ranges.filter(number__gt=0).exists():
+                    stack.enter_context(holding(conninfo(skills), "LOCK TABLE skills", 30.0))
+                    until(lambda: ask(waits))
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                crew.run(name, skills.alias, at_full_speed=True, show=show)
+            held = "mode = 'AccessExclusiveLock' AND granted AND relation = 'skills'::regclass"
+            assert ask(f"SELECT count(*) FROM pg_locks WHERE {held}") == 1
 
 
 @pytest.mark.once
@@ -79,6 +102,18 @@ class TestPatience:
         assert run(declare()).status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0
 
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_no_worker_takes_over_from_one_that_waits(self, skills, fill, declare, run, settings, monkeypatch, workers):
+        settings.ZERO_DOWNTIME_PATIENCE = 3.0
+        monkeypatch.setattr(ranges, "LEASE", 1.0)
+        fill(300)
+        name = declare(where=None)
+        with (
+            holding(conninfo(skills), "SELECT FROM skills WHERE name = 'skill 1 7' FOR UPDATE", 30.0),
+            pytest.raises(BackfillFailed, match="Somebody keeps the table or its last rows locked"),
+        ):
+            run(name, workers=workers)
+
     def test_it_is_of_one_loss_of_the_connection_not_of_all(self, fill, declare, ask, skills, settings):
         settings.ZERO_DOWNTIME_PATIENCE = 0.4
         fill(5_000)
@@ -109,7 +144,7 @@ class TestSlowPython:
     @pytest.mark.parametrize("where", [Q(description=None), None], ids=["physical", "keys"])
     @pytest.mark.parametrize("seconds", [0.005, 0.05])
     def test_it_gets_fewer_rows(self, fill, declare, run, ask, monkeypatch, seconds, where):
-        monkeypatch.setattr("gotong_royong.zero_downtime.backfills.worker.LEFT", 20)
+        monkeypatch.setattr(worker, "LEFT", 20)
 
         def process(self, batch):
             time.sleep(seconds * len(batch))
@@ -120,6 +155,19 @@ class TestSlowPython:
         assert (row.status, row.order) == (Status.SUCCEEDED, "physical" if where else "keys")
         assert ask(UNDONE) == ask(TWICE) == 0
         assert steering.progress(row).longest_batch < 0.8
+
+    def test_it_gets_on_in_jobs_that_end_after_a_while(self, skills, fill, declare, ask, monkeypatch):
+        monkeypatch.setattr(worker, "LEFT", 20)
+
+        def process(self, batch):
+            time.sleep(0.05 * len(batch))
+            batch.update(description=Upper("name"))
+
+        fill(40)
+        row = steering.find(declare(process=process), skills.alias)
+        assert in_jobs(row, 0.3) > 1
+        assert row.status == Status.SUCCEEDED
+        assert ask(UNDONE) == ask(TWICE) == 0
 
     def test_it_is_told_where_one_row_takes_too_long(self, fill, declare, run, ask):
         fill(20)

@@ -197,6 +197,22 @@ def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, a
     assert re.search(r", process \d+, .*: No backfill accounts.of_the_next_release is declared", row.throttle)
 
 
+def test_a_worker_whose_models_it_does_not_fit_leaves_it_pending(users, ask):
+    manage(users, "migrate", "procrastinate")
+    program = (
+        "from django.core.management import call_command; from django.db.models import Q\n"
+        "from accounts.backfills import PopulateMarkovUserIds; from gotong_royong.zero_downtime import tasks\n"
+        f"PopulateMarkovUserIds.where = Q(nickname=None); tasks.nudge(name={NAME!r}, alias='default')\n"
+        "call_command('procrastinate', 'worker', '--one-shot')"
+    )
+    manage(users, "shell", "-c", program)
+    row = steering.find(NAME, users.alias)
+    assert row.status == "pending"
+    told = rf", process \d+, .*: {NAME} does not fit the models of .*: Cannot resolve keyword 'nickname'"
+    assert re.search(told, row.throttle)
+    assert ask(LEFT) == 3_000
+
+
 def test_no_worker_at_all_is_refused(users, ask, tmp_path):
     manage(users, "migrate", "procrastinate")
     manage(users, "backfill", "pause", NAME)

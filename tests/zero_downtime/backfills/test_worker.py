@@ -1,6 +1,7 @@
 """Does a backfill do every row once, in whatever order it goes, and say what it cannot do?"""
 
 import pytest
+from django.db import connections, models
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Upper
 
@@ -50,6 +51,18 @@ class TestOrders:
         assert row.ranges.filter(number__gt=1).count() > 3
         assert ask(UNDONE) == ask(TWICE) == 0
 
+    def test_the_order_of_keys_that_are_numbers(self, skills, declare, run, ask, model, monkeypatch):
+        monkeypatch.setattr(ranges, "BLOCKS", 32)
+        model("Thing", skills, v=models.IntegerField(), filler=models.TextField())
+        ask("INSERT INTO thing (v, filler) SELECT 0, repeat('x', 200) FROM generate_series(1, 20000); ANALYZE thing")
+        row = run(declare(model="accounts.Thing", where=None, update={"v": F("v") + 1}), workers=2)
+        assert (row.status, row.order) == (Status.SUCCEEDED, "keys")
+        uppers = row.ranges.filter(number__gt=0).order_by("number").values_list("upper", flat=True)
+        bounds = [int(upper[0]) for upper in uppers if upper]
+        assert len(bounds) > 3
+        assert bounds == sorted(bounds)
+        assert ask("SELECT count(*) FROM thing WHERE v = 1") == 20_000
+
     def test_order_of_keys_where_it_asks_other_tables(self, fill, declare, run, ask):
         fill(3_000)
         row = run(declare(where=Q(description=None, users__isnull=True)))
@@ -80,6 +93,38 @@ class TestOrders:
         assert (row.status, row.order) == (Status.SUCCEEDED, "physical" if python else "stripes")
         assert set(row.ranges.values_list("partition", flat=True)) == {"", '"Part 0"', '"Part 1"', '"Part 2"'}
         assert ask(UNDONE) == 0
+
+
+@pytest.fixture
+def replica(skills, settings):
+    """A replica that cannot be reached, from which a router of the project has all models read."""
+
+    class Router:
+        def db_for_read(self, model, **hints):
+            return "replica"
+
+    connections.databases["replica"] = {**skills.settings_dict, "HOST": "127.0.0.1", "PORT": "1"}
+    settings.DATABASE_ROUTERS, settings.ZERO_DOWNTIME_PATIENCE = [Router()], 1.0
+    yield
+    connections["replica"].close()
+    del connections["replica"], connections.databases["replica"]
+
+
+@pytest.mark.usefixtures("replica")
+def test_what_a_router_says_of_reads_leaves_a_backfill_in_its_own_database(skills, fill, declare, run, ask):
+    fill(1_500)
+    ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
+    name = run(declare()).name
+    ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
+    ways = ("retry", "pause", "resume", "cancel", "retry")
+    statuses = (Status.PENDING, Status.PAUSED, Status.PENDING, Status.CANCELED, Status.PENDING)
+    for way, status in zip(ways, statuses, strict=True):
+        row = Backfill.objects.using(skills.alias).get(name=name)
+        steering.steer(row, way, "somebody")
+        assert (row.status, row._state.db) == (status, skills.alias)
+    row = run(name)
+    assert (row.status, row._state.db) == (Status.SUCCEEDED, skills.alias)
+    assert ask(UNDONE) == ask(TWICE) == 0
 
 
 class TestFailing:
