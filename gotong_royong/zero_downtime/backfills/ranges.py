@@ -113,7 +113,7 @@ LEAVES = """
         SELECT oid FROM tree
     ) AND relkind <> 'p'
 """
-IS_PART = f"SELECT EXISTS (SELECT FROM ({LEAVES}) AS leaves WHERE oid = to_regclass(nullif(%(name)s, '')))"  # noqa: S608
+IS_PART = f"SELECT EXISTS (SELECT FROM ({LEAVES}) AS leaves WHERE oid = to_regclass(%(name)s))"  # noqa: S608
 SIZE = "coalesce(pg_relation_size({}) / current_setting('block_size')::int, 0)"
 BLOCKS_OF = f"SELECT {SIZE.format('to_regclass(%(table)s)')}"
 PARTS = f"""
@@ -225,9 +225,11 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
 
 def is_part(connection: BaseDatabaseWrapper, model: type[Model], name: str) -> bool:
     """Whether the table still has a partition of that name; the table itself has none."""
+    if not name:
+        return True
     with connection.cursor() as cursor:
         cursor.execute(IS_PART, {"table": connection.ops.quote_name(model._meta.db_table), "name": name})
-        return not name or bool(cursor.fetchone()[0])
+        return bool(cursor.fetchone()[0])
 
 
 def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: str = "") -> int:
