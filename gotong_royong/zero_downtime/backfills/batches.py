@@ -31,7 +31,7 @@ from gotong_royong.zero_downtime.backfills.sizes import (
     Size,
 )
 from gotong_royong.zero_downtime.backfills.statements import KEYS, Blocks
-from gotong_royong.zero_downtime.backfills.throttle import Throttle
+from gotong_royong.zero_downtime.backfills.throttle import LOOK_EVERY, Throttle
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
@@ -233,14 +233,14 @@ class Batches:
         them (ACCESS SHARE on the table until the end).
 
         Returns:
-            None if it is to stop, or if somebody waits for the table.
+            None if it is to stop, is paused or canceled, or if somebody waits for the table.
         """
         found = list[Any]()
-        with self._one_snapshot():
+        with self._one_snapshot(), self._beside_it() as is_running:
             for table in ranges.parts_of(self.connection, self.changes.work.model):
                 for some in self._reading(0, table.blocks):
                     self.throttle.look()
-                    if self.stop() or self.throttle.is_waited_for:
+                    if self.stop() or self.throttle.is_waited_for or not is_running():
                         return None
                     found += statements.keys_of(self.changes.work, some, table.name, lock=False)
                     if len(found) >= most:
@@ -265,6 +265,23 @@ class Batches:
                 cursor.execute(ONE_SNAPSHOT)
                 cursor.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
             yield
+
+    @contextmanager
+    def _beside_it(self) -> Iterator[Callable[[], bool]]:
+        """Yield what says whether the backfill is running, each second: no snapshot knows what became of it since."""
+        other = self.connection.copy()
+        asked, is_running = time.monotonic(), True
+
+        def ask() -> bool:
+            nonlocal asked, is_running
+            if time.monotonic() - asked > LOOK_EVERY:
+                asked, is_running = time.monotonic(), ranges.is_running(other, self.row)
+            return is_running
+
+        try:
+            yield ask
+        finally:
+            other.close()
 
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
         """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.

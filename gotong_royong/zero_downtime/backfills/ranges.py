@@ -203,6 +203,12 @@ def take_away(row: Backfill) -> str:
     return held.values_list("worker", flat=True).first() or ""
 
 
+def is_running(connection: BaseDatabaseWrapper, row: Backfill) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT FROM {BACKFILL} WHERE id = %s AND status = 'running'", [row.pk])
+        return bool(cursor.rowcount)
+
+
 def cancel_look(connection: BaseDatabaseWrapper, row: Backfill) -> None:
     """End the statement that reads the table for what is left, if there is one and the role may: it takes long."""
     with connection.cursor() as cursor:

@@ -101,7 +101,8 @@ class Worker:
                     if not self._next():
                         break
                 except Error as error:
-                    self._renew(error)
+                    if not self._is_called_off(error):
+                        self._renew(error)
         steering.refresh(self.row)
         return self.row
 
@@ -158,6 +159,12 @@ class Worker:
         with suppress(Error), self.connection.cursor() as cursor:
             cursor.execute("SELECT set_config('application_name', %s, false)", [APPLICATION])
 
+    def _is_called_off(self, error: Exception) -> bool:
+        """Whether a statement was canceled because it is to stop, or is no longer to go on."""
+        if locks.sqlstate(error) != locks.QUERY_CANCELED:
+            return False
+        return self.stop() or not ranges.is_running(self.connection, self.row)
+
     def _or_fail(self, action: Callable[[], Any]) -> Any:
         """Do something; where it fails for good, write that down, so that all workers stop."""
         try:
@@ -167,7 +174,7 @@ class Worker:
         except Exception as error:
             if locks.is_lost(error):
                 raise
-            if self.stop() and locks.sqlstate(error) == locks.QUERY_CANCELED:
+            if self._is_called_off(error):
                 raise LetGo from None
             text = summary(error)
             with suppress(BackfillRefused):
