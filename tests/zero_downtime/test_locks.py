@@ -34,7 +34,10 @@ def mistaken(database):
         cursor.execute("SELECT 1 / 0")
 
 
-@pytest.mark.parametrize(("how", "lost"), [(idle, True), (overdue, True), (terminated, True), (mistaken, False)])
+OVERDUE = pytest.param(overdue, True, marks=pytest.mark.once)
+
+
+@pytest.mark.parametrize(("how", "lost"), [(idle, True), OVERDUE, (terminated, True), (mistaken, False)])
 def test_a_session_that_was_ended_is_lost(scratch, how, lost):
     with pytest.raises(Error) as caught:
         how(scratch)
