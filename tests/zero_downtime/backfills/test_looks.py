@@ -40,10 +40,27 @@ def take(ask):
     return take
 
 
-def test_one_that_takes_longer_than_a_moment_goes_on_in_slices(skills, fill, declare, take, ask, monkeypatch):
+@pytest.fixture
+def fill_and_do(fill, ask):
+    """Fill the table with rows of which none is to do, so that a look has to read all of it."""
+
+    def fill_and_do(count):
+        fill(count)
+        ask("UPDATE skills SET description = upper(name)")
+
+    return fill_and_do
+
+
+@pytest.fixture
+def asked_often(monkeypatch):
+    """Ask more often than each second whether there is a reason to go slower."""
+    monkeypatch.setattr(throttle, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(throttle, "WAIT", 0.05)
+
+
+def test_one_that_takes_longer_than_a_moment_goes_on_in_slices(skills, fill_and_do, declare, take, ask, monkeypatch):
     monkeypatch.setattr(worker, "AT_ONCE", 0.2)
-    fill(1_000)
-    ask("UPDATE skills SET description = upper(name)")
+    fill_and_do(1_000)
     ask("VACUUM FULL skills")
     asked, row = [], steering.find(declare(where=take(0.001)), skills.alias)
     ended = Worker(row, stop=lambda: asked.append(0), target=0.05).run()
@@ -51,13 +68,11 @@ def test_one_that_takes_longer_than_a_moment_goes_on_in_slices(skills, fill, dec
     assert len(asked) > 15
 
 
+@pytest.mark.usefixtures("asked_often")
 def test_one_in_slices_goes_on_though_there_is_a_reason_to_wait_now_and_then(
-    skills, fill, declare, take, ask, settings, monkeypatch
+    skills, fill_and_do, declare, take, ask, settings
 ):
-    monkeypatch.setattr(throttle, "LOOK_EVERY", 0.1)
-    monkeypatch.setattr(throttle, "WAIT", 0.05)
-    fill(2_000)
-    ask("UPDATE skills SET description = upper(name)")
+    fill_and_do(2_000)
     ask("VACUUM FULL skills")
     calls = itertools.count(1)
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "" if next(calls) % 8 else "much to do"
@@ -68,13 +83,11 @@ def test_one_in_slices_goes_on_though_there_is_a_reason_to_wait_now_and_then(
     assert next(calls) > 8
 
 
+@pytest.mark.usefixtures("asked_often")
 def test_a_reason_of_the_project_that_fails_in_a_slice_is_one_to_wait(
-    skills, fill, declare, take, ask, settings, monkeypatch
+    skills, fill_and_do, declare, take, ask, settings
 ):
-    monkeypatch.setattr(throttle, "LOOK_EVERY", 0.1)
-    monkeypatch.setattr(throttle, "WAIT", 0.05)
-    fill(1_000)
-    ask("UPDATE skills SET description = upper(name)")
+    fill_and_do(1_000)
     failed = []
 
     def fails():
@@ -91,13 +104,12 @@ def test_a_reason_of_the_project_that_fails_in_a_slice_is_one_to_wait(
 
 @pytest.mark.parametrize("at_full_speed", [False, True], ids=["in slices", "in one statement"])
 def test_it_may_take_longer_than_a_transaction_of_the_role(
-    skills, fill, declare, take, ask, run, settings, monkeypatch, at_full_speed
+    skills, fill_and_do, declare, take, run, settings, monkeypatch, at_full_speed
 ):
     if skills.pg_version < 170000:
         pytest.skip(f"PostgreSQL {skills.pg_version // 10000} knows no transaction_timeout")
     settings.ZERO_DOWNTIME_PATIENCE = 5.0
-    fill(1_000)
-    ask("UPDATE skills SET description = upper(name)")
+    fill_and_do(1_000)
     name = declare(where=take(0.003))
     with load(conninfo(skills), "SELECT 1"):
         monkeypatch.setitem(skills.settings_dict, "OPTIONS", {"options": "-c transaction_timeout=1000"})
@@ -105,10 +117,9 @@ def test_it_may_take_longer_than_a_transaction_of_the_role(
 
 
 @pytest.mark.parametrize("joins", [False, True], ids=["in slices", "in one statement"])
-def test_pausing_ends_it(skills, fill, declare, take, ask, joins):
+def test_pausing_ends_it(skills, fill_and_do, declare, take, ask, joins):
     """It would take longer than its thread is waited for."""
-    fill(3_000)
-    ask("UPDATE skills SET description = upper(name)")
+    fill_and_do(3_000)
     name = declare(where=take(0.05) & (Q(users__isnull=True) if joins else Q()))
     with load(conninfo(skills), "SELECT 1"), going(name, skills, workers=1):
         until(lambda: ask(f"{LOOKS} AND query LIKE '%is_to_do%'"))
