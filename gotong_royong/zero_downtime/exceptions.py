@@ -52,7 +52,8 @@ class DefinitionDiffers(ZeroDowntimeError):
         self.kind, self.name, self.found, self.wanted = kind, name, found, wanted
         super().__init__(
             f"There is a {kind} {name} already, and it is another one.\n  found:  {found}\n  wanted: {wanted}\n"
-            f"Rename or drop the one that is there, or change the migration, and migrate again."
+            "Rename or drop the one that is there, or change the migration, and migrate again. If the migration was "
+            "applied before and only its record is lost, record it: migrate APP NAME --fake, or --fake-initial."
         )
 
 

@@ -21,7 +21,6 @@ from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import history, ledger, locks, models, rollback
 from gotong_royong.zero_downtime.exceptions import (
-    DefinitionDiffers,
     NoLedger,
     NotUndoable,
     RolledBack,
@@ -89,28 +88,29 @@ class Executor(MigrationExecutor):
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
         self._applied: list[Migration] = []
-        self._recalled: list[Migration] = []
         self._number = self._of = 0
         self._rolling: Rolling | None = None
-        if alias:
-            self._compare_with_history()
 
-    def _compare_with_history(self) -> None:
-        """Say which applied files were edited since, and record what django_migrations has forgotten."""
+    def recall(self) -> None:
+        """Say which applied files were edited since, and record what django_migrations has lost and the ledger knows.
+
+        Writes rows of django_migrations, so hold the runner's lock.
+        """
         memory = history.remembered(self.alias)
         if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
-        if lost := history.forgotten(self, memory):
-            for migration in lost:
-                self._record_again(migration)
+        lost = history.lost(self.connection, self.loader, memory)
+        for migration in lost:
+            self.record_migration(migration)
+            if migration.replaces:
+                self.recorder.record_applied(*key_of(migration))
+            self.report(
+                "note",
+                text=f"django_migrations has lost {migration}, which the ledger knows to be applied: "
+                "recorded again, not run.",
+            )
+        if lost:
             self.loader.build_graph()
-
-    def _record_again(self, migration: Migration) -> None:
-        self.recorder.record_applied(*key_of(migration))
-        self.report(
-            "note",
-            text=f"{migration} had been forgotten by django_migrations, but its tables are there: recorded, not run.",
-        )
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
@@ -207,22 +207,11 @@ class Executor(MigrationExecutor):
             nonlocal used
             after = self._create_project_state(with_applied_migrations=True) if used else state
             used = True
-            try:
-                with self._editor(migration, fake or migration in self._recalled, careful) as editor:
-                    if editor:
-                        after = self._apply(after, migration, editor)
-                        _run_deferred(editor)
-                    for app, name in migration.replaces or [key_of(migration)]:
-                        self.recorder.record_applied(app, name)
-            except DefinitionDiffers:
-                lost = history.applied_before(self, migration)
-                if not lost:
-                    raise
-                self._recalled += lost
-                after = self._create_project_state(with_applied_migrations=True)
-                self._record_again(migration)
-            if migration in self._recalled:
-                after = migration.mutate_state(after)  # another object, so that it is not rolled on from before
+            with self._editor(migration, fake, careful) as editor:
+                if editor:
+                    after = self._apply(after, migration, editor)
+                    _run_deferred(editor)
+                self.record_migration(migration)
             return after
 
         state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)

@@ -1,22 +1,19 @@
 """What does the ledger remember of the migrations that are applied, and do django_migrations and the files agree?
 
 Rows of django_migrations get lost, files get edited after they were applied. The ledger may know nothing of a
-migration, or of any; then there is nothing to tell. A lost one is taken for applied only if the tables look just as
-they do after it.
+migration, or of any; then there is nothing to tell, and what is not recorded as applied is run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
-from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime import ledger
-from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
+from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Step, latest_steps
-from gotong_royong.zero_downtime.schema import twice_is_once
 from gotong_royong.zero_downtime.stages import Key, key_of
 
 NAMED = 5  # edited migrations, before the sentence only counts them
@@ -69,64 +66,37 @@ def warning(edited: Sequence[Migration]) -> str:
     )
 
 
-def forgotten(executor: MigrationExecutor, memory: dict[Key, Any]) -> list[Migration]:
-    """Return the migrations that the ledger says are applied, django_migrations does not, and the tables confirm.
+def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]) -> list[Migration]:
+    """Return the migrations that django_migrations has lost and for which the ledger is a witness.
 
-    They confirm it for an app as a whole: all its tables must look as its models do after the last of its migrations
-    that the ledger or django_migrations knows. Takes for moments ACCESS SHARE on each of them, and SHARE UPDATE
-    EXCLUSIVE where a comment is written again; makes temporary tables to compare them with.
+    It is one for a migration whose last step succeeded upwards, with the file that is there now, and for a squash if
+    it is one for all that the squash replaces. Nothing else is: not what the tables look like. But where a table is
+    missing that the app's models have, somebody has taken something back without the ledger, so it is no witness.
     """
-    loader = executor.loader
-    lost = memory.keys() & loader.graph.nodes.keys() - loader.applied_migrations.keys()
-    found = []
-    for app in sorted({app for app, _ in lost}):
-        known = [key for key in _in_order(loader, app) if key in memory or key in loader.applied_migrations]
-        if _tables_are_as_after(executor.connection, loader, known[-1]):
-            found += [loader.graph.nodes[key] for key in known if key in lost]
-    return found
+    nodes, applied = loader.graph.nodes, loader.applied_migrations
+    found = [key for key in nodes if key not in applied and _is_witnessed(loader, nodes[key], memory)]
+    gone = {app for app in {app for app, _ in found} if _tables_missing(connection, loader, app, {*found, *applied})}
+    return [nodes[key] for key in found if key[0] not in gone]
 
 
-def applied_before(executor: MigrationExecutor, migration: Migration) -> list[Migration]:
-    """Return this migration and those after it in its app that the tables show to be applied, if they do.
-
-    What a migration makes may be there already and differ because later ones changed it. So the tables are compared
-    with the models after each later migration, under the locks that ``forgotten`` takes.
-    """
-    loader, this = executor.loader, key_of(migration)
-    keys = _in_order(loader, migration.app_label)
-    later = keys[keys.index(this) :] if this in keys else []
-    for number, key in enumerate(later):
-        if _tables_are_as_after(executor.connection, loader, key):
-            return [loader.graph.nodes[key] for key in later[: number + 1]]
-    return []
+def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) -> bool:
+    if step := memory.get(key_of(migration)):
+        return not is_edited(migration, step)
+    return bool(migration.replaces) and all(
+        key in memory
+        and (key not in loader.disk_migrations or not is_edited(loader.disk_migrations[key], memory[key]))
+        for key in map(tuple, migration.replaces)
+    )
 
 
-def _in_order(loader: MigrationLoader, app: str) -> list[Key]:
-    keys: Iterable[Any] = loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0])
-    return [(label, name) for label, name in keys if label == app]
-
-
-def _tables_are_as_after(connection: BaseDatabaseWrapper, loader: MigrationLoader, key: Key) -> bool:
-    """Whether the tables of the app look as its models do after that migration; False if it has no tables then."""
-    models = [
-        model
-        for model in loader.project_state(key).apps.get_app_config(key[0]).get_models(include_auto_created=True)
-        if not model._meta.proxy and model._meta.managed and not model._meta.swapped
-    ]
+def _tables_missing(connection: BaseDatabaseWrapper, loader: Loader, app: str, known: set[Key]) -> bool:
+    """Whether the database lacks a table of a model that the app has after these of its migrations."""
+    last = [key for key in loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0]) if key[0] == app and key in known]
+    models = loader.project_state(last[-1]).apps.get_app_config(app).get_models(include_auto_created=True)
     with connection.cursor() as cursor:
         there = set(connection.introspection.table_names(cursor))
-    if not models or not there.issuperset(model._meta.db_table for model in models):
-        return False
-    with twice_is_once(connection):
-        return all(_is_as(connection, model) for model in models if not model._meta.auto_created)
-
-
-def _is_as(connection: BaseDatabaseWrapper, model: Any) -> bool:
-    """Whether the model's table, which is there, is as the model says, and those between it and others."""
-    try:
-        with connection.schema_editor() as editor:
-            editor.create_model(model)  # which is skipped: the tables are there
-            editor.deferred_sql.clear()
-    except DefinitionDiffers:
-        return False
-    return True
+    return any(
+        model._meta.db_table not in there
+        for model in models
+        if not model._meta.proxy and model._meta.managed and not model._meta.swapped
+    )

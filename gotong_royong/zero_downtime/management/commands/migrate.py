@@ -83,6 +83,8 @@ class Command(mistakes.Plain, migrate.Command):
             def executor(*arguments: Any) -> Executor:
                 with without_collecting():
                     executors.append(Executor(*arguments, **keywords))
+                    if self.guarded:
+                        executors[-1].recall()
                 return executors[-1]
 
             stack.callback(gc.unfreeze)

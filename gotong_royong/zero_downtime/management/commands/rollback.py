@@ -39,6 +39,8 @@ class Command(mistakes.Plain):
             executor = Executor(
                 connection, self.migration_progress_callback, alias=alias, command="rollback", report=report
             )
+            if not options["plan"]:
+                executor.recall()
             if options["steps"] is not None:
                 chosen = rollback.last_steps(executor, options["steps"])
             elif options["to"]:
