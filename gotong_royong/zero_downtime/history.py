@@ -83,16 +83,16 @@ def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) 
     if step := memory.get(key_of(migration)):
         return not is_edited(migration, step)
     return bool(migration.replaces) and all(
-        key in memory
-        and (key not in loader.disk_migrations or not is_edited(loader.disk_migrations[key], memory[key]))
+        key in memory and (key not in loader.disk_migrations or not is_edited(loader.disk_migrations[key], memory[key]))
         for key in map(tuple, migration.replaces)
     )
 
 
 def _tables_missing(connection: BaseDatabaseWrapper, loader: Loader, app: str, known: set[Key]) -> bool:
     """Whether the database lacks a table of a model that the app has after these of its migrations."""
-    last = [key for key in loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0]) if key[0] == app and key in known]
-    models = loader.project_state(last[-1]).apps.get_app_config(app).get_models(include_auto_created=True)
+    plan = loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0])
+    last = [key for key in plan if key[0] == app and key in known][-1]
+    models = loader.project_state(last).apps.get_app_config(app).get_models(include_auto_created=True)
     with connection.cursor() as cursor:
         there = set(connection.introspection.table_names(cursor))
     return any(

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.once
 
 LABEL = 'migrations.CreateModel("Label", [("id", models.BigAutoField(primary_key=True)), ("text", models.TextField())])'
 INDEX = 'migrations.AddIndex("label", models.Index(fields=["text"], name="by_text"))'
-FILL = 'migrations.RunSQL("INSERT INTO shop_label (text) VALUES (\'filled\')", migrations.RunSQL.noop)'
+FILL = "migrations.RunSQL(\"INSERT INTO shop_label (text) VALUES ('filled')\", migrations.RunSQL.noop)"
 SQUASH = 'replaces = [("shop", "0002_label"), ("shop", "0003_index")]'
 
 
