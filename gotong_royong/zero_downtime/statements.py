@@ -57,6 +57,12 @@ BUILD = re.compile(
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
+OF_THE_SERVER = re.compile(r"\w+ (?:DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b")
+UPDATE = re.compile(
+    rf"UPDATE (?:ONLY )?(?P<table>{NAME}) (?:\* )?(?:(?:AS )?{NAME} )??SET (?P<set>.*?)(?= FROM | WHERE | RETURNING |$)"
+)
+BRACKETS = re.compile(r"\([^()]*\) ?")
+SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
 CONDITION = re.compile(
     r"\b(?:CREATE|DROP|ALTER|ADD|RENAME) (?P<kind>(?:(?!ADD|DROP|RENAME)[A-Z]+ )*?)IF (?P<missing>NOT )?EXISTS "
     rf"(?:ONLY )?(?P<name>{NAME})(?: ON (?:ONLY )?(?P<table>{NAME}))?"
@@ -114,13 +120,26 @@ class Statement:
         return self.verb in CONTROL
 
     @property
+    def begins_transaction(self) -> bool:
+        return self.verb in {"BEGIN", "START"}
+
+    @property
     def ends_transaction(self) -> bool:
         return self.controls_transaction and ENDS.match(self.outline) is not None
+
+    @property
+    def concerns_savepoint(self) -> bool:
+        return self.controls_transaction and not self.begins_transaction and not self.ends_transaction
 
     @property
     def leans_on_others(self) -> bool:
         """Whether it means something only together with other statements of its transaction."""
         return self.controls_transaction or LEANS_ON_OTHERS.match(self.outline) is not None
+
+    @property
+    def is_about_more_than_a_database(self) -> bool:
+        """Whether it makes, changes or drops a database, or what belongs to none."""
+        return self.verb in {"CREATE", "ALTER", "DROP"} and OF_THE_SERVER.match(self.outline) is not None
 
     @property
     def is_patient(self) -> bool:
@@ -147,6 +166,22 @@ class Statement:
         altered = ALTERED.match(self.outline)
         table = altered["table"] if altered else ""
         return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
+
+    @property
+    def columns_set(self) -> list[tuple[str, str]]:
+        """The table and each column that an UPDATE sets, without their quotes and the schema."""
+        if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
+            return []
+        table = self._name(update["table"].rpartition(".")[2])
+        columns = [self._name(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
+        return [(_unquoted(table), _unquoted(column)) for column in columns]
+
+    @property
+    def _outline_outside_brackets(self) -> str:
+        outline, brackets = self.outline, 1
+        while brackets:
+            outline, brackets = BRACKETS.subn("", outline)
+        return outline
 
     @cached_property
     def _may_be_patient(self) -> bool:
@@ -228,6 +263,10 @@ def _tokens(sql: str) -> Iterator[tuple[Any, str]]:
             yield kind, text
             if nested:
                 break
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def _end_of_comment(sql: str, start: int) -> int:

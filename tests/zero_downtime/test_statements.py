@@ -176,6 +176,38 @@ def test_what_it_depends_on_that_something_is_there(string, conditions):
     assert Statement(string).conditions == [Condition(*one) for one in conditions]
 
 
+@pytest.mark.parametrize(
+    ("string", "columns"),
+    [
+        ("UPDATE t SET a = 1, b = (SELECT c, d = 2 FROM e WHERE f = 3) WHERE g = 4", {("t", "a"), ("t", "b")}),
+        ('-- x\nupdate /* y */ only public . "T" as u set "A b" = \'SET c = 1\'', {("T", "A b")}),
+        ("UPDATE t u SET a = u.b FROM v", {("t", "a")}),
+        ("UPDATE t SET (a, b) = (1, 2)", set()),
+        ("INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET a = 1", set()),
+        ("SELECT 'UPDATE t SET a = 1'", set()),
+    ],
+)
+def test_what_an_update_sets(string, columns):
+    assert set(Statement(string).columns_set) == columns
+
+
+@pytest.mark.parametrize(
+    ("string", "is_one"),
+    [
+        ("DROP DATABASE a", True),
+        ("-- x\ndrop\ndatabase if exists a", True),
+        ("/* /* */ */ ALTER/**/SYSTEM SET a = 1", True),
+        ("CREATE TABLESPACE a", True),
+        ("DROP TABLE database", False),
+        ("DROP -- x\n TABLE a", False),
+        ("COMMENT ON DATABASE a IS 'DROP DATABASE'", False),
+        ("SELECT 'DROP DATABASE a'", False),
+    ],
+)
+def test_what_is_about_more_than_a_database(string, is_one):
+    assert Statement(string).is_about_more_than_a_database is is_one
+
+
 def test_whatever_a_cursor_takes_has_a_text(scratch):
     with scratch.cursor():
         build = sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} (a)").format(sql.Identifier('a "b'), sql.Identifier("T"))
