@@ -68,9 +68,12 @@ class Guard:
         if self._in_statement:
             return execute(sql, params, many, context)
         text = statements.text_of(sql, self.connection)
-        pieces = [] if params or self._in_transaction() else statements.pieces(text)
+        pieces = [] if many or self._in_transaction() else statements.pieces(text)
         if len(pieces) < 2:
             return self._run(text, partial(execute, sql, params, many, context))
+        if params:
+            operations: Any = self.connection.ops
+            pieces, params = statements.pieces(operations.compose_sql(text, params)), None
         for piece in pieces:
             result = self._run(piece, partial(execute, piece, params, many, context))
         return result

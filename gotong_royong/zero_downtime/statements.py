@@ -38,6 +38,7 @@ SEVERAL = re.compile(r";\s*\S")  # is found in every string of several statement
 MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|ABORT)\b", re.IGNORECASE)
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+TEXT = re.compile(r"(?:E?'|(\$\w*\$))([\s\S]*)(?:'|\1)", re.IGNORECASE)
 COMMENT_MARK = re.compile(r"/\*|\*/")
 
 # These match an outline: words in capitals with one space between them, each quoted name a number in quotes.
@@ -109,6 +110,15 @@ class Statement:
         ]
         return " ".join(words).replace(" . ", ".")
 
+    def written(self, name: str) -> str:
+        """Return a name of the outline as the statement writes it, but in small letters if it is not quoted."""
+        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], name.translate(LOWER))
+
+    @property
+    def texts(self) -> list[str]:
+        """What its texts say, those in dollars, too."""
+        return [found[2].replace("''", "'") for found in map(TEXT.fullmatch, self.tokens) if found]
+
     @cached_property
     def verb(self) -> str:
         """The first word, in capitals; an empty text if nothing is said."""
@@ -155,7 +165,7 @@ class Statement:
     def build(self) -> Build | None:
         """What it builds concurrently, if it says by which name."""
         found = BUILD.match(self.outline) if self._may_be_patient else None
-        build = Build(self._name(found["name"]), self._name(found["table"])) if found else None
+        build = Build(self.written(found["name"]), self.written(found["table"])) if found else None
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
 
     @property
@@ -172,8 +182,8 @@ class Statement:
         """The table and each column that an UPDATE sets, without their quotes and the schema."""
         if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
             return []
-        table = self._name(update["table"].rpartition(".")[2])
-        columns = [self._name(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
+        table = self.written(update["table"].rpartition(".")[2])
+        columns = [self.written(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
         return [(_unquoted(table), _unquoted(column)) for column in columns]
 
     @property
@@ -191,10 +201,7 @@ class Statement:
     def _condition(self, found: "re.Match[str]", altered: str) -> Condition:
         kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
         table = found["table"] or ("" if kind == "TABLE" else altered)
-        return Condition(kind, self._name(found["name"]), self._name(table), not found["missing"])
-
-    def _name(self, outlined: str) -> str:
-        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], outlined.translate(LOWER))
+        return Condition(kind, self.written(found["name"]), self.written(table), not found["missing"])
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:

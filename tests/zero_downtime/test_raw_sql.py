@@ -213,6 +213,7 @@ class TestOwnTransaction:
             sql(f"BEGIN; INSERT INTO items VALUES (0); COMMIT; BEGIN; {ALTER}; COMMIT"),
             sql(f"INSERT INTO items VALUES (0); COMMIT; BEGIN; {ALTER}; COMMIT; SELECT 1"),
             python(repr(f"BEGIN; {ALTER}; COMMIT")),
+            python(repr(f"BEGIN; INSERT INTO items SELECT %s WHERE 'a;' LIKE '%%;'; COMMIT; {ALTER}"), "[0]"),
         ],
     )
     def test_it_is_tried_again_in_a_new_transaction(self, shop, items, scratch, operation):
