@@ -55,6 +55,7 @@ ONLY_VALIDATES = re.compile(rf"{ALTER_TABLE}VALIDATE CONSTRAINT {NAME}(?: , VALI
 BUILD = re.compile(
     rf"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(?!ON )(?P<name>{NAME}) ON (?:ONLY )?(?P<table>{NAME})"
 )
+REINDEX = re.compile(rf"REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?(?P<name>{NAME})")
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -167,6 +168,13 @@ class Statement:
         found = BUILD.match(self.outline) if self._may_be_patient else None
         build = Build(self.written(found["name"]), self.written(found["table"])) if found else None
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
+
+    @property
+    def rebuilds(self) -> str:
+        """The name of the index that it builds anew concurrently, or of the table whose indexes; or an empty text."""
+        found = REINDEX.match(self.outline) if self.is_patient else None
+        name = self.written(found["name"]) if found else ""
+        return "" if "&" in name else name
 
     @property
     def conditions(self) -> list[Condition]:
