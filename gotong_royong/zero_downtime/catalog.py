@@ -104,7 +104,7 @@ INDEX = """
                SELECT FROM pg_stat_progress_create_index AS building
                LEFT JOIN pg_locks AS l ON l.pid = building.pid AND l.database = building.datid AND l.granted
                     AND l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
-               WHERE building.pid <> pg_backend_pid()
+               WHERE building.pid <> pg_backend_pid() AND building.datname = current_database()
                      AND (building.index_relid = i.indexrelid OR building.relid IS NULL AND l.pid IS NOT NULL)
            ), pg_get_indexdef(i.indexrelid)
     FROM pg_class t
@@ -128,7 +128,8 @@ INVALID_TWINS = """
           AND definition IN (SELECT definition FROM indexes WHERE indisvalid)
           AND NOT EXISTS (
               SELECT FROM pg_locks WHERE pid <> pg_backend_pid() AND granted AND relation = indrelid
-                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (SELECT pid FROM pg_stat_progress_create_index)
+                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (
+                  SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database())
           )
 """
 
