@@ -14,6 +14,7 @@ from django.db import connections, models
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
+from gotong_royong.zero_downtime.journal import Kind
 from gotong_royong.zero_downtime.stages import Key
 
 
@@ -89,6 +90,24 @@ class Step(models.Model):
 
     def __str__(self) -> str:
         return f"{self.app}.{self.name} {self.direction}"
+
+
+class Effect(models.Model):
+    """What an operation of a step did to the database, written down before and after it: see ``journal``."""
+
+    step = models.ForeignKey(Step, models.CASCADE, related_name="effects")
+    operation = models.IntegerField(help_text="Its number in the migration, from 1.")
+    kind = models.CharField(max_length=10, choices=[(kind.value, kind.value) for kind in Kind])
+    what = models.TextField(blank=True, db_default="", help_text="The statement, or the digest of the operation.")
+    objects_named: "models.JSONField[Any, Any]" = models.JSONField(
+        db_default=models.Value([], models.JSONField()), help_text="The kind, table and name of each that it concerns."
+    )
+
+    class Meta:
+        db_table = "zero_downtime_effect"
+
+    def __str__(self) -> str:
+        return f"operation {self.operation} {self.kind} {self.what}".rstrip()
 
 
 def whoami() -> str:
