@@ -96,7 +96,7 @@ class Executor(MigrationExecutor):
 
         Writes rows of django_migrations, so hold the runner's lock.
         """
-        memory = history.remembered(self.alias)
+        memory = history.remembered(self.alias, self.loader)
         if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
         lost = history.lost(self.connection, self.loader, memory)
