@@ -88,7 +88,7 @@ class Executor(MigrationExecutor):
 
         Writes rows of django_migrations, so hold the runner's lock.
         """
-        memory = history.remembered(self.alias)
+        memory = history.remembered(self.alias, self.loader)
         if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
         record: Any = self.record_migration  # whose type the stubs get wrong

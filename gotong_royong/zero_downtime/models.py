@@ -7,11 +7,13 @@ Django's own table says; here stands who applied them, when, and who had to wait
 import getpass
 import os
 import socket
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 from django.db import connections, models
 from django.db.migrations.recorder import MigrationRecorder
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from gotong_royong.zero_downtime.journal import Kind
@@ -51,6 +53,9 @@ class Run(models.Model):
 
     class Meta:
         db_table = "zero_downtime_run"
+        indexes = [
+            models.Index(fields=["id"], condition=models.Q(status="running"), name="zero_downtime_run_running"),
+        ]
 
     def __str__(self) -> str:
         return f"run {self.pk} ({self.command})"
@@ -86,7 +91,7 @@ class Step(models.Model):
 
     class Meta:
         db_table = "zero_downtime_step"
-        indexes = [models.Index(fields=["app", "name"], name="zero_downtime_step_migration")]
+        indexes = [models.Index(fields=["app", "name", "id"], name="zero_downtime_step_latest")]
 
     def __str__(self) -> str:
         return f"{self.app}.{self.name} {self.direction}"
@@ -174,8 +179,19 @@ def may(privilege: str, model: type[models.Model], alias: str) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def latest_steps(alias: str, *columns: str) -> dict[Key, Any]:
-    """Return the last successful step of each migration that has one; none where no ledger can be read.
+# One look into an index for each, however many steps there are.
+LATEST_STEPS = """(
+    SELECT latest.id FROM unnest(%s::text[], %s::text[]) AS key (app, name)
+    CROSS JOIN LATERAL (
+        SELECT id FROM zero_downtime_step AS step
+        WHERE step.app = key.app AND step.name = key.name AND step.status = 'succeeded'
+        ORDER BY step.id DESC LIMIT 1
+    ) AS latest
+)"""
+
+
+def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, Any]:
+    """Return the last successful step of each of these migrations that has one; none where no ledger can be read.
 
     Args:
         columns: which attributes the steps shall have beside app, name and direction; times cost the most.
@@ -184,8 +200,9 @@ def latest_steps(alias: str, *columns: str) -> dict[Key, Any]:
         return {}
     if not may("SELECT", Step, alias):
         return {}
-    succeeded = Step.objects.using(alias).filter(status=Status.SUCCEEDED).order_by("app", "name", "-pk")
-    rows = succeeded.distinct("app", "name").values_list("app", "name", "direction", *columns, named=True)
+    latest = RawSQL(LATEST_STEPS, [[app for app, _ in keys], [name for _, name in keys]])  # noqa: S611
+    steps = Step.objects.using(alias).filter(pk__in=latest)
+    rows = steps.values_list("app", "name", "direction", *columns, named=True)
     return {(step.app, step.name): step for step in rows}
 
 
