@@ -330,6 +330,8 @@ class Executor(MigrationExecutor):
             ZeroDowntimeError: says what failed, and which steps are there all the same.
         """
         self.auto_rollback = False
+        if self._at_work:
+            self._at_work[1].watchdog.new_step()  # a verdict on what failed is none on the undo
         half = rollback.half_of(failed, begun)
         undone = [half, *reversed(self._applied)] if half.operations else self._applied[::-1]
         try:

@@ -150,7 +150,7 @@ def retrying(
         except Exception as error:
             if not retry(error):
                 raise
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+            pause = pause_after(attempt)
             if time.monotonic() - started + pause > patience:
                 raise LockNotObtained(
                     f"Gave up after {attempt} tries in {time.monotonic() - started:.0f} s: "
@@ -160,6 +160,12 @@ def retrying(
             report(attempt, pause, error)
         time.sleep(pause)
     raise AssertionError("count() does not end")
+
+
+def pause_after(attempt: int) -> float:
+    """Return the seconds to wait after that try, from 1 on: twice as many each time, up to a bound, never the same."""
+    doublings = min(attempt - 1, 10)
+    return min(LONGEST_PAUSE, FIRST_PAUSE * float(2**doublings)) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 @contextmanager

@@ -149,6 +149,8 @@ class Watchdog(threading.Thread):
                     self.look()
                 except psycopg.Error as error:
                     self._look_again(error)
+                except Exception as error:  # noqa: BLE001 - a reporter's, say
+                    self._end_with(Unwatched.failed(summary(error)))
 
     def _open(self) -> "psycopg.Connection[Any]":
         parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
@@ -162,10 +164,14 @@ class Watchdog(threading.Thread):
             self.session.close()
             self.session = self._open()
         except (psycopg.Error, Error) as refusal:
-            self.verdict = Unwatched(summary(error), summary(refusal))
-            if watched := self.watched.connection:  # Django lets go of one that it has found lost
-                with suppress(psycopg.Error):
-                    watched.cancel_safe(timeout=self.budget)
+            self._end_with(Unwatched.lost(summary(error), summary(refusal)))
+
+    def _end_with(self, verdict: ZeroDowntimeError) -> None:
+        """End the running statement, past the watchdog's own session."""
+        self.verdict = verdict
+        if watched := self.watched.connection:  # Django lets go of one that it has found lost
+            with suppress(psycopg.Error):
+                watched.cancel_safe(timeout=self.budget)
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""
