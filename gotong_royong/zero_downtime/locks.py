@@ -178,19 +178,24 @@ def held(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
     Args:
         report: called at every look that finds the lock taken, with a description of the session that holds it.
     """
-    with connection.cursor() as cursor:
-        while True:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
-            if cursor.fetchone()[0]:
-                break
-            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
-            report(described(cursor.fetchall()))
-            time.sleep(POLL)
+    take(connection, key, report)
     try:
         yield
     finally:
         with suppress(Error), connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+
+def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], object]) -> None:
+    """Take the lock that ``held`` holds."""
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
+            if cursor.fetchone()[0]:
+                return
+            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+            report(described(cursor.fetchall()))
+            time.sleep(POLL)
 
 
 def described(sessions: list[Any]) -> str:

@@ -85,7 +85,7 @@ class Blocked:
 
 
 class Watchdog(threading.Thread):
-    """Watches one session, from the first ``with`` until its end.
+    """Watches the session of a connection, from the first ``with`` until its end.
 
     Args:
         connection: whose session is watched. The watchdog opens one of its own with the same parameters.
@@ -98,7 +98,7 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.budget, self.queue_budget, self.report = budget, queue_budget, report
         self.watched = connection
-        self.us: int = connection.connection.info.backend_pid
+        self.follow()
         self.session = self._open()
         self.blocked = Blocked()
         self.statement = ""
@@ -120,6 +120,10 @@ class Watchdog(threading.Thread):
         self._ended.set()
         self.join()
         self.session.close()
+
+    def follow(self) -> None:
+        """Watch the session that the connection has now."""
+        self.us: int = self.watched.connection.info.backend_pid
 
     def new_step(self) -> Blocked:
         """Forget the last step's waits and verdict; return where this one's will be."""

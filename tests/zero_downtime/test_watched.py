@@ -17,6 +17,10 @@ from tests.zero_downtime.test_lost import AT_WORK, BUSY, wait_for
 
 ACCENTED = 'migrations.RunSQL("SELECT pg_sleep(60) /* café */", migrations.RunSQL.noop)'
 ITEMS = "SELECT id FROM items"
+HOLDS = """
+    SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database AND datname = current_database()
+    WHERE locktype = 'advisory' AND classid::int8 = %s AND objid::int8 = %s
+"""
 
 
 @pytest.fixture
@@ -36,6 +40,13 @@ def busy(shop, watcher):
         return process
 
     return start
+
+
+def write_python(shop, name, code, attributes=""):
+    """Write a migration that calls the function ``code`` of this text."""
+    shop.write(name, "migrations.RunPython(code, migrations.RunPython.noop)", attributes)
+    file = shop.migrations / f"{name}.py"
+    file.write_text(f"{code}\n{file.read_text()}")
 
 
 def is_let_in(database):
@@ -104,3 +115,42 @@ def test_auto_rollback_undoes_what_was_stopped_by_the_watchdog(shop, scratch):
     assert said.startswith("RolledBack: shop.0003_size was stopped in operation 2 of 2. It held AccessExclusiveLock")
     assert "Rolled back: shop.0002_color. The database is as it was before run 2 (migrate)." in said
     assert look(scratch) == before
+
+
+CLOSING = {
+    "close": "editor.connection.close()",
+    "close_old_connections": "editor.connection.close_at = 0; close_old_connections()",
+    "ended": "end(editor.connection)",
+}
+PYTHON = """
+from django.db import DatabaseError, close_old_connections, transaction
+
+def end(connection):
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    except DatabaseError:
+        connection.close()
+
+def code(apps, editor):
+    {closing}
+    with editor.connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('application_name')")
+        print("It is", *cursor.fetchone())
+    with transaction.atomic():
+        editor.execute("ALTER TABLE items ADD COLUMN size int")
+        editor.execute("SELECT pg_sleep(60)")
+"""
+
+
+@pytest.mark.parametrize("closing", CLOSING)
+def test_the_watch_follows_the_connection_to_another_session(shop, scratch, watcher, closing):
+    write_python(shop, "0002_size", PYTHON.format(closing=CLOSING[closing]), "atomic = False")
+    process = shop.start("migrate")
+    wait_for(watcher, process, BUSY, *AT_WORK)
+    (held,) = watcher.execute(HOLDS, [locks.AT_WORK >> 32, locks.AT_WORK & 0xFFFFFFFF]).fetchone()
+    assert held == wait_for(watcher, process, BUSY, *AT_WORK)
+    assert is_let_in(scratch) < 2
+    done = finish(process)
+    assert done.err.startswith("BlockedTooLong: shop.0002_size was stopped in operation 1 of 1. It held")
+    assert "It is migrate\n" in done.out
