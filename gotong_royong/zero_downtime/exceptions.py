@@ -31,13 +31,18 @@ class BlockedTooLong(ZeroDowntimeError):
 
 
 class Unwatched(ZeroDowntimeError):
-    """The session that watches whom we block was lost, and there is no other to be had."""
+    """Nobody watches any more whom we block, so our statement was canceled."""
 
-    def __init__(self, lost: str, refused: str) -> None:
-        super().__init__(
+    @classmethod
+    def lost(cls, lost: str, refused: str) -> "Unwatched":
+        return cls(
             f"The session that watches whom it blocks was lost ({lost}), and another could not be opened: {refused}. "
             "Nothing runs unwatched. Once the server takes new connections, migrate again."
         )
+
+    @classmethod
+    def failed(cls, error: str) -> "Unwatched":
+        return cls(f"The watchdog, which looks whom it blocks, failed: {error}. Nothing runs unwatched.")
 
 
 class StepFailed(ZeroDowntimeError):

@@ -334,6 +334,7 @@ class Executor(MigrationExecutor):
             A ``RolledBack`` that says what failed and what is as before; or the failure, with what is there still.
         """
         self.auto_rollback = False
+        failed.guard.watchdog.new_step()  # a verdict on what failed is none on the undo
         self._exactly, self._failed_step = True, failed
         steps = [*([failed] if undo.is_half_done(failed.migration, failed.journal.told) else []), *self._applied[::-1]]
         undone = [step.migration for step in steps]

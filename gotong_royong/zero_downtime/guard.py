@@ -1,8 +1,9 @@
 """How does work on a connection keep to the budget, whatever it does?
 
 A guard bounds how long each statement waits for its lock, tries again what did not get it, lets the watchdog look, and
-leaves the session as it was. Should this process be killed, the server notices within the block budget and ends the
-statement, which nobody watches any more.
+leaves the session as it was. It follows the connection to another session, should a migration close it or lose it.
+Should this process be killed, the server notices within the block budget and ends the statement, which nobody watches
+any more.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.conf import conf
@@ -22,8 +24,10 @@ T = TypeVar("T")
 class Guard:
     """Runs statements under the lock budget and the watchdog; ``guarded`` makes it for a connection."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, watchdog: Watchdog, report: Report) -> None:
-        self.connection, self.watchdog, self.report = connection, watchdog, report
+    def __init__(
+        self, connection: BaseDatabaseWrapper, watchdog: Watchdog, settings: dict[str, str], report: Report
+    ) -> None:
+        self.connection, self.watchdog, self.settings, self.report = connection, watchdog, settings, report
         self._in_statement = False
 
     def trying(self, action: Callable[[int], T]) -> T:
@@ -76,6 +80,22 @@ class Guard:
             self._in_statement = False
             self.watchdog.end_statement()
 
+    def follow(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
+        """Give a new session of the connection what the one before had, and have it watched: a signal's receiver.
+
+        Takes the lock of the session that migrates, for which it waits while the server still works for the one before.
+        """
+        if connection is not self.connection:
+            return
+        before, self._in_statement = self._in_statement, True
+        try:
+            self.watchdog.follow()
+            with connection.cursor() as cursor:
+                cursor.execute(locks.PUT, [False, list(self.settings), list(self.settings.values())])
+            locks.take(connection, locks.AT_WORK, lambda whom: self.report("waiting", whom=whom))
+        finally:
+            self._in_statement = before
+
     def _is_worth_another_try(self, error: BaseException) -> bool:
         state = locks.sqlstate(error)
         return state in {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK} or (
@@ -103,6 +123,10 @@ def guarded(connection: BaseDatabaseWrapper, report: Report) -> Iterator[Guard]:
         locks.session_settings(connection, **settings),
         Watchdog(connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT, report=report) as watchdog,
     ):
-        guard = Guard(connection, watchdog, report)
-        with connection.execute_wrapper(guard.statement):
-            yield guard
+        guard = Guard(connection, watchdog, settings, report)
+        connection_created.connect(guard.follow)
+        try:
+            with connection.execute_wrapper(guard.statement):
+                yield guard
+        finally:
+            connection_created.disconnect(guard.follow)

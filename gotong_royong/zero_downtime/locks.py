@@ -150,7 +150,7 @@ def retrying(
         except Exception as error:
             if not retry(error):
                 raise
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+            pause = pause_after(attempt)
             if time.monotonic() - started + pause > patience:
                 raise LockNotObtained(
                     f"Gave up after {attempt} tries in {time.monotonic() - started:.0f} s: "
@@ -160,6 +160,12 @@ def retrying(
             report(attempt, pause, error)
         time.sleep(pause)
     raise AssertionError("count() does not end")
+
+
+def pause_after(attempt: int) -> float:
+    """Return the seconds to wait after that try, from 1 on: twice as many each time, up to a bound, never the same."""
+    doublings = min(attempt - 1, 10)
+    return min(LONGEST_PAUSE, FIRST_PAUSE * float(2**doublings)) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 @contextmanager
@@ -172,19 +178,24 @@ def held(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
     Args:
         report: called at every look that finds the lock taken, with a description of the session that holds it.
     """
-    with connection.cursor() as cursor:
-        while True:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
-            if cursor.fetchone()[0]:
-                break
-            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
-            report(described(cursor.fetchall()))
-            time.sleep(POLL)
+    take(connection, key, report)
     try:
         yield
     finally:
         with suppress(Error), connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+
+def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], object]) -> None:
+    """Take the lock that ``held`` holds."""
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
+            if cursor.fetchone()[0]:
+                return
+            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+            report(described(cursor.fetchall()))
+            time.sleep(POLL)
 
 
 def described(sessions: list[Any]) -> str:

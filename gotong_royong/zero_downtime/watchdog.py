@@ -85,7 +85,7 @@ class Blocked:
 
 
 class Watchdog(threading.Thread):
-    """Watches one session, from the first ``with`` until its end.
+    """Watches the session of a connection, from the first ``with`` until its end.
 
     Args:
         connection: whose session is watched. The watchdog opens one of its own with the same parameters.
@@ -98,7 +98,7 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.budget, self.queue_budget, self.report = budget, queue_budget, report
         self.watched = connection
-        self.us: int = connection.connection.info.backend_pid
+        self.follow()
         self.session = self._open()
         self.blocked = Blocked()
         self.statement = ""
@@ -120,6 +120,10 @@ class Watchdog(threading.Thread):
         self._ended.set()
         self.join()
         self.session.close()
+
+    def follow(self) -> None:
+        """Watch the session that the connection has now."""
+        self.us: int = self.watched.connection.info.backend_pid
 
     def new_step(self) -> Blocked:
         """Forget the last step's waits and verdict; return where this one's will be."""
@@ -149,6 +153,8 @@ class Watchdog(threading.Thread):
                     self.look()
                 except psycopg.Error as error:
                     self._look_again(error)
+                except Exception as error:  # noqa: BLE001 - a reporter's, say
+                    self._end_with(Unwatched.failed(summary(error)))
 
     def _open(self) -> "psycopg.Connection[Any]":
         parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
@@ -162,10 +168,14 @@ class Watchdog(threading.Thread):
             self.session.close()
             self.session = self._open()
         except (psycopg.Error, Error) as refusal:
-            self.verdict = Unwatched(summary(error), summary(refusal))
-            if watched := self.watched.connection:  # Django lets go of one that it has found lost
-                with suppress(psycopg.Error):
-                    watched.cancel_safe(timeout=self.budget)
+            self._end_with(Unwatched.lost(summary(error), summary(refusal)))
+
+    def _end_with(self, verdict: ZeroDowntimeError) -> None:
+        """End the running statement, past the watchdog's own session."""
+        self.verdict = verdict
+        if watched := self.watched.connection:  # Django lets go of one that it has found lost
+            with suppress(psycopg.Error):
+                watched.cancel_safe(timeout=self.budget)
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""

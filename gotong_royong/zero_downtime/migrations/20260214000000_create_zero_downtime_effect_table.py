@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('zero_downtime', '20260213000000_create_zero_downtime_steered_table_and_try_again'),
+        ('zero_downtime', '20260213120000_find_the_latest_step_by_an_index'),
     ]
 
     operations = [
