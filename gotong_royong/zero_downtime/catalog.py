@@ -92,6 +92,14 @@ COLUMN = """
     WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
 """
 
+ASPECTS = """
+    SELECT concat_ws(' ', format_type(atttypid, atttypmod), attcollation), attnotnull::text,
+           pg_get_expr(adbin, adrelid), attidentity, col_description(attrelid, attnum)
+    FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+    WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
+"""
+COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
+
 # The index of a partitioned table is not valid until each partition has one, which is no harm.
 INDEX = """
     SELECT format('%%I.%%I', nspname, c.relname), i.indrelid = t.oid,
@@ -199,6 +207,14 @@ def table_here(connection: BaseDatabaseWrapper, name: str) -> int | None:
 def column(connection: BaseDatabaseWrapper, table: str, name: str) -> Column | None:
     rows = _ask(connection, COLUMN, table=table, name=name)
     return Column(*rows[0]) if rows else None
+
+
+def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict[str, str | None]:
+    """Return what ALTER and COMMENT change of a column, or of the table: its type, default, comment and so on."""
+    if not name:
+        return {"comment": _ask(connection, COMMENT, table=table)[0][0]}
+    rows = _ask(connection, ASPECTS, table=table, name=name)
+    return dict(zip(("TYPE", "NULL", "DEFAULT", "identity", "comment"), rows[0], strict=True)) if rows else {}
 
 
 def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | None:
