@@ -17,7 +17,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, counted, summary
-from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, described, is_patient
+from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, is_patient, no_timeouts
 
 Report = Callable[..., object]
 """Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
@@ -160,6 +160,8 @@ class Watchdog(threading.Thread):
         parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
         session: psycopg.Connection[Any] = self.watched.get_new_connection(parameters)
         session.autocommit = True
+        settings = no_timeouts(self.watched)
+        session.execute(PUT, [False, list(settings), list(settings.values())])
         return session
 
     def _look_again(self, error: psycopg.Error) -> None:

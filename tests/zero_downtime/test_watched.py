@@ -11,6 +11,7 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import Unwatched
 from gotong_royong.zero_downtime.models import Step
 from tests.test_migrations import conninfo, look
+from tests.zero_downtime.load import holding
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_executor import run
 from tests.zero_downtime.test_lost import AT_WORK, BUSY, wait_for
@@ -154,3 +155,31 @@ def test_the_watch_follows_the_connection_to_another_session(shop, scratch, watc
     done = finish(process)
     assert done.err.startswith("BlockedTooLong: shop.0002_size was stopped in operation 1 of 1. It held")
     assert "It is migrate\n" in done.out
+
+
+TIMEOUTS = ["idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout", "lock_timeout"]
+SLOW = """
+import time
+
+def code(apps, editor):
+    editor.execute("SELECT 1")
+    time.sleep(2)
+"""
+
+
+def test_timeouts_of_the_database_end_no_run(shop, scratch, watcher):
+    """Not while a run idles in a transaction, waits for another run, or builds an index concurrently."""
+    shop.succeed("migrate")
+    newer = ["transaction_timeout"] if scratch.pg_version >= 170000 else []
+    for name in TIMEOUTS + newer:
+        watcher.execute(f"ALTER DATABASE {scratch.alias} SET {name} = '1s'")
+    write_python(shop, "0002_slow", SLOW)
+    index = "CREATE INDEX CONCURRENTLY by_id ON items (id)"
+    shop.write("0003_index", f"migrations.RunSQL({index!r})", "atomic = False")
+    calm = conninfo(scratch) | {"options": " ".join(f"-c {name}=0" for name in TIMEOUTS + newer)}
+    with holding(calm, "LOCK TABLE items IN ROW EXCLUSIVE MODE", 5):
+        first, second = shop.start("migrate"), shop.start("migrate")
+        outputs = [finish(first), finish(second)]
+    assert [done.code for done in outputs] == [0, 0], outputs
+    step = Step.objects.using(scratch.alias).get(name="0003_index")
+    assert (step.tries, step.lock_wait > 1.5) == (1, True)
