@@ -249,7 +249,7 @@ def people(database, *statements, name="victim", **settings):
     ],
 )
 def test_maintenance_that_waits_for_a_concurrent_build_leaves_it_no_invalid_index(users, statement, name):
-    """Where that holds a snapshot, for which the build waits in turn, there is a deadlock, and the build begins anew."""
+    """Where that holds a snapshot, for which the build waits in turn, that is a deadlock, and the build begins anew."""
     with people(users, statement, name=name) as fared, holding(conninfo(users), WRITE, 2.0, from_first_wait=True):
         step = run(users, migrations.RunSQL(INDEX), atomic=False)
         assert step.blocked_sessions == 0
