@@ -5,6 +5,7 @@ They are Django's ``CommandError``, so that a command ends with the sentence and
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 import psycopg
 from django.core.management import CommandError
@@ -13,6 +14,12 @@ from django.db import Error
 
 class ZeroDowntimeError(CommandError):
     """Anything that the engine refuses or gives up."""
+
+    def saying(self, text: str) -> Self:
+        """Return the same error with another text."""
+        other = type(self).__new__(type(self), text)
+        vars(other).update(vars(self))
+        return other
 
 
 class LockNotObtained(ZeroDowntimeError):
@@ -60,6 +67,10 @@ class DefinitionDiffers(ZeroDowntimeError):
             "Rename or drop the one that is there, or change the migration, and migrate again. If the migration was "
             "applied before and only its record is lost, record it: migrate APP NAME --fake, or --fake-initial."
         )
+
+
+class EditedHalfway(ZeroDowntimeError):
+    """A migration that is half done, and whose file says by now something else than what was done."""
 
 
 class TransactionPooling(ZeroDowntimeError):

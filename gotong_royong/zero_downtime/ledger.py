@@ -5,6 +5,7 @@ keeps other runs away, so both end with the process.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -22,8 +23,10 @@ from django.utils import timezone
 from gotong_royong.zero_downtime import catalog, locks, models
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import RolledBack, summary
+from gotong_royong.zero_downtime.journal import Entry, Kind, Object, Past
 from gotong_royong.zero_downtime.loader import file_of
-from gotong_royong.zero_downtime.models import Run, Status, Step
+from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
+from gotong_royong.zero_downtime.stages import Key
 from gotong_royong.zero_downtime.watchdog import Report
 
 APP = "zero_downtime"
@@ -38,6 +41,11 @@ BEGIN_STEP = f"""
     WITH ended AS ({END_STEP})
     INSERT INTO {Step._meta.db_table} (run_id, app, name, direction, faked, checksum)
     VALUES (%s, %s, %s, %s, %s, %s) RETURNING id
+"""  # noqa: S608
+
+NOTE = f"""
+    INSERT INTO {Effect._meta.db_table} (step_id, operation, kind, what, objects_named)
+    SELECT %s, * FROM unnest(%s::int[], %s::text[], %s::text[], %s::jsonb[])
 """  # noqa: S608
 
 NO_STEP: list[Any] = [None] * 9
@@ -126,6 +134,11 @@ class Steps:
         ((self._id,),) = self._execute(BEGIN_STEP, [*self._end, *values]).fetchall()
         self._end = NO_STEP
 
+    def note(self, entries: list[Entry]) -> None:
+        """Write entries of the journal of the step that has begun."""
+        columns = zip(*((e.operation, e.kind.value, e.what, json.dumps(e.objects)) for e in entries), strict=True)
+        self._execute(NOTE, [self._id, *map(list, columns)])
+
     def end(self, status: Status, error: str, facts: dict[str, Any]) -> None:
         """Remember how the step ended; ``facts`` in the order of the columns from ``tries`` on."""
         self._end = [status.value, error, *facts.values(), timezone.now(), self._id]
@@ -144,6 +157,31 @@ class Steps:
         connection = connections[self.alias]
         with connection.wrap_database_errors:
             return psycopg.Cursor(connection.connection).execute(sql, values, prepare=True)
+
+
+def past(alias: str, key: Key) -> Past:
+    """Return what the ledger tells of the migration since it was taken back last."""
+    past = Past()
+    steps = Step.objects.using(alias).filter(app=key[0], name=key[1]).order_by("pk")
+    for step in steps.only("pk", "run", "direction", "status").prefetch_related("effects"):
+        effects = sorted(step.effects.all(), key=lambda effect: effect.pk)
+        is_up, is_done = step.direction == Step.Direction.UP, step.status == Status.SUCCEEDED
+        if is_up and past.complete:  # somebody took it back without the ledger
+            past = Past()
+        entries = [
+            Entry(e.operation, Kind(e.kind), e.what, tuple(Object(*each) for each in e.objects_named)) for e in effects
+        ]
+        if is_up:
+            for entry in entries:
+                past.add(entry, step.run_id)
+            past.complete = is_done
+            continue
+        for number in (entry.operation for entry in entries if entry.kind == Kind.ENDED):
+            past.pop(number, None)
+            past.taken_back.add(number)
+        if is_done:
+            past = past.rest() if past.taken_back else Past()
+    return past
 
 
 def bury_the_dead(alias: str, report: Report) -> None:

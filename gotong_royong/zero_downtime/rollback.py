@@ -4,27 +4,22 @@ This room chooses and looks; the executor carries it out. Nothing here changes t
 remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 """
 
-import copy
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from django.db import ProgrammingError, connections
+from django.db import connections
 from django.db.migrations import Migration, operations
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 from gotong_royong.zero_downtime.states import with_inner
-
-# What PostgreSQL says where the table, the column or another object is not there.
-GONE = {"42P01", "42703", "42704"}
 
 COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"
 
@@ -136,29 +131,6 @@ def refuse_irreversible(migration: Migration) -> None:
                 f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
                 "Give it a reverse_sql or reverse_code, or restore a backup."
             )
-
-
-def half_of(failed: Migration, begun: int) -> Migration:
-    """Return what there is to take back of a migration that failed in the operation of that number, counted from 1."""
-    half = copy.copy(failed)
-    done, last = failed.operations[: begun - 1], failed.operations[begun - 1 : begun]
-    vars(half)["operations"] = [] if failed.atomic else [*done, *map(_perhaps_undone, last)]
-    return half
-
-
-def _perhaps_undone(operation: Operation) -> Operation:
-    """Return the operation with a way back that passes if there is nothing to go back from: it may not have begun."""
-
-    def backwards(*arguments: Any) -> None:
-        try:
-            operation.database_backwards(*arguments)
-        except ProgrammingError as error:
-            if locks.sqlstate(error) not in GONE:
-                raise
-
-    perhaps = copy.copy(operation)
-    vars(perhaps)["database_backwards"] = backwards
-    return perhaps
 
 
 def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:

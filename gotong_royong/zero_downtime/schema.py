@@ -11,11 +11,11 @@ a migration that was killed anywhere can begin again. What is not there yet is m
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import ProgrammingError
+from django.db import Error, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.ddl_references import Statement
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
@@ -25,10 +25,12 @@ from gotong_royong.zero_downtime import catalog, definitions
 from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
 from gotong_royong.zero_downtime.definitions import Doubt, Template, added, on, plain
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
+from gotong_royong.zero_downtime.journal import Journal, Object
 
 logger = logging.getLogger(__name__)
 
 VALIDATE = "ALTER TABLE %s VALIDATE CONSTRAINT %s"
+DROP_CONSTRAINT = "ALTER TABLE %s DROP CONSTRAINT %s"
 DROP_INDEX, DROP_INDEX_CONCURRENTLY = "DROP INDEX %s", "DROP INDEX CONCURRENTLY %s"
 
 # What Django writes elsewhere than in the sql_… attributes of its editor.
@@ -53,6 +55,13 @@ class SchemaEditor(DatabaseSchemaEditor):
     """
 
     checks: dict[str, tuple[Callable[..., str], list[str]]]
+    careful = True
+    """Whether to look before each statement whether its effect is there."""
+    journal: Journal | None = None
+    may_touch: Callable[[tuple[Object, ...]], bool] | None = None
+    """Whether to execute a statement that concerns these objects; None for any statement."""
+    left_out: list[str]
+    """The statements that it did not let pass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -65,14 +74,23 @@ class SchemaEditor(DatabaseSchemaEditor):
         """Run what was put off and raise what was doubted; unlike Django, end the transaction if that fails, too."""
         try:
             if exc_type is None:
-                while self.deferred_sql:
-                    self.execute(self.deferred_sql.pop(0), None)
+                self.run_deferred()
                 for doubt in self._doubts:
                     doubt.complain()
         except BaseException as error:
             super().__exit__(type(error), error, error.__traceback__)
             raise
         super().__exit__(exc_type, exc_value, traceback)
+
+    def run_deferred(self) -> None:
+        """Execute the statements that Django puts off until all others are done."""
+        while self.deferred_sql:
+            self.execute(self.deferred_sql.pop(0), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no column is in doubt."""
+        return not self._doubts
 
     def execute(self, sql: Any, params: Any = ()) -> None:
         """Execute the statement, unless its effect is there already.
@@ -82,10 +100,54 @@ class SchemaEditor(DatabaseSchemaEditor):
         """
         if self._rehearsed is not None:
             self._rehearsed.append((sql, params))
-        elif not self.collect_sql and (reason := self._done(sql, params)):
-            logger.info("skipped: %s", reason)
-        else:
+        elif self.collect_sql:
             super().execute(sql, params)
+        elif self.may_touch and not self.may_touch(self.objects_of(sql)):
+            self.left_out.append(str(sql))
+        elif self.careful and (reason := self._done(sql, params)):
+            logger.info("skipped: %s", reason)
+            if self.journal:
+                self.journal.skipped(reason, self.objects_of(sql))
+        else:
+            self._execute(sql, params)
+
+    def _execute(self, sql: Any, params: Any) -> None:
+        """Execute the statement, and write down before that it is executed."""
+        if self.journal is None:
+            super().execute(sql, params)
+            return
+        text, objects = str(sql), self.objects_of(sql)
+        self.journal.executing(text, objects)
+        try:
+            super().execute(sql, params)
+        except Error:
+            if "CONCURRENTLY" not in text.upper():  # which leaves an invalid index
+                self.journal.failed(text, objects)
+            raise
+
+    def objects_of(self, sql: Any) -> tuple[Object, ...]:
+        """Return what the statement makes, changes or drops; nothing if that cannot be told."""
+        if not (check := self._check(sql)):
+            return ()
+        parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
+        if check is SchemaEditor._altered_column:
+            column = parts[1].split('"')[1]
+            aspects = [word for word in ("TYPE", "NULL", "DEFAULT") if word in parts[1].split("USING")[0]]
+            return tuple(Object(f"{aspect} of column", parts[0], f'"{column}"') for aspect in aspects)
+        if check in RENAMING:
+            return (Object(f"name of {RENAMING[check]}", " ".join(parts[:-2]), " ".join(sorted(parts[-2:]))),)
+        name = parts[1] if len(parts) > 1 else ""
+        if check is SchemaEditor._constraint and not name:
+            name = str(sql.parts["constraint"].parts["name"])
+        return (Object(KINDS[check], parts[0], name),)
+
+    def drop_parts(self, objects: Iterable[Object]) -> None:
+        """Drop those that are an index or a constraint and are there: of a table that was there before them."""
+        for kind, table, name in objects:
+            if kind == "constraint" and catalog.constraint(self.connection, table, name):
+                self._execute(DROP_CONSTRAINT % (table, name), None)
+            elif kind == "index" and catalog.index(self.connection, table, name):
+                self._execute(DROP_INDEX % name, None)
 
     def add_field(self, model: type[Model], field: Any) -> None:
         self._adding = model, field
@@ -101,7 +163,7 @@ class SchemaEditor(DatabaseSchemaEditor):
         the foreign key is made that Django does not know to be missing.
         """
         alter = functools.partial(super()._alter_field, model, old_field, new_field, *args)  # type: ignore[misc]
-        if self.collect_sql:
+        if self.collect_sql or not self.careful:
             alter()
             return
         table = self.quote_name(model._meta.db_table)
@@ -122,7 +184,7 @@ class SchemaEditor(DatabaseSchemaEditor):
             super()._delete_composed_index(model, fields, constraint_kwargs, sql)  # type: ignore[misc]
         except ValueError:
             columns = [model._meta.get_field(field).column for field in fields]
-            if self.collect_sql or self._constraint_names(model, columns, **constraint_kwargs):  # type: ignore[attr-defined]
+            if self.collect_sql or not self.careful or self._constraint_names(model, columns, **constraint_kwargs):  # type: ignore[attr-defined]
                 raise
             logger.info("skipped: the index of %s on %s is already gone", ", ".join(columns), model._meta.db_table)
 
@@ -157,6 +219,8 @@ class SchemaEditor(DatabaseSchemaEditor):
         for statement in statements:
             if statement not in checked:
                 super().execute(*statement)
+            elif self.journal:
+                self.journal.skipped(str(statement[0]), self.objects_of(statement[0]))
         return True
 
     def _doubt_again(self, model: Any, field: Any) -> None:
@@ -234,7 +298,7 @@ class SchemaEditor(DatabaseSchemaEditor):
         table, columns = str(sql.parts["table"]), sql.parts["column"].columns
         found = [key for key in catalog.constraints(self.connection, table) if key.target and key.columns == columns]
         if not found:
-            super().execute(sql, None)
+            self._execute(sql, None)
         for key in found:
             self._accept_foreign_key(key, sql, table)
 
@@ -345,6 +409,24 @@ def _gone(found: object, kind: str, table: str, name: str = "") -> str:
     return "" if found else f"{kind} {on(table, name)} is already gone"
 
 
+KINDS = {
+    SchemaEditor._table: "table",
+    SchemaEditor._no_table: "table",
+    SchemaEditor._column: "column",
+    SchemaEditor._no_column: "column",
+    SchemaEditor._index: "index",
+    SchemaEditor._no_index: "index",
+    SchemaEditor._constraint: "constraint",
+    SchemaEditor._foreign_key: "constraint",
+    SchemaEditor._no_constraint: "constraint",
+    SchemaEditor._filled_column: "values of column",
+    SchemaEditor._identity: "identity of column",
+}
+RENAMING = {
+    SchemaEditor._renamed_table: "table",
+    SchemaEditor._renamed_column: "column",
+    SchemaEditor._renamed_index: "index",
+}
 MAKING = (SchemaEditor._index, SchemaEditor._constraint, SchemaEditor._foreign_key)
 DROPPING = (SchemaEditor._no_index, SchemaEditor._no_constraint)
 

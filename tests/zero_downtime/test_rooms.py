@@ -7,13 +7,13 @@ import gotong_royong.zero_downtime
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
-    {"conf", "exceptions", "stages"},
+    {"conf", "exceptions", "journal", "stages"},
     {"locks", "catalog", "definitions", "schema", "watchdog", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
-    {"rollback", "executor", "plan", "backups"},
+    {"rollback", "undo", "progress", "executor", "plan", "backups"},
     {"apps", "management", "reports", "tasks", "admin"},
 ]
 

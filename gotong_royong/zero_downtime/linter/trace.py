@@ -68,7 +68,8 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
                 observer.watching(blind=True),
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
-                rolling.apply(migration, editor)
+                for operation in migration.operations:
+                    rolling.perform(operation, migration, editor)
         except FAILS:  # whatever it is, it is no failure of those under judgement
             _recover(connection)
             rolling = before
