@@ -177,6 +177,7 @@ def guarded(connection: BaseDatabaseWrapper, report: Report) -> Iterator[Guard]:
         "application_name": "migrate",
         "lock_timeout": locks.milliseconds(conf.LOCK_TIMEOUT),
         "client_connection_check_interval": locks.milliseconds(conf.BLOCK_BUDGET),
+        **locks.no_idle_timeouts(connection),
     }
     with (
         locks.session_settings(connection, **settings),

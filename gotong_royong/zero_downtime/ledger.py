@@ -68,6 +68,8 @@ def second_session(connection: BaseDatabaseWrapper) -> Iterator[str]:
         cursor.execute("SET application_name = 'migrate: ledger'")
         # The next commit of the migrating session takes to the disk what the ledger wrote before it.
         cursor.execute("SET synchronous_commit = off")
+        settings = locks.no_timeouts(connections[alias])
+        cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
     try:
         yield alias
     finally:
@@ -103,7 +105,11 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
         def say_statement(holder: str) -> None:
             say(f"the last statement of a run that was killed: {holder}. SELECT pg_terminate_backend(…) would end it")
 
-        with locks.held(other, locks.RUNNER, say_run), locks.held(connection, locks.AT_WORK, say_statement):
+        with (
+            locks.session_settings(connection, **locks.no_idle_timeouts(connection)),
+            locks.held(other, locks.RUNNER, say_run),
+            locks.held(connection, locks.AT_WORK, say_statement),
+        ):
             yield alias
 
 

@@ -84,6 +84,17 @@ def no_transaction_timeout(connection: BaseDatabaseWrapper) -> dict[str, str]:
     return {"transaction_timeout": "0"} if connection.pg_version >= 170000 else {}  # type: ignore[attr-defined]
 
 
+def no_idle_timeouts(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the settings for a session that may idle, also in a transaction, and one that takes long."""
+    idle = {"idle_session_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+    return idle | no_transaction_timeout(connection)
+
+
+def no_timeouts(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the settings for a session that nothing is to end or to hurry."""
+    return {"lock_timeout": "0", "statement_timeout": "0"} | no_idle_timeouts(connection)
+
+
 @contextmanager
 def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[None]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.

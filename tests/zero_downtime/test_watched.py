@@ -1,6 +1,8 @@
 """Does nobody wait for a run unseen, whatever becomes of its output, its reporter or its watchdog?"""
 
+import threading
 import time
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -8,11 +10,12 @@ from django.core.management import call_command
 from django.db import migrations
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import Unwatched
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched
 from gotong_royong.zero_downtime.models import Step
 from tests.test_migrations import conninfo, look
+from tests.zero_downtime.load import holding
 from tests.zero_downtime.shop import finish
-from tests.zero_downtime.test_executor import run
+from tests.zero_downtime.test_executor import ask, run
 from tests.zero_downtime.test_lost import AT_WORK, BUSY, wait_for
 
 ACCENTED = 'migrations.RunSQL("SELECT pg_sleep(60) /* café */", migrations.RunSQL.noop)'
@@ -154,3 +157,137 @@ def test_the_watch_follows_the_connection_to_another_session(shop, scratch, watc
     done = finish(process)
     assert done.err.startswith("BlockedTooLong: shop.0002_size was stopped in operation 1 of 1. It held")
     assert "It is migrate\n" in done.out
+
+
+TIMEOUTS = ["idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout", "lock_timeout"]
+SLOW = """
+import time
+
+def code(apps, editor):
+    editor.execute("SELECT 1")
+    time.sleep(2)
+"""
+
+
+def test_timeouts_of_the_database_end_no_run(shop, scratch, watcher):
+    """Not while a run idles in a transaction, waits for another run, or builds an index concurrently."""
+    shop.succeed("migrate")
+    newer = ["transaction_timeout"] if scratch.pg_version >= 170000 else []
+    for name in TIMEOUTS + newer:
+        watcher.execute(f"ALTER DATABASE {scratch.alias} SET {name} = '1s'")
+    write_python(shop, "0002_slow", SLOW)
+    index = "CREATE INDEX CONCURRENTLY by_id ON items (id)"
+    shop.write("0003_index", f"migrations.RunSQL({index!r})", "atomic = False")
+    calm = conninfo(scratch) | {"options": " ".join(f"-c {name}=0" for name in TIMEOUTS + newer)}
+    with holding(calm, "LOCK TABLE items IN ROW EXCLUSIVE MODE", 5):
+        first, second = shop.start("migrate"), shop.start("migrate")
+        outputs = [finish(first), finish(second)]
+    assert [done.code for done in outputs] == [0, 0], outputs
+    step = Step.objects.using(scratch.alias).get(name="0003_index")
+    assert (step.tries, step.lock_wait > 1.5) == (1, True)
+
+
+INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS trial ON users (is_staff)"
+IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'trial'::regclass"
+WRITE = "LOCK TABLE users IN ROW EXCLUSIVE MODE"
+READ = "SELECT id FROM users"
+CHANGE = "UPDATE users SET is_staff = false"
+SLEEPS = migrations.RunSQL("SELECT pg_sleep(60)")
+SOMEBODY_WAITS = """
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')
+"""
+ROW = "INSERT INTO users (username, email, password_hash) VALUES ('one', 'one@example.org', '!')"
+
+
+@pytest.fixture
+def users(scratch, settings):
+    settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.5
+    call_command("migrate", "accounts", database=scratch.alias, verbosity=0)
+    return scratch
+
+
+@contextmanager
+def people(database, *statements, name="victim", **settings):
+    """Each begins as soon as somebody waits, and again and again until it has what it wants; yields how they fared."""
+    there = conninfo(database) | {"application_name": name}
+    there["options"] = " ".join(f"-c {setting}={value}" for setting, value in settings.items())
+    over, fared = threading.Event(), []
+
+    def insist(statement):
+        with psycopg.connect(**there, autocommit=True) as session:
+            while not (session.execute(SOMEBODY_WAITS).rowcount or over.wait(0.01)):
+                pass
+            while not over.wait(0.05):
+                try:
+                    session.execute(statement)
+                except psycopg.Error as error:
+                    fared.append(type(error).__name__)
+                else:
+                    fared.append("let in")
+                    return
+
+    threads = [threading.Thread(target=insist, args=[statement]) for statement in statements]
+    for thread in threads:
+        thread.start()
+    try:
+        yield fared
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("VACUUM users", "victim"),
+        ("/* nightly */ VACUUM FULL users", "victim"),
+        ("ANALYZE users", "victim"),
+        ("CREATE STATISTICS by_staff ON is_staff, username FROM users", "victim"),
+        ("BEGIN; LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE; COMMIT", "backfill"),
+    ],
+)
+def test_maintenance_that_waits_for_a_concurrent_build_leaves_it_no_invalid_index(users, statement, name):
+    """Where that holds a snapshot, for which the build waits in turn, that is a deadlock, and the build begins anew."""
+    with people(users, statement, name=name) as fared, holding(conninfo(users), WRITE, 2.0, from_first_wait=True):
+        step = run(users, migrations.RunSQL(INDEX), atomic=False)
+        assert step.blocked_sessions == 0
+        assert ask(users, IS_VALID) == (True,)
+        while not fared:
+            time.sleep(0.01)
+    assert fared == ["let in"]
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "where"),
+    [
+        ("ALTER TABLE users ADD COLUMN points int", READ, "AccessExclusiveLock on table users"),
+        ("UPDATE users SET is_staff = true", CHANGE, "a row|table users"),
+    ],
+)
+def test_users_who_give_up_and_come_again_are_kept_out_no_longer_than_the_budget(users, before, statement, where):
+    with users.cursor() as cursor:
+        cursor.execute(ROW)
+    started = time.monotonic()
+    with people(users, *[statement] * 3, statement_timeout=200) as fared:
+        with pytest.raises(BlockedTooLong, match=f"It held .*({where}).* and somebody at any time for 0\\.[5-9] s"):
+            run(users, migrations.RunSQL(before), SLEEPS)
+        assert time.monotonic() - started < 10
+        while fared.count("let in") < 3:
+            time.sleep(0.01)
+    assert fared.count("QueryCanceled") >= 3
+
+
+def test_users_behind_maintenance_are_kept_out_no_longer_than_the_budget(users):
+    """Who waits for what waits for us waits for us."""
+    with (
+        people(users, "VACUUM FULL users") as fared,
+        people(users, READ) as fared_too,
+        holding(conninfo(users), WRITE, 30) as over,
+    ):
+        with pytest.raises(BlockedTooLong, match="1 session waited"):
+            run(users, migrations.RunSQL(INDEX), atomic=False)
+        over.set()
+        while not (fared and fared_too):
+            time.sleep(0.01)
