@@ -33,7 +33,7 @@ from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress
 from gotong_royong.zero_downtime.schema import SchemaEditor, schema_editor_class, twice_is_once
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of
+from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
@@ -75,6 +75,8 @@ class Executor(MigrationExecutor):
         self.held_back: list[str] = []
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
+        self.faked: set[Key] = set()
+        """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
         self._failed_step: Progress | None = None
         self._exactly = command == "rollback"
@@ -194,6 +196,8 @@ class Executor(MigrationExecutor):
             return super().apply_migration(state, migration, fake, fake_initial)
         if fake_initial and not fake:
             fake, state = self.detect_soft_applied(state, migration)
+        if fake:
+            self.faked.add(key_of(migration))
         step = self._begin(*at_work, migration, Step.Direction.UP, faked=fake)
         state = self._carry_out(step, self._forwards, state)
         step.journal.told.complete = True
@@ -204,8 +208,7 @@ class Executor(MigrationExecutor):
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
         if (at_work := self._at_work) is None:
             return super().unapply_migration(state, migration, fake)
-        was_faked = any(step.faked and step.migration == migration for step in self._applied)
-        step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or was_faked)
+        step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or key_of(migration) in self.faked)
         state = self._carry_out(step, self._backwards, state)
         self._left += step.left
         self._applied = [other for other in self._applied if other.migration != migration]
@@ -299,7 +302,9 @@ class Executor(MigrationExecutor):
         for other in [*self._applied, *filter(None, [self._failed_step])]:
             if other.migration == step.migration:
                 return other.journal.told
-        return ledger.past(self.alias, key_of(step.migration))
+        past = ledger.past(self.alias, key_of(step.migration))
+        past.complete = True  # as django_migrations says, though the ledger may not know who applied it
+        return past
 
     def _editor(self, step: Progress) -> Any:
         if step.faked:
@@ -342,7 +347,7 @@ class Executor(MigrationExecutor):
         try:
             self.loader.build_graph()
             undo.refuse_irreversible(failed.migration, failed.journal.told)
-            plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied})
+            plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied}, self.faked)
         except (NotUndoable, Error) as error:
             return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied()}")
         try:
