@@ -10,6 +10,7 @@ from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
+from gotong_royong.zero_downtime.signals import between_signals
 
 
 class Command(mistakes.Plain):
@@ -62,7 +63,8 @@ class Command(mistakes.Plain):
                 return
             if losses and not options["yes"]:
                 self.ask(len(losses))
-            executor.migrate([], plan=plan)
+            how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
+            between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
             self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
 
     def ask(self, count: int) -> None:
