@@ -33,6 +33,7 @@ from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress
 from gotong_royong.zero_downtime.schema import SchemaEditor, schema_editor_class, twice_is_once
+from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
@@ -347,11 +348,16 @@ class Executor(MigrationExecutor):
             return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied()}")
         try:
             self._number, self._of = 0, len(undone)
-            if failed in steps:
-                self.unapply_migration(self._create_project_state(with_applied_migrations=True), failed.migration)
-            if plan:
-                super().migrate([], plan=plan)
-        except (ZeroDowntimeError, Error) as error:
+            half = [(self.loader.graph.nodes[key_of(failed.migration)], True)] if failed in steps else []
+
+            def take_back() -> None:
+                for migration, _ in half:
+                    self.unapply_migration(self._create_project_state(with_applied_migrations=True), migration)
+                if plan:
+                    super(Executor, self).migrate([], plan=plan)
+
+            between_signals(self, [*half, *plan], take_back)
+        except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
             left = ", ".join(str(step.migration) for step in self._applied) or "half of the failed migration"
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return RolledBack(
