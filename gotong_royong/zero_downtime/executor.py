@@ -34,7 +34,7 @@ from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress
 from gotong_royong.zero_downtime.schema import SchemaEditor, schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.signals import between_signals
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of
+from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
@@ -82,6 +82,7 @@ class Executor(MigrationExecutor):
         """Whether a way back leaves alone what was there before."""
         self._left: list[undo.Left] = []
         self._number = self._of = 0
+        self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
     def recall(self) -> None:
@@ -109,8 +110,12 @@ class Executor(MigrationExecutor):
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
-            plan, self.held_back = before_deploy(plan, self.loader.graph)
+            plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan
+
+    def stages_of(self, plan: Plan) -> dict[Key, Stage]:
+        """Return when each migration of the plan may run. Asks the database which tables are there."""
+        return stages_of(plan, self.loader.graph, self.connection.introspection.table_names())
 
     def _create_project_state(self, with_applied_migrations: bool = False) -> ProjectState:
         django: Any = super()
@@ -146,7 +151,7 @@ class Executor(MigrationExecutor):
                 for migration in made:
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
-            self._number, self._of = 0, len(plan)
+            self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
             if self.backup_folder:
@@ -216,7 +221,8 @@ class Executor(MigrationExecutor):
         self, steps: ledger.Steps, guard: Guard, migration: Migration, direction: Step.Direction, *, faked: bool
     ) -> Progress:
         self._number += 1
-        return Progress(steps, guard, migration, direction, faked=faked, number=self._number, of=self._of)
+        stage = self._stages[key_of(migration)]
+        return Progress(steps, guard, migration, direction, stage=stage, faked=faked, number=self._number, of=self._of)
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
         """Carry out one migration, again and again until it has its locks."""
