@@ -90,9 +90,9 @@ class Known:
         self.graph, self.there = graph, there
         self.new: set[tuple[str, ...]] = set()
         for migration, backwards in plan:
-            app, parents = migration.app_label, graph.node_map[key_of(migration)].parents
+            app, node = migration.app_label, graph.node_map.get(key_of(migration))
             made = [one for one in _on_database(migration.operations) if isinstance(one, operations.CreateModel)]
-            if not backwards and not any(parent.key[0] == app for parent in parents):
+            if node and not backwards and not any(parent.key[0] == app for parent in node.parents):
                 self.new |= set() if any(map(self._is_there, [app] * len(made), made)) else {(app,)}
 
     def loses(self, migration: Migration, number: int) -> bool:
@@ -151,7 +151,8 @@ class Known:
         yield from reversed(list(_on_models(migration.operations[:number])))
         ways, seen = deque([key_of(migration)]), set()
         while ways:
-            for parent in self.graph.node_map[ways.popleft()].parents:
+            node = self.graph.node_map.get(ways.popleft())
+            for parent in node.parents if node else ():
                 if parent.key[0] == migration.app_label and parent.key not in seen:
                     seen.add(parent.key)
                     ways.append(parent.key)
