@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
+from django.apps import apps
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
@@ -53,10 +54,24 @@ NO_STEP: list[Any] = [None] * 9
 
 
 def is_guarded(connection: BaseDatabaseWrapper) -> bool:
-    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not on a test's database."""
+    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not where tests run."""
+    return not why_not_guarded(connection)
+
+
+def why_not_guarded(connection: BaseDatabaseWrapper) -> str:
+    """Say why runs on this database are not guarded; nothing if they are.
+
+    A database is one of tests if its name was changed since Django started, as ``create_test_db`` and the clones of
+    parallel tests do, and is the name that these give. What the settings call ``test_…`` is a database like any other.
+    """
+    if connection.vendor != "postgresql":
+        return f"{connection.alias} is not a PostgreSQL database"
+    configured = apps.get_app_config(APP).configured.get(connection.alias)  # type: ignore[attr-defined]
     name = str(connection.settings_dict["NAME"])
-    is_test = name.startswith(TEST_DATABASE_PREFIX) or name == connection.settings_dict["TEST"]["NAME"]
-    return connection.vendor == "postgresql" and not is_test
+    made = connection.settings_dict["TEST"]["NAME"] or f"{TEST_DATABASE_PREFIX}{configured}"
+    if configured in {None, name} or not name.startswith(str(made)):
+        return ""
+    return f"Django's test runner made the database {name}"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import guarded
-from gotong_royong.zero_downtime.ledger import is_guarded, only_runner
+from gotong_royong.zero_downtime.ledger import only_runner, why_not_guarded
 from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.stages import Stage
 
@@ -64,7 +64,10 @@ class Command(mistakes.Plain, migrate.Command):
             self.show_plan(*args, **options)
             return
         connection, kind = connections[options["database"]], options["format"]
-        self.guarded = is_guarded(connection) and not options["check_unapplied"]
+        unguarded = why_not_guarded(connection)
+        self.guarded = not unguarded and not options["check_unapplied"]
+        if unguarded and self.verbosity and kind != "json":
+            self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
         executors: list[Executor] = []
         with ExitStack() as stack:
             self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])

@@ -11,6 +11,7 @@ from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
 from gotong_royong.zero_downtime.rollback import Applied
+from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Plan, key_of
 
 
@@ -67,7 +68,8 @@ class Command(mistakes.Plain):
                 self.ask_for_all(connection, options)
             elif losses and not options["yes"]:
                 self.ask(len(losses))
-            executor.migrate([], plan=plan)
+            how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
+            between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
             self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
 
     def choose(self, executor: Executor, done: list[Applied], options: dict[str, Any]) -> list[Applied]:
