@@ -101,6 +101,13 @@ ASPECTS = """
     FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
 """
+RELATION = "SELECT to_regclass(%(name)s) IS NOT NULL"
+NAMED = {
+    **dict.fromkeys(("TABLE", "FOREIGN TABLE", "INDEX", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), RELATION),
+    "SCHEMA": "SELECT to_regnamespace(%(name)s) IS NOT NULL",
+    "TYPE": "SELECT to_regtype(%(name)s) IS NOT NULL",
+    "EXTENSION": "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name)",
+}
 COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 
 # The index of a partitioned table is not valid until each partition has one, which is no harm. Who may not see what
@@ -226,6 +233,12 @@ def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict
         return {"comment": _ask(connection, COMMENT, table=table)[0][0]}
     rows = _ask(connection, ASPECTS, table=table, name=name)
     return dict(zip(("TYPE", "NULL", "DEFAULT", "identity", "comment"), rows[0], strict=True)) if rows else {}
+
+
+def named(connection: BaseDatabaseWrapper, kind: str, name: str) -> bool | None:
+    """Whether there is a table, view, extension … of that name; None if that kind is not looked for."""
+    question = NAMED.get(kind)
+    return bool(_ask(connection, question, name=name)[0][0]) if question else None
 
 
 def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | None:
