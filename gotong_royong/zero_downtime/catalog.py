@@ -129,6 +129,20 @@ INDEX = """
     WHERE t.oid = to_regclass(%(table)s)
 """
 
+# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
+LEFT_BY_REINDEX = """
+    WITH meant AS (SELECT to_regclass(%(name)s)::oid AS oid)
+    SELECT format('%%I.%%I', nspname, relname)
+    FROM meant
+    JOIN pg_index i ON indrelid = coalesce((SELECT indrelid FROM pg_index WHERE indexrelid = meant.oid), meant.oid)
+    JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE NOT indisvalid AND indexrelid <> meant.oid AND relname ~ '_cc(new|old)[0-9]*$'
+          AND NOT EXISTS (
+              SELECT FROM pg_locks WHERE pid <> pg_backend_pid() AND granted AND relation = indrelid
+                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (SELECT pid FROM pg_stat_progress_create_index)
+          )
+"""
+
 CONSTRAINTS = """
     SELECT conname::text, contype::text,
            ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY AS k (attnum, place)
@@ -245,6 +259,11 @@ def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | Non
     """Return the index of that name in the schema of the table; it may be on another table."""
     rows = _ask(connection, INDEX, table=table, name=name)
     return Index(*rows[0]) if rows else None
+
+
+def left_by_reindex(connection: BaseDatabaseWrapper, name: str) -> list[str]:
+    """Return the invalid indexes that a failed REINDEX CONCURRENTLY of this index or table left beside it."""
+    return [found for (found,) in _ask(connection, LEFT_BY_REINDEX, name=name)]
 
 
 def constraints(connection: BaseDatabaseWrapper, table: str) -> list[Constraint]:

@@ -41,6 +41,7 @@ MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
+TEXT = re.compile(r"(?:E?'|(\$\w*\$))([\s\S]*)(?:'|\1)", re.IGNORECASE)
 COMMENT_MARK = re.compile(r"/\*|\*/")
 
 # These match an outline: words in capitals with one space between them, each quoted name a number in quotes.
@@ -57,6 +58,7 @@ ONLY_VALIDATES = re.compile(rf"{ALTER_TABLE}VALIDATE CONSTRAINT {NAME}(?: , VALI
 BUILD = re.compile(
     rf"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(?!ON )(?P<name>{NAME}) ON (?:ONLY )?(?P<table>{NAME})"
 )
+REINDEX = re.compile(rf"REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?(?P<name>{NAME})")
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -125,6 +127,15 @@ class Statement:
         ]
         return " ".join(words).replace(" . ", ".")
 
+    def written(self, name: str) -> str:
+        """Return a name of the outline as the statement writes it, but in small letters if it is not quoted."""
+        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], name.translate(LOWER))
+
+    @property
+    def texts(self) -> list[str]:
+        """What its texts say, those in dollars, too."""
+        return [found[2].replace("''", "'") for found in map(TEXT.fullmatch, self.tokens) if found]
+
     @cached_property
     def verb(self) -> str:
         """The first word, in capitals; an empty text if nothing is said."""
@@ -171,8 +182,15 @@ class Statement:
     def build(self) -> Build | None:
         """What it builds concurrently, if it says by which name."""
         found = BUILD.match(self.outline) if self._may_be_patient else None
-        build = Build(self._name(found["name"]), self._name(found["table"])) if found else None
+        build = Build(self.written(found["name"]), self.written(found["table"])) if found else None
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
+
+    @property
+    def rebuilds(self) -> str:
+        """The name of the index that it builds anew concurrently, or of the table whose indexes; or an empty text."""
+        found = REINDEX.match(self.outline) if self.is_patient else None
+        name = self.written(found["name"]) if found else ""
+        return "" if "&" in name else name
 
     @property
     def conditions(self) -> list[Condition]:
@@ -211,8 +229,8 @@ class Statement:
         """The table and each column that an UPDATE sets, without their quotes and the schema."""
         if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
             return []
-        table = self._name(update["table"].rpartition(".")[2])
-        columns = [self._name(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
+        table = self.written(update["table"].rpartition(".")[2])
+        columns = [self.written(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
         return [(_unquoted(table), _unquoted(column)) for column in columns]
 
     @property
@@ -230,14 +248,11 @@ class Statement:
     def _condition(self, found: "re.Match[str]", altered: str) -> Condition:
         kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
         table = found["table"] or ("" if kind == "TABLE" else altered)
-        return Condition(kind, self._name(found["name"]), self._name(table), not found["missing"])
+        return Condition(kind, self.written(found["name"]), self.written(table), not found["missing"])
 
     def _plain(self, outlined: str) -> str:
-        name = self._name(outlined)
+        name = self.written(outlined)
         return name[1:-1] if NEEDS_NO_QUOTES.fullmatch(name) else name
-
-    def _name(self, outlined: str) -> str:
-        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], outlined.translate(LOWER))
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
