@@ -14,7 +14,7 @@ from django.core.management.commands import migrate
 from django.db import connections
 
 from gotong_royong.zero_downtime import mistakes, reports
-from gotong_royong.zero_downtime.autodetector import MigrationAutodetector
+from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
@@ -25,8 +25,11 @@ from gotong_royong.zero_downtime.stages import Stage
 
 
 class Command(mistakes.Plain, migrate.Command):
-    autodetector = MigrationAutodetector
     report: reports.Reporter
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
