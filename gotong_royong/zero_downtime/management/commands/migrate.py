@@ -5,6 +5,7 @@ import gc
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -164,7 +165,13 @@ def in_place_of_djangos(executor: Any) -> Iterator[None]:
 
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go."""
+    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go.
+
+    In another thread than the main one, where Python lets nobody handle signals, those of the process stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
