@@ -22,7 +22,10 @@ class Column(NamedTuple):
 
 
 class Index(NamedTuple):
-    """An index in the schema of a table; ``here`` says whether it is on that table, ``name`` has its schema."""
+    """An index in the schema of a table; ``here`` says whether it is on that table, ``name`` has its schema.
+
+    It counts as ``valid``, too, while another session is building it.
+    """
 
     name: str
     here: bool
@@ -92,10 +95,18 @@ COLUMN = """
     WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
 """
 
-# The index of a partitioned table is not valid until each partition has one, which is no harm.
+# The index of a partitioned table is not valid until each partition has one, which is no harm. Who may not see what
+# another session is building sees that it is building, and on which table it has the lock for that
+# (https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING).
 INDEX = """
     SELECT format('%%I.%%I', nspname, c.relname), i.indrelid = t.oid,
-           i.indisvalid OR c.relkind = 'I', pg_get_indexdef(i.indexrelid)
+           i.indisvalid OR c.relkind = 'I' OR EXISTS (
+               SELECT FROM pg_stat_progress_create_index AS building
+               LEFT JOIN pg_locks AS l ON l.pid = building.pid AND l.database = building.datid AND l.granted
+                    AND l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
+               WHERE building.pid <> pg_backend_pid()
+                     AND (building.index_relid = i.indexrelid OR building.relid IS NULL AND l.pid IS NOT NULL)
+           ), pg_get_indexdef(i.indexrelid)
     FROM pg_class t
     JOIN pg_class c ON c.relnamespace = t.relnamespace AND c.relname = (parse_ident(%(name)s))[1]::name
     JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -6,19 +6,24 @@ Should this process be killed, the server notices within the block budget and en
 any more.
 """
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
+import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime import catalog, locks, statements
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import Unwatched, in_full
 from gotong_royong.zero_downtime.watchdog import Report, Watchdog
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Guard:
@@ -49,33 +54,43 @@ class Guard:
             self.watchdog.rest()
 
     def _retrying(self, action: Callable[[int], T]) -> T:
-        return locks.retrying(action, patience=conf.PATIENCE, retry=self._is_worth_another_try, report=self._say_retry)
+        def one_try(attempt: int) -> T:
+            try:
+                return action(attempt)
+            except Exception:
+                self._end_transaction()
+                raise
+
+        return locks.retrying(one_try, patience=conf.PATIENCE, retry=self._is_worth_another_try, report=self._say_retry)
 
     def statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        """Run one statement, outside of a transaction again and again until it has its lock.
+        """Run what a cursor is to execute, outside of a transaction again and again until it has its locks.
 
-        In a transaction it is run once, because that is tried again as a whole. So is a concurrent index build: what a
-        failed one left behind must go first, and the schema editor sees to that.
+        In a transaction it is run once, because that is tried again as a whole. Outside of one, a string of several
+        statements is sent piece by piece, as ``statements.pieces`` cuts it.
         """
         if self._in_statement:
             return execute(sql, params, many, context)
+        text = statements.text_of(sql, self.connection)
+        pieces = [] if params or self._in_transaction() else statements.pieces(text)
+        if len(pieces) < 2:
+            return self._run(text, partial(execute, sql, params, many, context))
+        for piece in pieces:
+            result = self._run(piece, partial(execute, piece, params, many, context))
+        return result
+
+    def _run(self, sql: str, execute: Callable[[], Any]) -> Any:
         if self.watchdog.verdict:
             raise self.watchdog.verdict
-        text = str(sql)
-        patient = locks.is_patient(text)
-
-        def without_limits() -> Any:
-            with locks.session_settings(self.connection, lock_timeout="0", statement_timeout="0"):
-                return execute(sql, params, many, context)
-
         self._in_statement = True
-        self.watchdog.begin_statement(text)
         try:
-            if patient:
-                return without_limits()
-            if self.connection.in_atomic_block:
-                return execute(sql, params, many, context)
-            return self._retrying(lambda attempt: execute(sql, params, many, context))
+            is_patient = statements.is_patient(sql) and self._holds_nothing()
+            self.watchdog.begin_statement(sql, is_patient=is_patient)
+            limits = {"lock_timeout": "0", "statement_timeout": "0"} if is_patient else {}
+            with locks.session_settings(self.connection, **limits) if limits else nullcontext():
+                if self._in_transaction():
+                    return execute()
+                return self._retrying(lambda attempt: self._build(sql, execute) if is_patient else execute())
         finally:
             self._in_statement = False
             self.watchdog.end_statement()
@@ -95,6 +110,50 @@ class Guard:
             locks.take(connection, locks.AT_WORK, lambda whom: self.report("waiting", whom=whom))
         finally:
             self._in_statement = before
+
+    def _build(self, sql: str, execute: Callable[[], Any]) -> Any:
+        """Carry out a patient statement; an index that it builds is not left invalid.
+
+        What an earlier build left invalid is dropped before. So is, afterwards, what another session left that was at
+        work on it until then: IF NOT EXISTS passes over it.
+        """
+        build = statements.Statement(sql).build
+        self._drop_invalid(build)
+        result = execute()
+        return execute() if self._drop_invalid(build) else result
+
+    def _drop_invalid(self, build: statements.Build | None) -> bool:
+        """Drop the index if it is there, on that table, invalid, and nobody is building it; return whether it was so.
+
+        Takes SHARE UPDATE EXCLUSIVE on the table, as the build does.
+        """
+        found = catalog.index(self.connection, build.table, build.name) if build else None
+        if found is None or found.valid or not found.here:
+            return False
+        logger.info("dropping index %s, which a failed build left invalid", found.name)
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {found.name}")
+        return True
+
+    def _in_transaction(self) -> bool:
+        """Ask the session, for SQL may begin and end transactions that Django does not know of."""
+        session = self.connection.connection
+        return not session.autocommit or session.info.transaction_status != TransactionStatus.IDLE
+
+    def _holds_nothing(self) -> bool:
+        """Whether nobody can wait for what the transaction has done so far, if there is one."""
+        if not self._in_transaction():
+            return True
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id_if_assigned() IS NULL")
+            return bool(cursor.fetchone()[0])
+
+    def _end_transaction(self) -> None:
+        """Roll back what a statement began without Django: nothing can be tried in a transaction that failed."""
+        session = self.connection.connection
+        if session and session.autocommit and not self.connection.in_atomic_block:
+            with suppress(psycopg.Error):
+                session.rollback()
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
         state = locks.sqlstate(error)

@@ -6,7 +6,6 @@ lasts. One run at a time holds the runner's lock of a database.
 """
 
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,14 +41,6 @@ MEETINGS = 5  # tries to have two connections meet in one session
 RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
 AT_WORK = RUNNER + 1  # held by the session that migrates
 
-# These wait for other sessions by their nature, but nobody who reads or writes rows waits for them.
-PATIENT = re.compile(
-    r"\s*(CREATE\s+(UNIQUE\s+)?INDEX|DROP\s+INDEX|REINDEX\b.*|REFRESH\s+MATERIALIZED\s+VIEW)\s+CONCURRENTLY\b"
-    r"|\s*ALTER\s+TABLE\b.*\sVALIDATE\s+CONSTRAINT\b"
-    r"|\s*ALTER\s+TABLE\b.*\sDETACH\s+PARTITION\b.*\sCONCURRENTLY\b",
-    re.IGNORECASE | re.DOTALL,
-)
-
 # https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
 SESSIONS = """
     SELECT pid, coalesce(nullif(application_name, ''), backend_type), usename, state,
@@ -81,11 +72,6 @@ def is_lost(error: BaseException) -> bool:
     if state is None:
         return isinstance(error, InterfaceError | OperationalError)
     return state.startswith(("08", "57P", IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT))
-
-
-def is_patient(sql: str) -> bool:
-    """Whether the statement may wait and run for long: concurrent index builds and VALIDATE."""
-    return PATIENT.match(sql) is not None
 
 
 def milliseconds(seconds: float) -> str:

@@ -5,7 +5,7 @@ it out and says so. Where something of that name is there, it is compared with w
 a migration that was killed anywhere can begin again. What is not there yet is made just as Django makes it, and
 ``sqlmigrate`` prints what Django prints.
 
-``RunSQL`` is left alone, but that an index which a failed concurrent build left invalid is dropped before its rebuild.
+``RunSQL`` is left alone.
 """
 
 import functools
@@ -38,13 +38,6 @@ ADD_EXCLUSION = "ALTER TABLE %(table)s ADD %(constraint)s"
 FOREIGN_KEY_SUFFIX = "_fk_%(to_table)s_%(to_column)s"
 INLINE_FOREIGN_KEY = re.compile(r' CONSTRAINT "[^"]+" REFERENCES .*', re.DOTALL)
 COLLATION = re.compile(r'(?P<verb>CREATE|DROP) COLLATION (?P<name>"[^"]+")(?P<definition>[^;]*)')
-
-NAME = r'(?:"[^"]+"|\w+)'
-CONCURRENT_INDEX = re.compile(
-    rf"\bCREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(?P<name>{NAME})"
-    rf"\s+ON\s+(?:ONLY\s+)?(?P<table>{NAME}(?:\.{NAME})?)",
-    re.IGNORECASE,
-)
 
 
 class SchemaEditor(DatabaseSchemaEditor):
@@ -240,9 +233,7 @@ class SchemaEditor(DatabaseSchemaEditor):
             parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
             known_to_be_missing = check in MAKING and parts[0] in self._new_tables and "CONCURR" not in sql.template
             return "" if known_to_be_missing else check(self, sql, params, *parts)
-        if match := CONCURRENT_INDEX.search(str(sql)):
-            self._drop_invalid_index(match["table"], match["name"])
-        elif match := COLLATION.fullmatch(str(sql)):
+        if match := COLLATION.fullmatch(str(sql)):
             return self._collation(**match.groupdict())
         return ""
 

@@ -17,7 +17,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, counted, summary
-from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, is_patient, no_timeouts
+from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, no_timeouts
 
 Report = Callable[..., object]
 """Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
@@ -113,7 +113,7 @@ class Watchdog(threading.Thread):
         self.follow()
         self.session = self._open()
         self.blocked = Blocked()
-        self.statement = ""
+        self.statement, self.is_patient = "", False
         self.verdict: ZeroDowntimeError | None = None
         """Why the running statement was canceled, if it was for good: the error that the step ends with."""
         self.gave_way = False
@@ -153,7 +153,9 @@ class Watchdog(threading.Thread):
         """Look no more until the next try: nothing is held."""
         self._busy_since = None
 
-    def begin_statement(self, sql: str) -> None:
+    def begin_statement(self, sql: str, *, is_patient: bool) -> None:
+        """Be told which statement runs, and whether others may wait behind it while it waits itself."""
+        self.is_patient = is_patient
         self.statement, self._say_at, self.blockers = sql, time.monotonic() + WORTH_SAYING, []
 
     def end_statement(self) -> None:
@@ -207,7 +209,7 @@ class Watchdog(threading.Thread):
         kept_out = self._kept_out(users)
         if kept_out > self.budget:
             self._cancel(users, kept_out)
-        elif ours and kept_out > self.queue_budget and not is_patient(self.statement):
+        elif ours and kept_out > self.queue_budget and not self.is_patient:
             self.gave_way = True
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
         elif self.statement and time.monotonic() > self._say_at:

@@ -116,7 +116,7 @@ def test_auto_rollback_undoes_what_was_stopped_by_the_watchdog(shop, scratch):
         session.execute(ITEMS)
     said = finish(process).err
     assert said.startswith("RolledBack: shop.0003_size was stopped in operation 2 of 2. It held AccessExclusiveLock")
-    assert "Rolled back: shop.0002_color. The database is as it was before run 2 (migrate)." in said
+    assert "Rolled back: shop.0002_color. The database is as it was before run 2 (migrate)" in said
     assert look(scratch) == before
 
 

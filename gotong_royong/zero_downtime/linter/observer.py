@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psycopg
-import sqlparse
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
+from gotong_royong.zero_downtime import statements
 from gotong_royong.zero_downtime.linter.facts import (
     MODES,
     Catalog,
@@ -46,12 +46,8 @@ NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_tr
 # Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small, nor
 # a scan of all of an index for none.
 PLAN_AS_IF_LARGE = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_indexonlyscan = {0}"
-CHANGES_ROWS = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH)\b", re.IGNORECASE)
-OWN_TRANSACTION = re.compile(r"\s*(BEGIN|START\s+TRANSACTION)\b.*\b(COMMIT|END)\b[\s;]*", re.IGNORECASE | re.DOTALL)
-OUT_OF_BOUNDS = re.compile(r"\s*(CREATE|ALTER|DROP)\s+(DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b", re.IGNORECASE)
-SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) ")  # as Django writes them
-FORGETS = re.compile(r"\s*(DEALLOCATE|DISCARD)\b", re.IGNORECASE)  # what was prepared
-CONTROL = re.compile(r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END)\b[^$]*", re.IGNORECASE)
+CHANGES_ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "WITH"}
+FORGETS = {"DEALLOCATE", "DISCARD"}  # what was prepared
 WRITE, *STRONGER = MODES[2:]
 PARENT = "ShareRowExclusiveLock"
 STRONGER_THAN_A_WRITE = set(STRONGER)
@@ -184,27 +180,32 @@ class Observer:
         self._notices.append(f"{notice.sqlstate} {notice.message_primary}")
 
     def _observe(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        session, text = self._session(), str(sql)
+        session, text = self._session(), statements.text_of(sql, self.connection)
+        found = statements.split(text)
 
         def send() -> Any:
             result = execute(sql, params, many, context)
-            if FORGETS.match(text):
+            if any(one.verb in FORGETS for one in found):
                 self._prepare(session)
             return result
 
-        if OUT_OF_BOUNDS.match(text):
+        if any(one.is_about_more_than_a_database for one in found):
             raise OutOfBounds
-        if SAVEPOINT.match(text):
+        if all(one.concerns_savepoint for one in found):
             return send()
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
             return self._one(send, text)
-        if not params and OWN_TRANSACTION.fullmatch(text):
-            for part in sqlparse.split(text):
-                if CONTROL.fullmatch(part):
-                    session.execute(part)
+        if not params and len(pieces := statements.pieces(text)) > 1:  # as migrate sends it
+            for piece in pieces:
+                self._observe(execute, piece, params, many, context)
+            return None
+        if not params and len(found) > 1 and found[0].begins_transaction and found[-1].ends_transaction:
+            for one in found:
+                if one.controls_transaction and not one.concerns_savepoint:
+                    session.execute(one.text)
                     self._begin()
                 else:
-                    self._one(functools.partial(execute, part, None, many, context), part)
+                    self._one(functools.partial(execute, one.text, params, many, context), one.text)
             return None
         self.report_counts()
         session.execute("BEGIN")
@@ -261,7 +262,7 @@ class Observer:
             if self._status() == TransactionStatus.INTRANS:
                 self._look()
             return result
-        changes_rows = CHANGES_ROWS.match(text) is not None
+        changes_rows = _changes_rows(text)
         if self._unsure:
             self._count(self.catalog)
         elif changes_rows:  # what a cursor has scanned since its statement is not this one's scan
@@ -303,7 +304,7 @@ class Observer:
         self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
         self.refresh(set(old))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
-        writing = CHANGES_ROWS.match(text) is not None
+        writing = _changes_rows(text)
 
         def is_parent(oid: int) -> bool:
             """Whether a new foreign key points here: its rows are looked up, by index once there are many."""
@@ -362,3 +363,7 @@ class Observer:
             )
         )
         return result
+
+
+def _changes_rows(sql: str) -> bool:
+    return any(one.verb in CHANGES_ROWS for one in statements.split(sql))

@@ -82,7 +82,9 @@ class TestBadInput:
         "sql",
         ["CREATE ROLE made_by_a_linter", "DO $$ BEGIN EXECUTE 'CREATE ' || 'ROLE made_by_a_linter'; END $$",
          "COMMENT ON DATABASE template1 IS 'made_by_a_linter'", "DROP DATABASE IF EXISTS made_by_a_linter",
-         "GRANT CREATE ON DATABASE template1 TO pg_monitor"],
+         "GRANT CREATE ON DATABASE template1 TO pg_monitor", "-- why\nDROP DATABASE IF EXISTS made_by_a_linter",
+         "/* why /* and how */ */ drop/**/database if exists made_by_a_linter;",
+         "SELECT 1; -- next\nDROP DATABASE IF EXISTS made_by_a_linter", "-- why\nALTER SYSTEM RESET work_mem"],
     )  # fmt: skip
     def test_one_that_changes_what_all_databases_share_is_stopped(self, tried, atomic, sql):
         source = f"{atomic}operations = [migrations.RunSQL({sql!r}, migrations.RunSQL.noop)]"

@@ -66,6 +66,15 @@ class TestStatements:
         sql = "BEGIN; ALTER TABLE shop_order ALTER note SET DEFAULT ''; LOCK TABLE shop_customer IN SHARE MODE; COMMIT"
         assert locks(tried, sql) == {("shop_order", "ACCESS EXCLUSIVE"), ("shop_customer", "SHARE")}
 
+    def test_several_statements_are_judged_as_migrate_sends_them(self, tried):
+        add = "ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS c, ADD CONSTRAINT c CHECK (number > 0) NOT VALID"
+        build = "CREATE INDEX CONCURRENTLY IF NOT EXISTS {} ON shop_order (number, created)"
+        sql = ";\n".join([add, "/* ; */ ALTER TABLE shop_order VALIDATE CONSTRAINT c", build.format("i")])
+        (seen,) = trace(tried, NOT_ATOMIC.format(sql=f"{sql}; {build.format('j')};", back=""))
+        assert seen.up.failure is None
+        locks = [{lock.sql for lock in one.takes} for one in seen.up.statements]
+        assert locks == [{"ACCESS EXCLUSIVE"}] + [{"SHARE UPDATE EXCLUSIVE"}] * 3
+
     def test_plpgsql_is_seen_through(self, tried):
         sql = "DO $$ BEGIN EXECUTE 'CREATE ' || 'INDEX i ON shop_order (number)'; END $$"
         assert lint(tried, NOT_ATOMIC.format(sql=sql, back="DROP INDEX CONCURRENTLY i"))[0] >= {"E103"}

@@ -87,20 +87,6 @@ class TestIndex:
         assert sql(library.database, self.VALID) == [(False, True)]
         return library
 
-    @pytest.mark.parametrize(
-        "statement",
-        [
-            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS idx ON author (born)",
-            'create unique index\n concurrently if not exists "idx" on only public."author" (born)',
-        ],
-    )
-    def test_invalid_it_is_built_again_by_raw_sql(self, author, statement):
-        up(author.database, author.state, [operations.RunSQL([statement])])
-        assert sql(author.database, self.VALID) == [(True, True)]
-        assert changes(
-            author.database, lambda: up(author.database, author.state, [operations.RunSQL([statement])])
-        ) == [" ".join(statement.split())]
-
     @pytest.mark.parametrize("atomic", [True, False])
     def test_invalid_it_is_built_again_by_django(self, author, atomic):
         kind = operations.AddIndex if atomic else postgres.AddIndexConcurrently

@@ -11,11 +11,8 @@ from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
 from gotong_royong.zero_downtime.operations import RunBackfill
+from gotong_royong.zero_downtime.statements import split
 
-UPDATE = re.compile(
-    r'\s*UPDATE (?:/\*.*?\*/ )?(?:ONLY )?"?(?P<table>\w+)"? SET (?P<rest>.*)', re.IGNORECASE | re.DOTALL
-)
-SET = re.compile(r'(?:^|,)\s*"?(\w+)"?\s*=')
 NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
 
 
@@ -261,6 +258,6 @@ def backfilled(trace: Trace) -> Iterator[tuple[str, str]]:
 
 
 def set_by(statement: Statement) -> Iterator[tuple[str, str]]:
-    """Yield the tables and columns that an UPDATE sets."""
-    if update := UPDATE.match(statement.sql):
-        yield from ((update["table"], column) for column in SET.findall(update["rest"].split(" WHERE ")[0]))
+    """Yield the tables and columns that its UPDATEs set."""
+    for one in split(statement.sql):
+        yield from one.columns_set

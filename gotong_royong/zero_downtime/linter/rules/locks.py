@@ -5,7 +5,6 @@ that holds somebody up while the server reads or writes a whole table
 (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
 """
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,8 +18,9 @@ from gotong_royong.zero_downtime.linter.rules.examples import (
     UNIQUE_INDEX,
     operations,
 )
+from gotong_royong.zero_downtime.statements import split
 
-HOUSEKEEPING = re.compile(r"\s*(VACUUM|CLUSTER|TRUNCATE|REINDEX|REFRESH)\b", re.IGNORECASE)
+HOUSEKEEPING = {"VACUUM", "CLUSTER", "TRUNCATE", "REINDEX", "REFRESH"}
 STRONGEST = "AccessExclusiveLock"
 
 
@@ -72,7 +72,7 @@ def cause(statement: Statement, table: str) -> str:
         return "E203"
     if not lock or table not in {*statement.scans, *statement.rewrites}:
         return ""
-    if HOUSEKEEPING.match(statement.sql):
+    if any(one.verb in HOUSEKEEPING for one in split(statement.sql)):
         return "E110"
     if table in statement.rewrites:
         return "E102"

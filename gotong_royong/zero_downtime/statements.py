@@ -1,0 +1,286 @@
+"""What does a string of SQL say: which statements are in it, and what is each of them?
+
+sqlparse's lexer cuts the text into tokens, by PostgreSQL's rules, which are not those that it brings along: comments
+nest, a backslash quotes nothing in a plain text, and ``#`` begins no comment
+(https://www.postgresql.org/docs/current/sql-syntax-lexical.html). What stands in a comment, a text or a quoted name is
+no word of the statement. The database is not asked, and most statements are read no further than their first word.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from string import ascii_lowercase, ascii_uppercase
+from typing import Any, NamedTuple
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.sql import Composable
+from sqlparse import tokens as kinds
+from sqlparse.lexer import Lexer
+
+LEXER = Lexer()
+LEXER.clear()  # type: ignore[no-untyped-call]
+LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
+    [
+        (r"\s+", kinds.Whitespace),
+        (r"--[^\r\n]*", kinds.Comment.Single),
+        (r"/\*[\s\S]*?\*/", kinds.Comment.Multiline),
+        (r"E'(?:[^'\\]++|''|\\[\s\S])*+'", kinds.String),
+        (r"'(?:[^']++|'')*+'", kinds.String),
+        (r"(\$(?:[^\W\d]\w*)?\$)[\s\S]*?\1", kinds.String),
+        (r'(?:U&)?"(?:[^"]++|"")*+"', kinds.Name.Quoted),
+        (r"[^\W\d][\w$]*", kinds.Name),
+        (r"\d[\w.]*", kinds.Number),
+    ]
+)
+
+SEVERAL = re.compile(r";\s*\S")  # is found in every string of several statements, and in some others
+# Is found in every string that holds more than one transaction, or a statement that may wait.
+MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|ABORT)\b", re.IGNORECASE)
+UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
+LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+COMMENT_MARK = re.compile(r"/\*|\*/")
+
+# These match an outline: words in capitals with one space between them, each quoted name a number in quotes.
+NAME = r'(?:"\d+"|\w[\w$]*)(?:\.(?:"\d+"|\w[\w$]*))*'
+ALTER_TABLE = rf"ALTER TABLE (?:IF EXISTS )?(?:ONLY )?(?P<table>{NAME}) (?:\* )?"
+ALTERED = re.compile(ALTER_TABLE)
+CONCURRENT = re.compile(
+    r"(?:CREATE (?:UNIQUE )?INDEX|DROP INDEX|REFRESH MATERIALIZED VIEW) CONCURRENTLY\b"
+    r"|REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE|SCHEMA|DATABASE|SYSTEM) CONCURRENTLY\b"
+    r"|REINDEX \( (?:[^)]* )?CONCURRENTLY (?!OFF|FALSE|0)[^)]*\)"
+    rf"|{ALTER_TABLE}DETACH PARTITION {NAME} CONCURRENTLY\b"
+)
+ONLY_VALIDATES = re.compile(rf"{ALTER_TABLE}VALIDATE CONSTRAINT {NAME}(?: , VALIDATE CONSTRAINT {NAME})*(?: ;)?")
+BUILD = re.compile(
+    rf"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(?!ON )(?P<name>{NAME}) ON (?:ONLY )?(?P<table>{NAME})"
+)
+CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
+ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
+LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
+OF_THE_SERVER = re.compile(r"\w+ (?:DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b")
+UPDATE = re.compile(
+    rf"UPDATE (?:ONLY )?(?P<table>{NAME}) (?:\* )?(?:(?:AS )?{NAME} )??SET (?P<set>.*?)(?= FROM | WHERE | RETURNING |$)"
+)
+BRACKETS = re.compile(r"\([^()]*\) ?")
+SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
+CONDITION = re.compile(
+    r"\b(?:CREATE|DROP|ALTER|ADD|RENAME) (?P<kind>(?:(?!ADD|DROP|RENAME)[A-Z]+ )*?)IF (?P<missing>NOT )?EXISTS "
+    rf"(?:ONLY )?(?P<name>{NAME})(?: ON (?:ONLY )?(?P<table>{NAME}))?"
+)
+NO_KIND = {"UNIQUE", "CONCURRENTLY", "TEMP", "TEMPORARY", "UNLOGGED", "RECURSIVE", "GLOBAL", "LOCAL"}
+
+
+class Build(NamedTuple):
+    """An index that is built concurrently, and its table; names are identifiers as in a statement."""
+
+    name: str
+    table: str
+
+
+class Condition(NamedTuple):
+    """What must not be there (IF NOT EXISTS), or must (IF EXISTS), for the statement to do something.
+
+    ``kind`` is a word such as TABLE, INDEX or COLUMN; ``table`` is that of a part of one.
+    """
+
+    kind: str
+    name: str
+    table: str
+    must_exist: bool
+
+
+class Statement:
+    """One statement. ``text`` is all that stands between two semicolons, and the second of them."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """All that is neither space nor comment, as it is written."""
+        return list(_said(self.text))
+
+    @cached_property
+    def outline(self) -> str:
+        """The words in capitals, one space between them; each quoted name is a number in quotes, each text ''."""
+        words = [
+            f'"{number}"' if token[-1] == '"' else "''" if token[-1] in "'$" else token.translate(UPPER)
+            for number, token in enumerate(self.tokens)
+        ]
+        return " ".join(words).replace(" . ", ".")
+
+    @cached_property
+    def verb(self) -> str:
+        """The first word, in capitals; an empty text if nothing is said."""
+        return next(_said(self.text), "").translate(UPPER)
+
+    @property
+    def controls_transaction(self) -> bool:
+        """Whether it begins or ends a transaction, or has to do with savepoints."""
+        return self.verb in CONTROL
+
+    @property
+    def begins_transaction(self) -> bool:
+        return self.verb in {"BEGIN", "START"}
+
+    @property
+    def ends_transaction(self) -> bool:
+        return self.controls_transaction and ENDS.match(self.outline) is not None
+
+    @property
+    def concerns_savepoint(self) -> bool:
+        return self.controls_transaction and not self.begins_transaction and not self.ends_transaction
+
+    @property
+    def leans_on_others(self) -> bool:
+        """Whether it means something only together with other statements of its transaction."""
+        return self.controls_transaction or LEANS_ON_OTHERS.match(self.outline) is not None
+
+    @property
+    def is_about_more_than_a_database(self) -> bool:
+        """Whether it makes, changes or drops a database, or what belongs to none."""
+        return self.verb in {"CREATE", "ALTER", "DROP"} and OF_THE_SERVER.match(self.outline) is not None
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether it may wait and run for long, for nobody who reads or writes rows waits for it.
+
+        These are the statements that PostgreSQL carries out CONCURRENTLY, and those that only validate constraints.
+        """
+        if not self._may_be_patient:
+            return False
+        return CONCURRENT.match(self.outline) is not None or ONLY_VALIDATES.fullmatch(self.outline) is not None
+
+    @property
+    def build(self) -> Build | None:
+        """What it builds concurrently, if it says by which name."""
+        found = BUILD.match(self.outline) if self._may_be_patient else None
+        build = Build(self._name(found["name"]), self._name(found["table"])) if found else None
+        return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Each IF EXISTS and IF NOT EXISTS of it."""
+        if "EXISTS" not in self.text.upper():
+            return []
+        altered = ALTERED.match(self.outline)
+        table = altered["table"] if altered else ""
+        return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
+
+    @property
+    def columns_set(self) -> list[tuple[str, str]]:
+        """The table and each column that an UPDATE sets, without their quotes and the schema."""
+        if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
+            return []
+        table = self._name(update["table"].rpartition(".")[2])
+        columns = [self._name(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
+        return [(_unquoted(table), _unquoted(column)) for column in columns]
+
+    @property
+    def _outline_outside_brackets(self) -> str:
+        outline, brackets = self.outline, 1
+        while brackets:
+            outline, brackets = BRACKETS.subn("", outline)
+        return outline
+
+    @cached_property
+    def _may_be_patient(self) -> bool:
+        text = self.text.upper()
+        return "CONCURRENTLY" in text or "VALIDATE" in text
+
+    def _condition(self, found: "re.Match[str]", altered: str) -> Condition:
+        kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
+        table = found["table"] or ("" if kind == "TABLE" else altered)
+        return Condition(kind, self._name(found["name"]), self._name(table), not found["missing"])
+
+    def _name(self, outlined: str) -> str:
+        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], outlined.translate(LOWER))
+
+
+def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
+    """Return what ``cursor.execute`` would send, but for its parameters: it takes texts, bytes and psycopg.sql."""
+    if isinstance(sql, Composable):
+        return sql.as_string(connection.connection)
+    return sql.decode(errors="replace") if isinstance(sql, bytes) else str(sql)
+
+
+def split(sql: str) -> list[Statement]:
+    """Return the statements of the string, but not those that say nothing; their texts are cut out of it."""
+    if not SEVERAL.search(sql):
+        return [Statement(sql)]
+    texts, words = list[str](), list[str]()
+    start = end = brackets = blocks = 0
+    for kind, token in _tokens(sql):
+        end += len(token)
+        if not _says_something(kind):
+            continue
+        word = token.translate(UPPER)
+        words.append(word)
+        brackets += (word in {"(", "["}) - (word in {")", "]"})
+        blocks += words[-2:] == ["BEGIN", "ATOMIC"] or (blocks and (word == "CASE") - (word == "END"))
+        if word == ";" and not brackets and not blocks:
+            texts.append(sql[start:end])
+            start, words = end, []
+    return [one for one in map(Statement, [*texts, sql[start:]]) if one.verb not in {"", ";"}]
+
+
+def pieces(sql: str) -> list[str]:
+    """Cut the string into what may be sent one after the other, each with limits of its own, outside a transaction.
+
+    PostgreSQL makes one transaction of a string, which ends where the string says COMMIT, and at its end. So these are
+    the pieces. One that has to do with a transaction nowhere is cut between its statements if any of them is patient,
+    for a transaction is never: it keeps the locks of its other statements.
+    """
+    if not MATTERS.search(sql):
+        return [sql]
+    transactions: list[list[Statement]] = [[]]
+    for statement in split(sql):
+        transactions[-1].append(statement)
+        if statement.ends_transaction:
+            transactions.append([])
+    cut = list[str]()
+    for statements in filter(None, transactions):
+        texts = [statement.text for statement in statements]
+        alone = any(one.is_patient for one in statements) and not any(one.leans_on_others for one in statements)
+        cut += texts if alone else ["".join(texts)]
+    return cut
+
+
+def is_patient(sql: str) -> bool:
+    """Whether the string may wait and run for long: one statement, and that a patient one."""
+    statements = split(sql) if MATTERS.search(sql) else []
+    return len(statements) == 1 and statements[0].is_patient
+
+
+def _tokens(sql: str) -> Iterator[tuple[Any, str]]:
+    """Yield the kind and the text of each token; a comment within a comment is part of it, which sqlparse denies."""
+    at = 0
+    while at < len(sql):
+        for kind, token in LEXER.get_tokens(sql[at:]):  # type: ignore[no-untyped-call]
+            nested = kind in kinds.Comment.Multiline and "/*" in token[2:]
+            text = sql[at : _end_of_comment(sql, at)] if nested else token
+            at += len(text)
+            yield kind, text
+            if nested:
+                break
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _end_of_comment(sql: str, start: int) -> int:
+    depth = 0
+    for mark in COMMENT_MARK.finditer(sql, start):
+        depth += 1 if mark[0] == "/*" else -1
+        if not depth:
+            return mark.end()
+    return len(sql)
+
+
+def _says_something(kind: Any) -> bool:
+    return kind not in kinds.Whitespace and kind not in kinds.Comment
+
+
+def _said(sql: str) -> Iterator[str]:
+    return (token for kind, token in _tokens(sql) if _says_something(kind))
