@@ -5,6 +5,7 @@ They are Django's ``CommandError``, so that a command ends with the sentence and
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 import psycopg
 from django.core.management import CommandError
@@ -13,6 +14,12 @@ from django.db import Error
 
 class ZeroDowntimeError(CommandError):
     """Anything that the engine refuses or gives up."""
+
+    def saying(self, text: str) -> Self:
+        """Return the same error with another text."""
+        other = type(self).__new__(type(self), text)
+        vars(other).update(vars(self))
+        return other
 
 
 class LockNotObtained(ZeroDowntimeError):
@@ -24,13 +31,18 @@ class BlockedTooLong(ZeroDowntimeError):
 
 
 class Unwatched(ZeroDowntimeError):
-    """The session that watches whom we block was lost, and there is no other to be had."""
+    """Nobody watches any more whom we block, so our statement was canceled."""
 
-    def __init__(self, lost: str, refused: str) -> None:
-        super().__init__(
+    @classmethod
+    def lost(cls, lost: str, refused: str) -> "Unwatched":
+        return cls(
             f"The session that watches whom it blocks was lost ({lost}), and another could not be opened: {refused}. "
             "Nothing runs unwatched. Once the server takes new connections, migrate again."
         )
+
+    @classmethod
+    def failed(cls, error: str) -> "Unwatched":
+        return cls(f"The watchdog, which looks whom it blocks, failed: {error}. Nothing runs unwatched.")
 
 
 class StepFailed(ZeroDowntimeError):
@@ -57,6 +69,10 @@ class DefinitionDiffers(ZeroDowntimeError):
         )
 
 
+class EditedHalfway(ZeroDowntimeError):
+    """A migration that is half done, and whose file says by now something else than what was done."""
+
+
 class TransactionPooling(ZeroDowntimeError):
     """The connection goes through a proxy that hands every transaction to another session."""
 
@@ -65,6 +81,27 @@ class TransactionPooling(ZeroDowntimeError):
             "This database connection goes through a proxy that pools transactions (such as PgBouncer with "
             "pool_mode = transaction), where session settings and the lock that keeps deploys apart mean nothing. "
             "Set DATABASE_URL to the server itself, or to a pool of sessions, and run this again."
+        )
+
+
+class Nested(ZeroDowntimeError):
+    """A command that would wait for its own process."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(
+            "A command that changes the schema was called by a migration or a thread of the process that is at work "
+            f"on this database already ({run}). It would wait for itself. Let the migration depend on the others "
+            "instead (dependencies = …), or call the command once that one has ended."
+        )
+
+
+class LockLost(ZeroDowntimeError):
+    """The session with the runner's lock was ended, and so was the one that migrates."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The session that keeps other runs away was ended, and by now another run is at work on this database. "
+            "This one has stopped. Once that one has ended, migrate again."
         )
 
 

@@ -4,9 +4,7 @@ The executor is Django's, and does around each migration what the other rooms kn
 under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -15,44 +13,35 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
-from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import history, ledger, locks, models, rollback
+from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
 from gotong_royong.zero_downtime.exceptions import (
     NoLedger,
     NotUndoable,
     RolledBack,
-    StepFailed,
     ZeroDowntimeError,
     counted,
     in_full,
     summary,
 )
 from gotong_royong.zero_downtime.guard import Guard, guarded
+from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import Loader, file_of
+from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
-from gotong_royong.zero_downtime.schema import schema_editor_class, twice_is_once
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of, stage_of
+from gotong_royong.zero_downtime.progress import Progress
+from gotong_royong.zero_downtime.schema import SchemaEditor, schema_editor_class, twice_is_once
+from gotong_royong.zero_downtime.signals import between_signals
+from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
 # What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
-DONE_ALREADY = {"42P07", "42701", "42710", *rollback.GONE}
+DONE_ALREADY = {"42P07", "42701", "42710", *undo.GONE}
 
-STAYS = "It is not atomic, so what it did before that stays; migrate again goes on from there."
-
-
-class Begun(list[Operation]):
-    """A migration's operations; remembers how many of them were begun."""
-
-    begun = 0
-
-    def __iter__(self) -> Iterator[Operation]:
-        for self.begun, operation in enumerate(super().__iter__(), 1):
-            yield operation
+OneTry = Callable[[Progress, ProjectState], ProjectState]
 
 
 class Executor(MigrationExecutor):
@@ -87,8 +76,15 @@ class Executor(MigrationExecutor):
         self.held_back: list[str] = []
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
-        self._applied: list[Migration] = []
+        self.faked: set[Key] = set()
+        """Steps that were only recorded, of which going back takes the record and nothing else."""
+        self._applied: list[Progress] = []
+        self._failed_step: Progress | None = None
+        self._exactly = command == "rollback"
+        """Whether a way back leaves alone what was there before."""
+        self._left: list[undo.Left] = []
         self._number = self._of = 0
+        self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
     def recall(self) -> None:
@@ -96,12 +92,13 @@ class Executor(MigrationExecutor):
 
         Writes rows of django_migrations, so hold the runner's lock.
         """
-        memory = history.remembered(self.alias)
+        memory = history.remembered(self.alias, self.loader)
         if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
+        record: Any = self.record_migration  # whose type the stubs get wrong
         lost = history.lost(self.connection, self.loader, memory)
         for migration in lost:
-            self.record_migration(migration)
+            record(migration)
             if migration.replaces:
                 self.recorder.record_applied(*key_of(migration))
             self.report(
@@ -115,8 +112,12 @@ class Executor(MigrationExecutor):
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
-            plan, self.held_back = before_deploy(plan, self.loader.graph)
+            plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan
+
+    def stages_of(self, plan: Plan) -> dict[Key, Stage]:
+        """Return when each migration of the plan may run. Asks the database which tables are there."""
+        return stages_of(plan, self.loader.graph, self.connection.introspection.table_names())
 
     def _create_project_state(self, with_applied_migrations: bool = False) -> ProjectState:
         django: Any = super()
@@ -152,7 +153,7 @@ class Executor(MigrationExecutor):
                 for migration in made:
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
-            self._number, self._of = 0, len(plan)
+            self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
             if self.backup_folder:
@@ -201,184 +202,190 @@ class Executor(MigrationExecutor):
             return super().apply_migration(state, migration, fake, fake_initial)
         if fake_initial and not fake:
             fake, state = self.detect_soft_applied(state, migration)
-        used = False
-
-        def apply(careful: bool) -> ProjectState:
-            nonlocal used
-            after = self._create_project_state(with_applied_migrations=True) if used else state
-            used = True
-            with self._editor(migration, fake, careful) as editor:
-                if editor:
-                    after = self._apply(after, migration, editor)
-                    _run_deferred(editor)
-                self.record_migration(migration)
-            return after
-
-        state = self._step(*at_work, migration, Step.Direction.UP, apply, faked=fake)
-        self._applied.append(migration)
+        if fake:
+            self.faked.add(key_of(migration))
+        step = self._begin(*at_work, migration, Step.Direction.UP, faked=fake)
+        state = self._carry_out(step, self._forwards, state)
+        step.journal.told.complete = True
+        self._applied.append(step)
         self.loader.applied_migrations[key_of(migration)] = migration
-        return state
-
-    def _apply(self, state: ProjectState, migration: Migration, editor: Any) -> ProjectState:
-        if type(migration).apply is not Migration.apply:
-            return migration.apply(state.clone(), editor)
-        self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
-        self._rolling.apply(migration, editor)
         return state
 
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
         if (at_work := self._at_work) is None:
             return super().unapply_migration(state, migration, fake)
-
-        def unapply(careful: bool) -> ProjectState:
-            before = state
-            with self._editor(migration, fake, careful) as editor:
-                if editor:
-                    before = migration.unapply(state, editor)
-                    _run_deferred(editor)
-                for app, name in [*migration.replaces, key_of(migration)]:
-                    self.recorder.record_unapplied(app, name)
-            return before
-
-        state = self._step(*at_work, migration, Step.Direction.DOWN, unapply, faked=fake)
-        self._applied = [other for other in self._applied if other != migration]
+        step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or key_of(migration) in self.faked)
+        state = self._carry_out(step, self._backwards, state)
+        self._left += step.left
+        self._applied = [other for other in self._applied if other.migration != migration]
         return state
 
-    def _editor(self, migration: Migration, fake: bool, careful: bool) -> Any:
-        plain = self.connection.SchemaEditorClass
-        editor = schema_editor_class(plain) if careful else plain
-        return nullcontext() if fake else editor(self.connection, atomic=migration.atomic)
-
-    def _step(
-        self,
-        steps: ledger.Steps,
-        guard: Guard,
-        migration: Migration,
-        direction: Step.Direction,
-        action: Callable[[bool], ProjectState],
-        *,
-        faked: bool,
-    ) -> ProjectState:
-        """Carry out one migration, again and again until it has its locks, and write into the ledger how it went."""
+    def _begin(
+        self, steps: ledger.Steps, guard: Guard, migration: Migration, direction: Step.Direction, *, faked: bool
+    ) -> Progress:
         self._number += 1
-        who: dict[str, Any] = {"app": migration.app_label, "name": migration.name, "direction": direction.value}
-        who |= {"number": self._number, "of": self._of}
-        self.report("step_started", **who, stage=stage_of(migration).value, faked=faked)
-        steps.begin(migration, direction, faked=faked)
-        blocked, tries, started = guard.watchdog.new_step(), 0, time.monotonic()
-        careful = not migration.atomic
-        vars(migration)["operations"] = operations = Begun(migration.operations)
+        stage = self._stages[key_of(migration)]
+        return Progress(steps, guard, migration, direction, stage=stage, faked=faked, number=self._number, of=self._of)
 
-        def one_try(attempt: int) -> ProjectState:
-            """Look before each statement whether it is done already only where that can be.
-
-            A migration that is atomic leaves nothing half done, so it is PostgreSQL that says so, once in a while.
-            """
-            nonlocal tries, careful
-            tries = attempt
-            try:
-                return action(careful)
-            except (ProgrammingError, ValueError) as error:
-                if careful or not (isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY):
-                    raise
-                careful = True
-                return action(careful)
-
-        def end(status: Status, error: str = "") -> None:
-            facts = {"tries": tries, "lock_wait": blocked.lock_wait, "longest_blocked": blocked.longest}
-            facts |= {"total_blocked": blocked.total, "blocked_sessions": blocked.sessions}
-            steps.end(status, error, facts)
-            seconds = time.monotonic() - started
-            self.report("step_finished", **who, status=status.value, seconds=seconds, error=error, **facts)
-
-        def end_unless_committed(status: Status, error: str) -> None:
-            """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
-            is_done = models.is_done(self.alias, key_of(migration), direction)
-            end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
-
+    def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
+        """Carry out one migration, again and again until it has its locks."""
         try:
-            state = guard.trying(one_try)
+            state = step.guard.trying(lambda attempt: self._try(step, attempt, one_try, state))
         except BaseException as error:
-            if _is_interruption(error) or not isinstance(error, Exception):
-                with suppress(Error):
-                    end_unless_committed(Status.INTERRUPTED, "")
-                if isinstance(error, Exception):
-                    raise KeyboardInterrupt from error
+            failure = self._failed(step, error)
+            if failure is error:
                 raise
-            is_up = direction == Step.Direction.UP
-            where = f" in operation {operations.begun} of {len(operations)}" if is_up and operations.begun else ""
-            failure = _explained(error, migration, where)
-            with suppress(Error):
-                (end_unless_committed if locks.is_lost(error) else end)(Status.FAILED, summary(failure))
-            if self.auto_rollback and is_up:
-                self._undo_batch(migration, operations.begun, failure)
-            failure.args = (f"{failure}{self._what_is_left()}",)
             raise failure from error
-        end(Status.SUCCEEDED)
+        step.end(Status.SUCCEEDED)
         return state
 
-    def _what_is_left(self) -> str:
+    def _try(self, step: Progress, attempt: int, one_try: OneTry, state: ProjectState) -> ProjectState:
+        """Try once; in a transaction a second time, if PostgreSQL says that something of it is done already.
+
+        What raised an error of its own in Python is not run again for that.
+        """
+        step.tries = attempt
+        try:
+            return one_try(step, state)
+        except (ProgrammingError, ValueError) as error:
+            is_done = isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY
+            operation = step.journal.operation
+            if step.careful or not is_done or (operation and undo.runs_code(operation)):
+                raise
+        step.careful = True
+        return one_try(step, state)
+
+    def _forwards(self, step: Progress, state: ProjectState) -> ProjectState:
+        migration, journal = step.migration, step.journal
+        record: Any = self.record_migration
+        if step.used:  # a failed try may have left it anyhow
+            state = self._create_project_state(with_applied_migrations=True)
+        step.used = True
+        journal.new_try()
+        with self._editor(step) as editor:
+            if editor and type(migration).apply is not Migration.apply:
+                state = migration.apply(state.clone(), editor)
+            elif editor:
+                self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
+                self._go_on(step, self._rolling, editor)
+            if editor:
+                editor.run_deferred()
+                journal.before_commit()
+            record(migration)
+        return state
+
+    def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
+        """Carry out the operations that no earlier try or run has done."""
+        migration, journal = step.migration, step.journal
+        step.refuse_edited()
+        for number, operation in enumerate(migration.operations, 1):
+            if journal.has_ended(number):
+                rolling.forwards(operation, migration.app_label)
+                continue
+            journal.begin(number, operation)
+            rolling.perform(operation, migration, editor)
+            if not migration.atomic:
+                editor.run_deferred()
+            journal.end(settled=editor.settled)
+
+    def _backwards(self, step: Progress, state: ProjectState) -> ProjectState:
+        migration, journal = step.migration, step.journal
+        journal.new_try()
+        with self._editor(step) as editor:
+            if editor and (not self._exactly or type(migration).unapply is not Migration.unapply):
+                state = migration.unapply(state, editor)
+            elif editor:
+                past = self._past(step)
+                run = self.run.pk if self.run and self.command == "migrate" else None
+                step.left = [*undo.take_back(migration, state, editor, journal, past, run)]
+            if editor:
+                editor.run_deferred()
+            for app, name in [*migration.replaces, key_of(migration)]:
+                self.recorder.record_unapplied(app, name)
+        return state
+
+    def _past(self, step: Progress) -> Past:
+        """Return what was done of a migration: of this run's all, of earlier ones what the ledger tells."""
+        for other in [*self._applied, *filter(None, [self._failed_step])]:
+            if other.migration == step.migration:
+                return other.journal.told
+        past = ledger.past(self.alias, key_of(step.migration))
+        past.complete = True  # as django_migrations says, though the ledger may not know who applied it
+        return past
+
+    def _editor(self, step: Progress) -> Any:
+        if step.faked:
+            return nullcontext()
+        editor = schema_editor_class(self.connection.SchemaEditorClass)(self.connection, atomic=step.migration.atomic)
+        editor.careful, editor.journal = step.careful, step.journal
+        return editor
+
+    def _failed(self, step: Progress, error: BaseException) -> BaseException:
+        """Write how a step failed, undo the batch if that is wanted, and return what to raise."""
+        if _is_interruption(error) or not isinstance(error, Exception):
+            with suppress(Error):
+                step.end_unless_committed(Status.INTERRUPTED, "")
+            return KeyboardInterrupt() if isinstance(error, Exception) else error
+        is_to_be_undone = self.auto_rollback and step.is_up
+        failure = step.explained(error, "" if is_to_be_undone else step.what_is_left)
+        with suppress(Error):
+            (step.end_unless_committed if locks.is_lost(error) else step.end)(Status.FAILED, summary(failure))
+        if is_to_be_undone:
+            return self._undo_batch(step, failure)
+        return failure.saying(f"{failure}{self._what_is_applied()}")
+
+    def _what_is_applied(self) -> str:
         left = len(self._applied)
         told = f"\nWhat {self.run} applied before that stays ({counted(left, 'step')}): rollback takes it back."
         return told if left else ""
 
-    def _undo_batch(self, failed: Migration, begun: int, failure: ZeroDowntimeError) -> None:
-        """Undo what this run applied, newest first, and what a migration that is not atomic left half done.
+    def _undo_batch(self, failed: Progress, failure: ZeroDowntimeError) -> ZeroDowntimeError:
+        """Undo what this run applied, newest first, and what the failed migration left half done.
 
-        Raises:
-            RolledBack: says what failed, and that the database is as it was before.
-            ZeroDowntimeError: says what failed, and which steps are there all the same.
+        Returns:
+            A ``RolledBack`` that says what failed and what is as before; or the failure, with what is there still.
         """
         self.auto_rollback = False
-        half = rollback.half_of(failed, begun)
-        undone = [half, *reversed(self._applied)] if half.operations else self._applied[::-1]
+        failed.guard.watchdog.new_step()  # a verdict on what failed is none on the undo
+        self._exactly, self._failed_step = True, failed
+        steps = [*([failed] if undo.is_half_done(failed.migration, failed.journal.told) else []), *self._applied[::-1]]
+        undone = [step.migration for step in steps]
+        told = f"{failure}\n{failed.what_is_left}"
         try:
             self.loader.build_graph()
-            rollback.refuse_irreversible(half)
-            plan = rollback.plan_of(self, set(map(key_of, self._applied)))
+            undo.refuse_irreversible(failed.migration, failed.journal.told)
+            plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied}, self.faked)
         except (NotUndoable, Error) as error:
-            failure.args = (f"{failure}\nNot rolled back: {in_full(error)}{self._what_is_left()}",)
-            raise failure from failure.__cause__
+            return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied()}")
         try:
             self._number, self._of = 0, len(undone)
-            if half.operations:
-                self.unapply_migration(self._create_project_state(with_applied_migrations=True), half)
-            if plan:
-                super().migrate([], plan=plan)
-        except (ZeroDowntimeError, Error) as error:
-            left = ", ".join(map(str, self._applied)) or "half of the failed migration"
-            failure.args = (f"{failure}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.",)
-            raise failure from error
-        what = str(failure).replace(f"{STAYS} ", "").replace(f"\n{STAYS}", "")
-        raise RolledBack(
-            f"{what}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
-            f"The database is as it was before {self.run}."
-        ) from failure
+            half = [(self.loader.graph.nodes[key_of(failed.migration)], True)] if failed in steps else []
+
+            def take_back() -> None:
+                for migration, _ in half:
+                    self.unapply_migration(self._create_project_state(with_applied_migrations=True), migration)
+                if plan:
+                    super(Executor, self).migrate([], plan=plan)
+
+            between_signals(self, [*half, *plan], take_back)
+        except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
+            left = ", ".join(str(step.migration) for step in self._applied) or "half of the failed migration"
+            return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
+        return RolledBack(
+            f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
+            f"{self._how_it_is_now(undone)}"
+        )
+
+    def _how_it_is_now(self, undone: list[Migration]) -> str:
+        if not any(left.ours for left in self._left):
+            has_own = any(undo.has_own_reverse(operation) for migration in undone for operation in migration.operations)
+            condition = ", if the reverse SQL and code of these migrations are right" if has_own else ""
+            said = f"The database is as it was before {self.run}{condition}."
+        else:
+            said = f"The database is not as it was before {self.run}:"
+        return "\n  ".join([said, *(left.text for left in self._left)])
 
 
 def _is_interruption(error: BaseException | None) -> bool:
     """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__context__))
-
-
-def _run_deferred(editor: Any) -> None:
-    """Do what the editor would do at its end, so that the record of the migration stands in the same transaction."""
-    for sql in editor.deferred_sql:
-        editor.execute(sql, None)
-    editor.deferred_sql.clear()
-
-
-def _explained(error: Exception, migration: Migration, where: str) -> ZeroDowntimeError:
-    """Say what failed where, what is left of it, and what to do."""
-    left = "Nothing of it is left." if migration.atomic else STAYS
-    if isinstance(error, ZeroDowntimeError):
-        error.args = (f"{migration} was stopped{where}. {error}\n{left}",)
-        return error
-    sentence = f"{migration} failed{where}: {in_full(error)}"
-    if locks.is_lost(error):
-        return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, migrate again.")
-    if locks.sqlstate(error) == locks.NOT_ALLOWED:
-        return StepFailed(f"{sentence}\n{left} Migrate as the role that owns it, or GRANT this one what it lacks.")
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]
-    place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
-    return StepFailed(f"{sentence}{place}\n{left} Mend it and migrate again; --traceback shows where it came from.")

@@ -1,8 +1,9 @@
 """How does work on a connection keep to the budget, whatever it does?
 
 A guard bounds how long each statement waits for its lock, tries again what did not get it, lets the watchdog look, and
-leaves the session as it was. Should this process be killed, the server notices within the block budget and ends the
-statement, which nobody watches any more.
+leaves the session as it was. It follows the connection to another session, should a migration close it or lose it.
+Should this process be killed, the server notices within the block budget and ends the statement, which nobody watches
+any more.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime import catalog, locks, statements
@@ -27,8 +29,10 @@ logger = logging.getLogger(__name__)
 class Guard:
     """Runs statements under the lock budget and the watchdog; ``guarded`` makes it for a connection."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, watchdog: Watchdog, report: Report) -> None:
-        self.connection, self.watchdog, self.report = connection, watchdog, report
+    def __init__(
+        self, connection: BaseDatabaseWrapper, watchdog: Watchdog, settings: dict[str, str], report: Report
+    ) -> None:
+        self.connection, self.watchdog, self.settings, self.report = connection, watchdog, settings, report
         self._in_statement = False
 
     def trying(self, action: Callable[[int], T]) -> T:
@@ -93,6 +97,22 @@ class Guard:
         finally:
             self._in_statement = False
             self.watchdog.end_statement()
+
+    def follow(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
+        """Give a new session of the connection what the one before had, and have it watched: a signal's receiver.
+
+        Takes the lock of the session that migrates, for which it waits while the server still works for the one before.
+        """
+        if connection is not self.connection:
+            return
+        before, self._in_statement = self._in_statement, True
+        try:
+            self.watchdog.follow()
+            with connection.cursor() as cursor:
+                cursor.execute(locks.PUT, [False, list(self.settings), list(self.settings.values())])
+            locks.take(connection, locks.AT_WORK, lambda whom: self.report("waiting", whom=whom))
+        finally:
+            self._in_statement = before
 
     def _build(self, sql: str, execute: Callable[[], Any]) -> Any:
         """Carry out a patient statement; no index is left invalid that it builds or that it failed to build earlier.
@@ -165,11 +185,16 @@ def guarded(connection: BaseDatabaseWrapper, report: Report) -> Iterator[Guard]:
         "application_name": "migrate",
         "lock_timeout": locks.milliseconds(conf.LOCK_TIMEOUT),
         "client_connection_check_interval": locks.milliseconds(conf.BLOCK_BUDGET),
+        **locks.no_idle_timeouts(connection),
     }
     with (
         locks.session_settings(connection, **settings),
         Watchdog(connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT, report=report) as watchdog,
     ):
-        guard = Guard(connection, watchdog, report)
-        with connection.execute_wrapper(guard.statement):
-            yield guard
+        guard = Guard(connection, watchdog, settings, report)
+        connection_created.connect(guard.follow)
+        try:
+            with connection.execute_wrapper(guard.statement):
+                yield guard
+        finally:
+            connection_created.disconnect(guard.follow)

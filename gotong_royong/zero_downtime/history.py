@@ -24,7 +24,7 @@ def applied_by(alias: str, loader: MigrationLoader, *columns: str) -> dict[Migra
 
     A migration whose last step went down, though Django says that it is applied, was applied by somebody else.
     """
-    steps = latest_steps(alias, *columns)
+    steps = latest_steps(alias, loader.graph.nodes.keys(), *columns)
     return {
         migration: steps[key]
         for key, migration in loader.graph.nodes.items()
@@ -32,10 +32,28 @@ def applied_by(alias: str, loader: MigrationLoader, *columns: str) -> dict[Migra
     }
 
 
-def remembered(alias: str) -> dict[Key, Any]:
-    """Return the last step of each migration that the ledger says is applied, with its checksum."""
-    steps = latest_steps(alias, "checksum")
-    return {key: step for key, step in steps.items() if step.direction == Step.Direction.UP}
+def remembered(alias: str, loader: MigrationLoader) -> dict[Key, Any]:
+    """Return the last step, up or down, of each migration of the graph and of each that these replace."""
+    return latest_steps(alias, named(loader), "pk", "run", "checksum", "faked")
+
+
+def vouching(migration: Migration, memory: dict[Key, Any]) -> list[Any]:
+    """Return the steps that applied the migration: its own, or of a squash those of all that it replaces.
+
+    None if one of them is not known, or was taken back since.
+    """
+    own = memory.get(key_of(migration))
+    replaced = [memory.get((app, name)) for app, name in migration.replaces]
+    later = [step for step in replaced if step and (own is None or step.pk > own.pk)]
+    steps = replaced if later else [own]
+    return steps if all(step and step.direction == Step.Direction.UP for step in steps) else []
+
+
+def named(loader: MigrationLoader) -> set[Key]:
+    """Return the migrations of the graph, what they replace, and what is applied, whether it has files or not."""
+    nodes = loader.graph.nodes
+    replaced = ((app, name) for migration in nodes.values() for app, name in migration.replaces)
+    return {*nodes, *loader.applied_migrations, *replaced}
 
 
 def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:
@@ -46,7 +64,7 @@ def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:
     applied = (
         (loader.graph.nodes[key], memory[key])
         for key in memory.keys() & loader.graph.nodes.keys()
-        if key in loader.applied_migrations
+        if key in loader.applied_migrations and memory[key].direction == Step.Direction.UP
     )
     return sorted((migration for migration, step in applied if is_edited(migration, step)), key=str)
 
@@ -80,23 +98,20 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
 
 
 def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) -> bool:
-    if step := memory.get(key_of(migration)):
-        return not is_edited(migration, step)
-    return bool(migration.replaces) and all(
-        key in memory and (key not in loader.disk_migrations or not is_edited(loader.disk_migrations[key], memory[key]))
-        for key in map(tuple, migration.replaces)
-    )
+    steps = vouching(migration, memory)
+    files = {(step.app, step.name): step for step in steps if (step.app, step.name) in loader.disk_migrations}
+    return bool(steps) and not any(is_edited(loader.disk_migrations[key], step) for key, step in files.items())
 
 
 def _tables_missing(connection: BaseDatabaseWrapper, loader: Loader, app: str, known: set[Key]) -> bool:
     """Whether the database lacks a table of a model that the app has after these of its migrations."""
     plan = loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0])
     last = [key for key in plan if key[0] == app and key in known][-1]
-    models = loader.project_state(last).apps.get_app_config(app).get_models(include_auto_created=True)
+    models = loader.project_state(last).apps.get_models(include_auto_created=True)
     with connection.cursor() as cursor:
         there = set(connection.introspection.table_names(cursor))
     return any(
         model._meta.db_table not in there
         for model in models
-        if not model._meta.proxy and model._meta.managed and not model._meta.swapped
+        if model._meta.app_label == app and not model._meta.proxy and model._meta.managed and not model._meta.swapped
     )

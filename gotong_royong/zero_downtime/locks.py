@@ -84,6 +84,24 @@ def no_transaction_timeout(connection: BaseDatabaseWrapper) -> dict[str, str]:
     return {"transaction_timeout": "0"} if connection.pg_version >= 170000 else {}  # type: ignore[attr-defined]
 
 
+def no_idle_timeouts(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the settings for a session that may idle, also in a transaction, and one that takes long."""
+    idle = {"idle_session_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+    return idle | no_transaction_timeout(connection)
+
+
+def no_timeouts(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Return the settings for a session that nothing is to end or to hurry."""
+    return {"lock_timeout": "0", "statement_timeout": "0"} | no_idle_timeouts(connection)
+
+
+def look_up(connection: BaseDatabaseWrapper, *names: str) -> dict[str, str]:
+    """Return these settings as they are in the session now."""
+    with connection.cursor() as cursor:
+        cursor.execute(LOOK_UP, [list(names)])
+        return dict(cursor.fetchall())
+
+
 @contextmanager
 def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[None]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
@@ -99,9 +117,7 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
         with connection.cursor() as cursor:
             cursor.execute(PUT, [local, list(settings), list(settings.values())])
 
-    with connection.cursor() as cursor:
-        cursor.execute(LOOK_UP, [list(values)])
-        before = dict(cursor.fetchall())
+    before = look_up(connection, *values)
     put(values)
     try:
         yield
@@ -136,7 +152,7 @@ def retrying(
         except Exception as error:
             if not retry(error):
                 raise
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+            pause = pause_after(attempt)
             if time.monotonic() - started + pause > patience:
                 raise LockNotObtained(
                     f"Gave up after {attempt} tries in {time.monotonic() - started:.0f} s: "
@@ -146,6 +162,12 @@ def retrying(
             report(attempt, pause, error)
         time.sleep(pause)
     raise AssertionError("count() does not end")
+
+
+def pause_after(attempt: int) -> float:
+    """Return the seconds to wait after that try, from 1 on: twice as many each time, up to a bound, never the same."""
+    doublings = min(attempt - 1, 10)
+    return min(LONGEST_PAUSE, FIRST_PAUSE * float(2**doublings)) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 @contextmanager
@@ -158,19 +180,31 @@ def held(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
     Args:
         report: called at every look that finds the lock taken, with a description of the session that holds it.
     """
-    with connection.cursor() as cursor:
-        while True:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
-            if cursor.fetchone()[0]:
-                break
-            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
-            report(described(cursor.fetchall()))
-            time.sleep(POLL)
+    take(connection, key, report)
     try:
         yield
     finally:
         with suppress(Error), connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+
+def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], object]) -> None:
+    """Take the lock that ``held`` holds."""
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
+            if cursor.fetchone()[0]:
+                return
+            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+            report(described(cursor.fetchall()))
+            time.sleep(POLL)
+
+
+def holders(connection: BaseDatabaseWrapper, key: int) -> list[int]:
+    """Return the process ids of the server's sessions that hold the advisory lock."""
+    with connection.cursor() as cursor:
+        cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+        return [pid for pid, *_ in cursor.fetchall()]
 
 
 def described(sessions: list[Any]) -> str:

@@ -7,13 +7,16 @@ Django's own table says; here stands who applied them, when, and who had to wait
 import getpass
 import os
 import socket
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 from django.db import connections, models
 from django.db.migrations.recorder import MigrationRecorder
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
+from gotong_royong.zero_downtime.journal import Kind
 from gotong_royong.zero_downtime.stages import Key
 
 
@@ -50,6 +53,9 @@ class Run(models.Model):
 
     class Meta:
         db_table = "zero_downtime_run"
+        indexes = [
+            models.Index(fields=["id"], condition=models.Q(status="running"), name="zero_downtime_run_running"),
+        ]
 
     def __str__(self) -> str:
         return f"run {self.pk} ({self.command})"
@@ -85,10 +91,28 @@ class Step(models.Model):
 
     class Meta:
         db_table = "zero_downtime_step"
-        indexes = [models.Index(fields=["app", "name"], name="zero_downtime_step_migration")]
+        indexes = [models.Index(fields=["app", "name", "id"], name="zero_downtime_step_latest")]
 
     def __str__(self) -> str:
         return f"{self.app}.{self.name} {self.direction}"
+
+
+class Effect(models.Model):
+    """What an operation of a step did to the database, written down before and after it: see ``journal``."""
+
+    step = models.ForeignKey(Step, models.CASCADE, related_name="effects")
+    operation = models.IntegerField(help_text="Its number in the migration, from 1.")
+    kind = models.CharField(max_length=10, choices=[(kind.value, kind.value) for kind in Kind])
+    what = models.TextField(blank=True, db_default="", help_text="The statement, or the digest of the operation.")
+    objects_named: "models.JSONField[Any, Any]" = models.JSONField(
+        db_default=models.Value([], models.JSONField()), help_text="The kind, table and name of each that it concerns."
+    )
+
+    class Meta:
+        db_table = "zero_downtime_effect"
+
+    def __str__(self) -> str:
+        return f"operation {self.operation} {self.kind} {self.what}".rstrip()
 
 
 def whoami() -> str:
@@ -155,8 +179,19 @@ def may(privilege: str, model: type[models.Model], alias: str) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def latest_steps(alias: str, *columns: str) -> dict[Key, Any]:
-    """Return the last successful step of each migration that has one; none where no ledger can be read.
+# One look into an index for each, however many steps there are.
+LATEST_STEPS = """(
+    SELECT latest.id FROM unnest(%s::text[], %s::text[]) AS key (app, name)
+    CROSS JOIN LATERAL (
+        SELECT id FROM zero_downtime_step AS step
+        WHERE step.app = key.app AND step.name = key.name AND step.status = 'succeeded'
+        ORDER BY step.id DESC LIMIT 1
+    ) AS latest
+)"""
+
+
+def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, Any]:
+    """Return the last successful step of each of these migrations that has one; none where no ledger can be read.
 
     Args:
         columns: which attributes the steps shall have beside app, name and direction; times cost the most.
@@ -165,8 +200,9 @@ def latest_steps(alias: str, *columns: str) -> dict[Key, Any]:
         return {}
     if not may("SELECT", Step, alias):
         return {}
-    succeeded = Step.objects.using(alias).filter(status=Status.SUCCEEDED).order_by("app", "name", "-pk")
-    rows = succeeded.distinct("app", "name").values_list("app", "name", "direction", *columns, named=True)
+    latest = RawSQL(LATEST_STEPS, [[app for app, _ in keys], [name for _, name in keys]])  # noqa: S611
+    steps = Step.objects.using(alias).filter(pk__in=latest)
+    rows = steps.values_list("app", "name", "direction", *columns, named=True)
     return {(step.app, step.name): step for step in rows}
 
 

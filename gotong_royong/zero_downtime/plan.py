@@ -23,7 +23,7 @@ from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.exceptions import in_full
 from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.stages import Plan, Stage, key_of, stage_of
+from gotong_royong.zero_downtime.stages import Plan, Stage, key_of
 from gotong_royong.zero_downtime.statements import NAME, Statement, split
 from gotong_royong.zero_downtime.states import Move, Rolling
 
@@ -82,7 +82,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     Raises:
         ImpossibleStage: if a migration says a stage that is none.
     """
-    connection, changed, drafts = executor.connection, set[str](), []
+    connection, changed, drafts, stages = executor.connection, set[str](), [], executor.stages_of(plan)
     with _only_looking(connection) as asked:
         befores = _states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
         rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
@@ -104,7 +104,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
             app=migration.app_label,
             name=migration.name,
             direction="down" if backwards else "up",
-            stage=stage_of(migration),
+            stage=stages[key_of(migration)],
             atomic=migration.atomic,
             faked=faked,
             statements=statements,

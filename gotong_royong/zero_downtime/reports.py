@@ -1,7 +1,8 @@
 """How does a run show what it does: in lines, live in a terminal, or as JSON?
 
 A reporter is called with an event and its facts, also by the watchdog's thread, and is a context manager around all
-that a command prints. What can no longer be printed is dropped: a closed pipe must not end a migration.
+that a command prints. It never raises: what the stream cannot encode is written with escapes, and what can no longer be
+printed, because a pipe or a file is closed, is dropped.
 """
 
 import inspect
@@ -53,14 +54,16 @@ class Plain:
         self._sql, self._silence, self._due = "", 0.0, 0.0
 
     def __call__(self, event: str, **facts: Any) -> None:
-        with self._lock, suppress(OSError):
-            getattr(self, event)(**facts)
+        show = getattr(self, event)
+        with self._lock, suppress(Exception):
+            show(**facts)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._close_line()
+        with suppress(Exception):
+            self._close_line()
 
     def waiting(self, whom: str, **_: Any) -> None:
         """Another run is at work."""
@@ -150,7 +153,8 @@ class Live(Plain):
         self._display = ExitStack()
 
     def __exit__(self, *exception: object) -> None:
-        self._display.close()
+        with suppress(Exception):
+            self._display.close()
         super().__exit__(*exception)
 
     def run_started(self, run: int, command: str, steps: int, **_: Any) -> None:
@@ -227,9 +231,9 @@ class Json:
         self._elsewhere.close()
 
     def __call__(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"event": event, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
-        with self._lock, suppress(OSError):
-            self.out.write(line)
+        with self._lock, suppress(Exception):
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self.out.write(json.dumps({"event": event, "at": at, **facts}))
             self.out.flush()
 
 
@@ -238,7 +242,12 @@ Reporter = Plain | Json
 
 
 def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no_color: bool = False) -> Reporter:
-    """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON."""
+    """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON.
+
+    From now on, the stream writes escapes for what it cannot encode.
+    """
+    with suppress(AttributeError, OSError, ValueError):
+        command.stdout.reconfigure(errors="backslashreplace")
     if kind == "json":
         return Json(command)
     if verbosity and is_terminal(command):

@@ -24,12 +24,13 @@ from django.db.models import Model
 from gotong_royong.zero_downtime import catalog, definitions
 from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
 from gotong_royong.zero_downtime.definitions import Doubt, Template, added, on, plain
+from gotong_royong.zero_downtime.effects import DROP_INDEX, JournalingEditor
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 
 logger = logging.getLogger(__name__)
 
 VALIDATE = "ALTER TABLE %s VALIDATE CONSTRAINT %s"
-DROP_INDEX, DROP_INDEX_CONCURRENTLY = "DROP INDEX %s", "DROP INDEX CONCURRENTLY %s"
+DROP_INDEX_CONCURRENTLY = "DROP INDEX CONCURRENTLY %s"
 
 # What Django writes elsewhere than in the sql_… attributes of its editor.
 ADD_EXCLUSION = "ALTER TABLE %(table)s ADD %(constraint)s"
@@ -38,7 +39,7 @@ INLINE_FOREIGN_KEY = re.compile(r' CONSTRAINT "[^"]+" REFERENCES .*', re.DOTALL)
 COLLATION = re.compile(r'(?P<verb>CREATE|DROP) COLLATION (?P<name>"[^"]+")(?P<definition>[^;]*)')
 
 
-class SchemaEditor(DatabaseSchemaEditor):
+class SchemaEditor(JournalingEditor):
     """Django's, whose statements may run again. ``schema_editor_class`` makes it for a connection.
 
     A column that is not as wanted may be so because this migration has run before and alters, renames or removes it
@@ -46,6 +47,8 @@ class SchemaEditor(DatabaseSchemaEditor):
     """
 
     checks: dict[str, tuple[Callable[..., str], list[str]]]
+    careful = True
+    """Whether to look before each statement whether its effect is there."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,14 +61,18 @@ class SchemaEditor(DatabaseSchemaEditor):
         """Run what was put off and raise what was doubted; unlike Django, end the transaction if that fails, too."""
         try:
             if exc_type is None:
-                while self.deferred_sql:
-                    self.execute(self.deferred_sql.pop(0), None)
+                self.run_deferred()
                 for doubt in self._doubts:
                     doubt.complain()
         except BaseException as error:
             super().__exit__(type(error), error, error.__traceback__)
             raise
         super().__exit__(exc_type, exc_value, traceback)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no column is in doubt."""
+        return not self._doubts
 
     def execute(self, sql: Any, params: Any = ()) -> None:
         """Execute the statement, unless its effect is there already.
@@ -75,10 +82,16 @@ class SchemaEditor(DatabaseSchemaEditor):
         """
         if self._rehearsed is not None:
             self._rehearsed.append((sql, params))
-        elif not self.collect_sql and (reason := self._done(sql, params)):
+        elif self._is_to_be_looked_at(sql) and self.touches(sql) and (reason := self._done(sql, params)):
             logger.info("skipped: %s", reason)
+            self.skip(sql, reason)
         else:
             super().execute(sql, params)
+
+    def run_deferred(self) -> None:
+        """Execute the statements that Django puts off until all others are done."""
+        while self.deferred_sql:
+            self.execute(self.deferred_sql.pop(0), None)
 
     def add_field(self, model: type[Model], field: Any) -> None:
         self._adding = model, field
@@ -94,7 +107,7 @@ class SchemaEditor(DatabaseSchemaEditor):
         the foreign key is made that Django does not know to be missing.
         """
         alter = functools.partial(super()._alter_field, model, old_field, new_field, *args)  # type: ignore[misc]
-        if self.collect_sql:
+        if self.collect_sql or not self.careful:
             alter()
             return
         table = self.quote_name(model._meta.db_table)
@@ -115,9 +128,11 @@ class SchemaEditor(DatabaseSchemaEditor):
             super()._delete_composed_index(model, fields, constraint_kwargs, sql)  # type: ignore[misc]
         except ValueError:
             columns = [model._meta.get_field(field).column for field in fields]
-            if self.collect_sql or self._constraint_names(model, columns, **constraint_kwargs):  # type: ignore[attr-defined]
+            if self.collect_sql or not self.careful or self._constraint_names(model, columns, **constraint_kwargs):  # type: ignore[attr-defined]
                 raise
-            logger.info("skipped: the index of %s on %s is already gone", ", ".join(columns), model._meta.db_table)
+            reason = f"the index of {', '.join(columns)} on {model._meta.db_table} is already gone"
+            logger.info("skipped: %s", reason)
+            self.skip(sql, reason)
 
     def _rehearse(self, action: Callable[[], object]) -> list[tuple[Any, Any]]:
         """Return the statements that the action would execute, and their parameters."""
@@ -150,6 +165,8 @@ class SchemaEditor(DatabaseSchemaEditor):
         for statement in statements:
             if statement not in checked:
                 super().execute(*statement)
+            else:
+                self.skip(statement[0], "it is already as wanted")
         return True
 
     def _doubt_again(self, model: Any, field: Any) -> None:
@@ -159,6 +176,10 @@ class SchemaEditor(DatabaseSchemaEditor):
         self._adding, self.deferred_sql = (model, field), put_off
         self._done(*adding)
         self._adding = None
+
+    def _is_to_be_looked_at(self, sql: Any) -> bool:
+        """PostgreSQL says in a transaction what is there or gone already, but for ``DROP INDEX IF EXISTS``."""
+        return not self.collect_sql and (self.careful or self._check(sql) is SchemaEditor._no_index)
 
     def _check(self, sql: Any) -> Callable[..., str] | None:
         return self.checks.get(getattr(sql, "template", ""), (None,))[0]
@@ -339,23 +360,31 @@ def _gone(found: object, kind: str, table: str, name: str = "") -> str:
 MAKING = (SchemaEditor._index, SchemaEditor._constraint, SchemaEditor._foreign_key)
 DROPPING = (SchemaEditor._no_index, SchemaEditor._no_constraint)
 
-# For each check, the parts that it is called with and the attributes of Django's editor that have the templates.
-CHECKS: list[tuple[Callable[..., str], str, str]] = [
-    (SchemaEditor._table, "table", "create_table"),
-    (SchemaEditor._column, "table column", "create_column"),
-    (SchemaEditor._index, "table name", "create_index create_index_concurrently create_unique_index"),
-    (SchemaEditor._constraint, "table name", "create_unique create_check create_pk"),
-    (SchemaEditor._foreign_key, "table name", "create_fk"),
-    (SchemaEditor._altered_column, "table changes", "alter_column"),
-    (SchemaEditor._filled_column, "table column", "update_with_default"),
-    (SchemaEditor._identity, "table column", "add_identity drop_indentity"),
-    (SchemaEditor._renamed_table, "old_table new_table", "rename_table"),
-    (SchemaEditor._renamed_column, "table old_column new_column", "rename_column"),
-    (SchemaEditor._renamed_index, "table old_name new_name", "rename_index"),
-    (SchemaEditor._no_table, "table", "delete_table"),
-    (SchemaEditor._no_column, "table column", "delete_column"),
-    (SchemaEditor._no_index, "table name", "delete_index delete_index_concurrently"),
-    (SchemaEditor._no_constraint, "table name", "delete_constraint delete_check delete_unique delete_pk delete_fk"),
+# For each check, the kind of what a statement makes, changes or drops, the parts of the statement that name it, with
+# which the check is called, and the attributes of Django's editor that have the templates.
+CHECKS: list[tuple[Callable[..., str] | None, str, str, str]] = [
+    (SchemaEditor._table, "table", "table", "create_table"),
+    (SchemaEditor._column, "column", "table column", "create_column"),
+    (SchemaEditor._index, "index", "table name", "create_index create_index_concurrently create_unique_index"),
+    (SchemaEditor._constraint, "constraint", "table name", "create_unique create_check create_pk"),
+    (SchemaEditor._foreign_key, "constraint", "table name", "create_fk"),
+    (SchemaEditor._altered_column, "column", "table changes", "alter_column"),
+    (SchemaEditor._filled_column, "values of column", "table column", "update_with_default"),
+    (SchemaEditor._identity, "identity of column", "table column", "add_identity drop_indentity"),
+    (SchemaEditor._renamed_table, "name of table", "old_table new_table", "rename_table"),
+    (SchemaEditor._renamed_column, "name of column", "table old_column new_column", "rename_column"),
+    (SchemaEditor._renamed_index, "name of index", "table old_name new_name", "rename_index"),
+    (SchemaEditor._no_table, "table", "table", "delete_table"),
+    (SchemaEditor._no_column, "column", "table column", "delete_column"),
+    (SchemaEditor._no_index, "index", "table name", "delete_index delete_index_concurrently"),
+    (
+        SchemaEditor._no_constraint,
+        "constraint",
+        "table name",
+        "delete_constraint delete_check delete_unique delete_pk delete_fk",
+    ),
+    (None, "comment of table", "table", "alter_table_comment"),
+    (None, "comment of column", "table column", "alter_column_comment"),
 ]
 
 
@@ -377,12 +406,13 @@ def schema_editor_class(base: type[DatabaseSchemaEditor]) -> type[SchemaEditor]:
         return base
     plain = {name: getattr(base, name) for name in dir(base) if name.startswith("sql_")}
     templates = {name: Template(template) for name, template in plain.items() if isinstance(template, str)}
-    checks: dict[str, tuple[Callable[..., str], list[str]]]
-    checks = {
-        templates[f"sql_{attribute}"]: (check, parts.split())
-        for check, parts, attributes in CHECKS
+    found = [
+        (templates[f"sql_{attribute}"], check, kind, parts.split())
+        for check, kind, parts, attributes in CHECKS
         for attribute in attributes.split()
         if f"sql_{attribute}" in templates
-    }
-    checks[ADD_EXCLUSION] = SchemaEditor._constraint, ["table"]
-    return type("SchemaEditor", (SchemaEditor, base), {**templates, "checks": checks})
+    ]
+    found.append((Template(ADD_EXCLUSION), SchemaEditor._constraint, "constraint", ["table"]))
+    checks = {template: (check, parts) for template, check, _, parts in found if check}
+    kinds = {template: (kind, parts) for template, _, kind, parts in found}
+    return type("SchemaEditor", (SchemaEditor, base), {**templates, "checks": checks, "kinds": kinds})

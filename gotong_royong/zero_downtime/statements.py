@@ -17,6 +17,8 @@ from psycopg.sql import Composable
 from sqlparse import tokens as kinds
 from sqlparse.lexer import Lexer
 
+from gotong_royong.zero_downtime.journal import Object
+
 LEXER = Lexer()
 LEXER.clear()  # type: ignore[no-untyped-call]
 LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
@@ -38,6 +40,7 @@ SEVERAL = re.compile(r";\s*\S")  # is found in every string of several statement
 MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|ABORT)\b", re.IGNORECASE)
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
 TEXT = re.compile(r"(?:E?'|(\$\w*\$))([\s\S]*)(?:'|\1)", re.IGNORECASE)
 COMMENT_MARK = re.compile(r"/\*|\*/")
 
@@ -71,6 +74,19 @@ SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
 CONDITION = re.compile(
     r"\b(?:CREATE|DROP|ALTER|ADD|RENAME) (?P<kind>(?:(?!ADD|DROP|RENAME)[A-Z]+ )*?)IF (?P<missing>NOT )?EXISTS "
     rf"(?:ONLY )?(?P<name>{NAME})(?: ON (?:ONLY )?(?P<table>{NAME}))?"
+)
+KIND = (
+    r"(?P<kind>(?:FOREIGN )?TABLE|INDEX|(?:MATERIALIZED )?VIEW|SEQUENCE|SCHEMA|EXTENSION|TYPE|DOMAIN|FUNCTION|PROCEDURE"
+    r"|AGGREGATE|TRIGGER|POLICY|RULE|COLLATION|STATISTICS)"
+)
+MADE = re.compile(
+    rf"CREATE (?:(?:UNIQUE|TEMP|TEMPORARY|UNLOGGED|RECURSIVE|CONSTRAINT) )*{KIND} (?:CONCURRENTLY )?(?:IF NOT EXISTS )?"
+    rf"(?!ON |\()(?P<names>{NAME})"
+)
+DROPPED = re.compile(rf"DROP {KIND} (?:CONCURRENTLY )?(?:IF EXISTS )?(?P<names>{NAME}(?: , {NAME})*)")
+ADDED_OR_DROPPED = re.compile(
+    rf"(?:ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
+    rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 NO_KIND = {"UNIQUE", "CONCURRENTLY", "TEMP", "TEMPORARY", "UNLOGGED", "RECURSIVE", "GLOBAL", "LOCAL"}
 
@@ -189,6 +205,29 @@ class Statement:
         return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
 
     @property
+    def objects(self) -> list[Object]:
+        """What it makes or drops, if it says that of all it does; names that need no quotes have none."""
+        if self.verb == "ALTER":
+            return self._altered_parts()
+        found = (
+            (MADE if self.verb == "CREATE" else DROPPED).match(self.outline)
+            if self.verb in {"CREATE", "DROP"}
+            else None
+        )
+        if found is None:
+            return []
+        return [Object(found["kind"].lower(), "", self._plain(name)) for name in found["names"].split(" , ")]
+
+    def _altered_parts(self) -> list[Object]:
+        outline = self._outline_outside_brackets.removesuffix(" ;")
+        if not (altered := ALTERED.match(outline)):
+            return []
+        actions = [ADDED_OR_DROPPED.match(action) for action in outline[altered.end() :].split(" , ")]
+        table = self._plain(altered["table"])
+        parts = [Object((one["kind"] or "column").lower(), table, self._plain(one["name"])) for one in actions if one]
+        return parts if len(parts) == len(actions) else []
+
+    @property
     def columns_set(self) -> list[tuple[str, str]]:
         """The table and each column that an UPDATE sets, without their quotes and the schema."""
         if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
@@ -213,6 +252,10 @@ class Statement:
         kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
         table = found["table"] or ("" if kind == "TABLE" else altered)
         return Condition(kind, self.written(found["name"]), self.written(table), not found["missing"])
+
+    def _plain(self, outlined: str) -> str:
+        name = self.written(outlined)
+        return name[1:-1] if NEEDS_NO_QUOTES.fullmatch(name) else name
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
@@ -262,6 +305,12 @@ def pieces(sql: str) -> list[str]:
         alone = any(one.is_patient for one in statements) and not any(one.leans_on_others for one in statements)
         cut += texts if alone else ["".join(texts)]
     return cut
+
+
+def objects(sql: str) -> tuple[Object, ...]:
+    """Return what the string makes or drops; nothing if any of its statements does not say that."""
+    each = [statement.objects for statement in split(sql)]
+    return tuple(object for objects in each for object in objects) if all(each) else ()
 
 
 def is_patient(sql: str) -> bool:

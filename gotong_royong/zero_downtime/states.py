@@ -6,7 +6,7 @@ operation gets an excerpt of it before and after, whose few models are rendered 
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -64,13 +64,11 @@ class Rolling:
                 moves.append((operation, *self.step(operation, app)))
         return moves
 
-    def apply(self, migration: Migration, editor: Any) -> None:
-        """Apply the migration as ``Migration.apply`` does, but for the excerpts."""
-        for operation in migration.operations:
-            before, after = self.step(operation, migration.app_label)
-            own = operation.atomic or (migration.atomic and operation.atomic is not False)
-            with atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext():
-                operation.database_forwards(migration.app_label, editor, before, after)
+    def perform(self, operation: Operation, migration: Migration, editor: Any) -> None:
+        """Carry out an operation of the migration as ``Migration.apply`` does, but for the excerpts."""
+        before, after = self.step(operation, migration.app_label)
+        with transaction_of(operation, migration, editor):
+            operation.database_forwards(migration.app_label, editor, before, after)
 
     def snapshot(self) -> "Rolling":
         """Return what is here now, and does not roll on."""
@@ -114,7 +112,8 @@ class Rolling:
     def _excerpt(self, keys: set[ModelKey]) -> ProjectState:
         models = {key: self._excerpt_of_model(key, keys) for key in self.state.models if key in keys}
         needed = keys.union(*(self._references[key] for key in keys))
-        return ProjectState(models, self.state.real_apps & {app for app, _ in needed})
+        real_apps = {app for app, _ in needed} if len(models) < len(self.state.models) else self.state.real_apps
+        return ProjectState(models, self.state.real_apps & real_apps)
 
     def _around(self, own: set[ModelKey]) -> set[ModelKey]:
         """Return the models and those that point to them; also to these, where it is to a key that points on."""
@@ -147,6 +146,12 @@ class Rolling:
                 if model.options.get("order_with_respect_to") == name:
                     del model.options["order_with_respect_to"]
         return model
+
+
+def transaction_of(operation: Operation, migration: Migration, editor: Any) -> AbstractContextManager[Any]:
+    """Open a transaction if Django gives the operation one of its own."""
+    own = operation.atomic or (migration.atomic and operation.atomic is not False)
+    return atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext()
 
 
 def with_inner(*operations: Operation) -> Iterator[Operation]:

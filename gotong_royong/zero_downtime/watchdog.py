@@ -17,26 +17,35 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, counted, summary
-from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, described
+from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, look_up, no_timeouts
 
 Report = Callable[..., object]
 """Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
 
 INTERVAL = 0.02  # seconds between two looks
+BREAK = 0.5  # of the budget, for which nobody has waited when the next one who does is counted anew
 WORTH_SAYING = 0.5  # seconds after which a statement is told of, and between two words on its progress
 
-# Sessions that wait for us, and ours if it waits: https://www.postgresql.org/docs/current/view-pg-locks.html.
-# A waiting session's row has no start in its first moment.
-WAITING = """
+OURS = ["migrate", "migrate: ledger", "migrate: watchdog"]
+BACKFILL = "backfill"
+
+# Who waits for a lock, and whether as somebody who reads or writes: not to vacuum, to analyze or to build an index, and
+# not as one of ours. While no statement runs, one of ours that waits would wait for ever, so it counts.
+# A waiting session's row has no start in its first moment: https://www.postgresql.org/docs/current/view-pg-locks.html
+WAITING = r"""
     SELECT pid, extract(epoch FROM clock_timestamp() - coalesce(waitstart, clock_timestamp()))::float8,
-           extract(epoch FROM waitstart)::float8, relation::regclass::text, mode,
-           CASE WHEN pid = %(us)s THEN pg_blocking_pids(pid) END
-    FROM pg_locks WHERE NOT granted AND (pid = %(us)s OR %(us)s = ANY(pg_blocking_pids(pid)))
+           extract(epoch FROM waitstart)::float8, relation::regclass::text, mode, pg_blocking_pids(pid),
+           NOT (mode = 'ShareUpdateExclusiveLock' OR locktype = 'virtualxid' OR coalesce(
+               backend_type = 'autovacuum worker' OR application_name = %(backfill)s
+               OR (%(busy)s AND application_name = ANY(%(ours)s))
+               OR query ~* '^(\s|--[^\n]*\n|/\*.*?\*/)*(VACUUM|ANALY[SZ]E)\M', false)),
+           (SELECT virtualtransaction FROM pg_locks WHERE pid = %(us)s AND locktype = 'virtualxid' AND granted LIMIT 1)
+    FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) WHERE NOT granted
 """
 
 OUR_LOCK = """
     SELECT mode FROM pg_locks
-    WHERE pid = %(us)s AND granted AND relation = to_regclass(%(table)s)
+    WHERE pid = %(us)s AND granted AND relation::regclass::text = %(table)s
     ORDER BY array_position(%(modes)s, mode) DESC LIMIT 1
 """
 
@@ -56,7 +65,10 @@ class Wait(NamedTuple):
     since: float | None
     table: str | None
     mode: str
-    blockers: list[int] | None
+    blockers: list[int]
+    is_a_user: bool
+    transaction: str | None
+    """Ours."""
 
 
 @dataclass
@@ -85,7 +97,7 @@ class Blocked:
 
 
 class Watchdog(threading.Thread):
-    """Watches one session, from the first ``with`` until its end.
+    """Watches the session of a connection, from the first ``with`` until its end.
 
     Args:
         connection: whose session is watched. The watchdog opens one of its own with the same parameters.
@@ -98,7 +110,8 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.budget, self.queue_budget, self.report = budget, queue_budget, report
         self.watched = connection
-        self.us: int = connection.connection.info.backend_pid
+        self.follow()
+        self._names = look_up(connection, "search_path")
         self.session = self._open()
         self.blocked = Blocked()
         self.statement, self.is_patient = "", False
@@ -107,6 +120,8 @@ class Watchdog(threading.Thread):
         self.gave_way = False
         """Whether it was canceled only to let others pass, and is to be tried again."""
         self.blockers: list[int] = []
+        self._kept: dict[str | None, tuple[float, float]] = {}
+        self._transaction: str | None = None
         self._busy_since: float | None = None
         self._say_at = 0.0
         self._canceled_at: float | None = None
@@ -120,6 +135,10 @@ class Watchdog(threading.Thread):
         self._ended.set()
         self.join()
         self.session.close()
+
+    def follow(self) -> None:
+        """Watch the session that the connection has now."""
+        self.us: int = self.watched.connection.info.backend_pid
 
     def new_step(self) -> Blocked:
         """Forget the last step's waits and verdict; return where this one's will be."""
@@ -151,11 +170,16 @@ class Watchdog(threading.Thread):
                     self.look()
                 except psycopg.Error as error:
                     self._look_again(error)
+                except Exception as error:  # noqa: BLE001 - a reporter's, say
+                    self._end_with(Unwatched.failed(summary(error)))
 
     def _open(self) -> "psycopg.Connection[Any]":
+        """Open a session that calls tables as the watched one does, under the role that may cancel its statements."""
         parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
         session: psycopg.Connection[Any] = self.watched.get_new_connection(parameters)
         session.autocommit = True
+        settings = no_timeouts(self.watched) | self._names
+        session.execute(PUT, [False, list(settings), list(settings.values())])
         return session
 
     def _look_again(self, error: psycopg.Error) -> None:
@@ -164,29 +188,50 @@ class Watchdog(threading.Thread):
             self.session.close()
             self.session = self._open()
         except (psycopg.Error, Error) as refusal:
-            self.verdict = Unwatched(summary(error), summary(refusal))
-            if watched := self.watched.connection:  # Django lets go of one that it has found lost
-                with suppress(psycopg.Error):
-                    watched.cancel_safe(timeout=self.budget)
+            self._end_with(Unwatched.lost(summary(error), summary(refusal)))
+
+    def _end_with(self, verdict: ZeroDowntimeError) -> None:
+        """End the running statement, past the watchdog's own session."""
+        self.verdict = verdict
+        if watched := self.watched.connection:  # Django lets go of one that it has found lost
+            with suppress(psycopg.Error):
+                watched.cancel_safe(timeout=self.budget)
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""
-        rows = [Wait(*row) for row in self.session.execute(WAITING, {"us": self.us})]
+        values = {"us": self.us, "ours": OURS, "backfill": BACKFILL, "busy": bool(self.statement)}
+        rows = [Wait(*row) for row in self.session.execute(WAITING, values)]
         ours = [wait for wait in rows if wait.pid == self.us]
-        others = [wait for wait in rows if wait.pid != self.us]
+        users = [wait for wait in behind(self.us, rows) if wait.is_a_user]
         for wait in ours:
             self.blocked.lock_waits[wait.since] = wait.seconds
             self.blockers = wait.blockers or self.blockers
-        for wait in others:
+        for wait in users:
             self.blocked.waits[wait.pid, wait.since] = wait.seconds
-        longest = max(others, key=lambda wait: wait.seconds, default=None)
-        if longest and longest.seconds > self.budget:
-            self._cancel(longest, len(others))
-        elif longest and ours and longest.seconds > self.queue_budget and not self.is_patient:
+        kept_out = self._kept_out(users)
+        if kept_out > self.budget:
+            self._cancel(users, kept_out)
+        elif ours and kept_out > self.queue_budget and not self.is_patient:
             self.gave_way = True
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
         elif self.statement and time.monotonic() > self._say_at:
             self._say_progress(waits=bool(ours))
+
+    def _kept_out(self, users: list[Wait]) -> float:
+        """Return for how many seconds our transaction has kept anybody out of a table or of rows, without a break.
+
+        Those who give up and come again, or come in turns, wait for as long as one who stays.
+        """
+        now, longest = time.monotonic(), 0.0
+        if users and users[0].transaction != self._transaction:
+            self._kept, self._transaction = {}, users[0].transaction
+        for wait in users:
+            since, last = self._kept.get(wait.table, (now, 0.0))
+            began = now - wait.seconds
+            since = min(since, began) if now - last < BREAK * self.budget else began
+            self._kept[wait.table] = since, now
+            longest = max(longest, now - since)
+        return longest
 
     def _say_progress(self, *, waits: bool) -> None:
         self._say_at = time.monotonic() + WORTH_SAYING
@@ -194,26 +239,28 @@ class Watchdog(threading.Thread):
         whom = self.whom_we_wait_for() if waits else ""
         self.report("progress", sql=self.statement, phase=phase, percent=percent, whom=whom)
 
-    def _cancel(self, longest: Wait, sessions: int) -> None:
+    def _cancel(self, users: list[Wait], kept_out: float) -> None:
         """Cancel the statement; where none is running and the transaction stays open all the same, end the session."""
         now = time.monotonic()
         if self._canceled_at is None:
             self._canceled_at = now
-            self.verdict = BlockedTooLong(self._reason(longest, sessions))
+            self.verdict = BlockedTooLong(self._reason(users, kept_out))
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
         elif now - self._canceled_at > self.budget:
             self._canceled_at = now
             self.session.execute("SELECT pg_terminate_backend(%s)", [self.us])
 
-    def _reason(self, longest: Wait, sessions: int) -> str:
+    def _reason(self, users: list[Wait], kept_out: float) -> str:
+        longest = max(users, key=lambda wait: wait.seconds)
         modes = list(BLOCKS)
         found = self.session.execute(OUR_LOCK, {"us": self.us, "table": longest.table or "", "modes": modes}).fetchone()
         lock = found[0] if found else "its lock"
         blocks = BLOCKS.get(lock, "") or "others"
         where = f"table {longest.table}" if longest.table else "a row"
+        in_turns = f", and somebody at any time for {kept_out:.1f} s" if kept_out > longest.seconds + INTERVAL else ""
         return (
             f"It held {lock} on {where}, which blocks {blocks}: "
-            f"{counted(sessions, 'session')} waited, the longest for {longest.seconds:.1f} s, "
+            f"{counted(len(users), 'session')} waited, the longest for {longest.seconds:.1f} s{in_turns}, "
             f"more than the block budget of {self.budget:g} s. The statement: {' '.join(self.statement.split())[:500]}"
         )
 
@@ -222,3 +269,13 @@ class Watchdog(threading.Thread):
         with suppress(psycopg.Error):
             return described(self.session.execute(BLOCKERS, [self.blockers]).fetchall())
         return ""
+
+
+def behind(us: int, waits: list[Wait]) -> list[Wait]:
+    """Return who waits for us, also behind others who do."""
+    found: set[int] = set()
+    new = {us}
+    while new:
+        new = {wait.pid for wait in waits if not new.isdisjoint(wait.blockers)} - found - {us}
+        found |= new
+    return [wait for wait in waits if wait.pid in found]

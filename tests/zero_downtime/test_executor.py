@@ -255,7 +255,7 @@ class TestLedger:
         with migrated.cursor() as cursor:
             cursor.execute("DROP TABLE auth_group_permissions")
             cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
-        lost = history.lost(migrated, Loader(migrated), history.remembered(migrated.alias))
+        lost = history.lost(migrated, (loader := Loader(migrated)), history.remembered(migrated.alias, loader))
         assert lost == []
         assert ask(migrated, "SELECT to_regclass('auth_group_permissions')") == (None,)
 

@@ -47,7 +47,8 @@ def test_a_role_that_may_not_write_the_ledger(shop, scratch, guest):
         "CommandError: permission denied for table zero_downtime_run. "
         "Use the role that owns the tables, or GRANT this one what it lacks.\n"
     )
-    assert shop.fail("rollback", DATABASE_URL=guest).startswith("CommandError: permission denied for table ")
+    said = shop.fail("rollback", "--yes", "--all", DATABASE_URL=guest)
+    assert said.startswith("CommandError: permission denied for table ")
 
 
 def test_a_role_that_may_read_nothing(shop, scratch, guest):
@@ -69,7 +70,7 @@ def test_a_role_that_does_not_own_the_table(shop, scratch, guest):
     said = shop.fail("migrate", DATABASE_URL=guest)
     assert said == (
         "StepFailed: shop.0002_size failed in operation 1 of 1: ProgrammingError: must be owner of table items\n"
-        "Nothing of it is left. Migrate as the role that owns it, or GRANT this one what it lacks.\n"
+        "Nothing of it is left. Migrate again as the role that owns it, or GRANT this one what it lacks.\n"
     )
     run = Run.objects.using(scratch.alias).latest("pk")
     assert (run.status, run.steps.get().status) == ("failed", "failed")

@@ -7,13 +7,13 @@ import gotong_royong.zero_downtime
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
-    {"conf", "exceptions", "stages"},
-    {"statements", "locks", "catalog", "definitions", "schema", "watchdog", "guard"},
+    {"conf", "exceptions", "journal"},
+    {"statements", "stages", "locks", "catalog", "definitions", "effects", "schema", "watchdog", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
-    {"rollback", "executor", "plan", "backups"},
+    {"rollback", "undo", "progress", "executor", "plan", "backups", "signals"},
     {"apps", "management", "reports", "tasks", "admin"},
 ]
 

@@ -64,6 +64,11 @@ def migrate(database, *target, **options):
     call_command("migrate", "sessions", *target, database=database.alias, verbosity=0, **options)
 
 
+def edited(database):
+    loader = MigrationLoader(database)
+    return history.edited(loader, history.remembered(database.alias, loader))
+
+
 @pytest.fixture
 def show(scratch, capsys):
     def shown(*apps, **options):
@@ -123,9 +128,7 @@ def test_an_edited_file_is_marked_and_explained(scratch, package, show):
     assert explained.startswith("Edited since they were applied here: sessions.first. ")
     assert "makemigrations" in explained
     assert show("auth")[-1].startswith(" [ ] ")
-    assert history.edited(MigrationLoader(scratch), history.remembered(scratch.alias)) == [
-        MigrationLoader(scratch).graph.nodes["sessions", "first"]
-    ]
+    assert edited(scratch) == [MigrationLoader(scratch).graph.nodes["sessions", "first"]]
 
 
 def test_many_edited_files_are_counted(scratch, package):
@@ -138,7 +141,7 @@ def test_a_file_that_is_gone_is_not_an_edited_one(scratch, package, show):
     migrate(scratch)
     package.remove("second")
     assert [line.split("  ")[0] for line in show()] == ["sessions", " [X] first"]
-    assert history.edited(MigrationLoader(scratch), history.remembered(scratch.alias)) == []
+    assert edited(scratch) == []
 
 
 def test_what_was_squashed(scratch, package, show):
@@ -173,9 +176,9 @@ def test_a_step_that_was_taken_back_is_not_the_one_that_applied_it(scratch, pack
 def test_without_a_ledger(scratch, package, show):
     migrate(scratch)
     with scratch.cursor() as cursor:
-        cursor.execute("DROP TABLE zero_downtime_step")
+        cursor.execute("DROP TABLE zero_downtime_effect, zero_downtime_step")
     assert show() == ["sessions", " [X] first", " [X] second"]
-    assert history.edited(MigrationLoader(scratch), history.remembered(scratch.alias)) == []
+    assert edited(scratch) == []
 
 
 def test_a_ledger_that_may_not_be_read(scratch, package, show):

@@ -13,7 +13,7 @@ from django.db.migrations.state import ModelState, ProjectState
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.states import Rolling
 from tests.bench.synthetic import write_project
-from tests.test_migrations import GRAPH
+from tests.test_migrations import GRAPH, look
 
 ID = models.BigAutoField(primary_key=True)
 
@@ -115,25 +115,17 @@ def test_a_snapshot_does_not_roll_on():
     assert fields == {"then": {"id": None, "author": "Author"}, "now": {"id": None, "author": "Writer", "title": None}}
 
 
-def test_a_migration_that_applies_itself_in_its_own_way_between_others(scratch):
+def test_a_migration_that_applies_itself_in_its_own_way_between_others(shop, scratch):
     """What it changes in the state, it changes behind the back of what rolls on."""
-
-    class Own(migrations.Migration):
-        def apply(self, project_state, schema_editor, collect_sql=False):
-            return super().apply(project_state, schema_editor, collect_sql)
-
-    def field(model, name):
-        return migrations.AddField(model, name, models.TextField(null=True))
-
-    steps = [
-        (migrations.Migration, field("Book", "title")),
-        (Own, migrations.CreateModel("Publisher", [("id", ID)])),
-        (migrations.Migration, field("Publisher", "name")),
-    ]
-    executor, state = Executor(scratch), library()
-    with scratch.schema_editor(collect_sql=True) as editor:
-        for number, (kind, operation) in enumerate(steps):
-            migration = type("Migration", (kind,), {"operations": [operation]})(f"{number}", "library")
-            state = executor._apply(state, migration, editor)
-    said = [sql for sql in editor.collected_sql if not sql.startswith("--")]
-    assert [sql.split('"')[1] for sql in said] == ["library_book", "library_publisher", "library_publisher"]
+    own = (
+        "def apply(self, project_state, schema_editor, collect_sql=False):\n"
+        "        return super().apply(project_state, schema_editor, collect_sql)"
+    )
+    identity = '("id", models.BigAutoField(primary_key=True))'
+    shop.write("0002_book", f'migrations.CreateModel("Book", [{identity}])')
+    shop.write("0003_publisher", f'migrations.CreateModel("Publisher", [{identity}])', own)
+    shop.write("0004_name", 'migrations.AddField("Publisher", "name", models.TextField(null=True))')
+    shop.succeed("migrate")
+    assert {"shop_book | id | bigint | True | None", "shop_publisher | name | text | False | None"} <= set(
+        look(scratch)["columns"]
+    )

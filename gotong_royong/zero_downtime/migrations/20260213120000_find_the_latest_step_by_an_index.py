@@ -1,0 +1,28 @@
+from django.db import migrations, models
+
+from gotong_royong.zero_downtime.operations import IgnoreRules
+
+
+class Migration(migrations.Migration):
+
+    atomic = False
+
+    dependencies = [
+        ('zero_downtime', '20260213000000_create_zero_downtime_steered_table_and_try_again'),
+    ]
+
+    operations = [
+        IgnoreRules('E103', 'W411', reason='Only runs write the ledger, one at a time, and it is this run that waits.'),
+        migrations.AddIndex(
+            model_name='step',
+            index=models.Index(fields=['app', 'name', 'id'], name='zero_downtime_step_latest'),
+        ),
+        migrations.RemoveIndex(
+            model_name='step',
+            name='zero_downtime_step_migration',
+        ),
+        migrations.AddIndex(
+            model_name='run',
+            index=models.Index(condition=models.Q(('status', 'running')), fields=['id'], name='zero_downtime_run_running'),
+        ),
+    ]

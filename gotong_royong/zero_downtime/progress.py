@@ -1,0 +1,130 @@
+"""How does one step of a run go: which try is it, whom did it keep waiting, and how did it end?
+
+It is told to whoever watches the run as it happens, and written into the ledger.
+"""
+
+import time
+import traceback
+from typing import Any
+
+from django.db.migrations import Migration
+
+from gotong_royong.zero_downtime import ledger, locks, models
+from gotong_royong.zero_downtime.exceptions import EditedHalfway, StepFailed, ZeroDowntimeError, in_full
+from gotong_royong.zero_downtime.guard import Guard
+from gotong_royong.zero_downtime.journal import Journal, Past, digest
+from gotong_royong.zero_downtime.loader import file_of
+from gotong_royong.zero_downtime.models import Status, Step
+from gotong_royong.zero_downtime.stages import Stage, key_of
+from gotong_royong.zero_downtime.undo import Left, is_half_done
+
+
+class Progress:
+    """One migration of a run in one direction, from its beginning.
+
+    Args:
+        number, of: which step of how many it is.
+        faked: whether it is only recorded.
+    """
+
+    def __init__(
+        self,
+        steps: ledger.Steps,
+        guard: Guard,
+        migration: Migration,
+        direction: Step.Direction,
+        *,
+        stage: Stage,
+        faked: bool,
+        number: int,
+        of: int,
+    ) -> None:
+        self.steps, self.guard, self.migration, self.direction, self.faked = steps, guard, migration, direction, faked
+        self.is_up = direction == Step.Direction.UP
+        self.again = "migrate again" if self.is_up else "roll back again"
+        self.tries = 0
+        self.used = False
+        """Whether a try has used the state of the models."""
+        self.left: list[Left] = []
+        """What its way back leaves."""
+        self.careful = not migration.atomic
+        """Whether to look before each statement whether it is done already: a transaction leaves nothing half done."""
+        self._who: dict[str, Any] = {
+            "app": migration.app_label,
+            "name": migration.name,
+            "direction": direction.value,
+            "number": number,
+            "of": of,
+        }
+        guard.report("step_started", **self._who, stage=stage.value, faked=faked)
+        past = Past() if migration.atomic or not self.is_up else ledger.past(steps.alias, key_of(migration))
+        self.journal = Journal(
+            steps.note, steps.run.pk, at_once=not migration.atomic, past=Past() if past.complete else past
+        )
+        steps.begin(migration, direction, faked=faked)
+        self._blocked, self._started = guard.watchdog.new_step(), time.monotonic()
+
+    @property
+    def where(self) -> str:
+        """In which operation it is, for a sentence."""
+        number = self.journal.number
+        return f" in operation {number} of {len(self.migration.operations)}" if self.is_up and number else ""
+
+    def end(self, status: Status, error: str = "") -> None:
+        """Say how it ended."""
+        blocked = self._blocked
+        facts = {
+            "tries": self.tries,
+            "lock_wait": blocked.lock_wait,
+            "longest_blocked": blocked.longest,
+            "total_blocked": blocked.total,
+            "blocked_sessions": blocked.sessions,
+        }
+        self.steps.end(status, error, facts)
+        seconds = time.monotonic() - self._started
+        self.guard.report("step_finished", **self._who, status=status.value, seconds=seconds, error=error, **facts)
+
+    def end_unless_committed(self, status: Status, error: str) -> None:
+        """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
+        ledger.awake(self.steps.alias)
+        is_done = models.is_done(self.steps.alias, key_of(self.migration), self.direction)
+        self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
+
+    def refuse_edited(self) -> None:
+        """Make sure that the operations that an earlier run has done are still those of the file.
+
+        Raises:
+            EditedHalfway: if one is not.
+        """
+        for number, told in sorted(self.journal.told.items()):
+            known = self.migration.operations[number - 1 : number]
+            if told.ended and told.digest and not (known and digest(known[0]) == told.digest):
+                raise EditedHalfway(
+                    f"Run {told.run} has done operation {number} of {self.migration}, and by now the file says "
+                    "something else there. Put that operation back into the file, and bring the change in a new one."
+                )
+
+    @property
+    def what_is_left(self) -> str:
+        """Say what there is of it after it has failed."""
+        if self.migration.atomic:
+            return "Nothing of it is left."
+        if not is_half_done(self.migration, self.journal.told):
+            return "It is not atomic, but it had done nothing yet."
+        return f"It is not atomic, so what it did before that stays; {self.again} goes on from there."
+
+    def explained(self, error: Exception, left: str) -> ZeroDowntimeError:
+        """Say what failed where, what is ``left`` of it, and what to do."""
+        migration, where = self.migration, self.where
+        if isinstance(error, ZeroDowntimeError):
+            return error.saying(f"{migration} was stopped{where}. {error}\n{left}".rstrip())
+        sentence = f"{migration} failed{where}: {in_full(error)}"
+        if locks.is_lost(error):
+            return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, {self.again}.")
+        if locks.sqlstate(error) == locks.NOT_ALLOWED:
+            advice = f"{self.again.capitalize()} as the role that owns it, or GRANT this one what it lacks."
+            return StepFailed(f"{sentence}\n{' '.join(filter(None, [left, advice]))}")
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]
+        place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
+        advice = f"Mend it and {self.again}; --traceback shows where it came from."
+        return StepFailed(f"{sentence}{place}\n{' '.join(filter(None, [left, advice]))}")

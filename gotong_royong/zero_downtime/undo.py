@@ -1,0 +1,159 @@
+"""How is exactly what a migration did taken back, and what of it stays?
+
+The journal tells what was done. What was there before is left alone, and what was never begun is not taken back. Of an
+operation that came to no end only what its statements made can be: what Python has done, nobody knows.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from django.db import ProgrammingError
+from django.db.migrations import Migration
+from django.db.migrations.operations import AddField, CreateModel, DeleteModel, RemoveField, RunPython, RunSQL
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.exceptions import NotUndoable
+from gotong_royong.zero_downtime.journal import Journal, Object, Past, Told
+from gotong_royong.zero_downtime.operations import RunBackfill
+from gotong_royong.zero_downtime.schema import SchemaEditor
+from gotong_royong.zero_downtime.states import Move, Rolling, transaction_of, with_inner
+
+# What PostgreSQL says where the table, the column or another object is not there.
+GONE = {"42P01", "42703", "42704"}
+
+
+class Left(NamedTuple):
+    """What a way back leaves: something of ``ours`` that stays or does not come back, or what was so before us."""
+
+    text: str
+    ours: bool = True
+
+
+def runs_code(operation: Operation) -> bool:
+    """Whether the operation does more than to send statements through the schema editor, as far as is known."""
+    return not all(
+        one.reduces_to_sql and type(one).__module__.startswith(("django.", "gotong_royong.zero_downtime."))
+        for one in with_inner(operation)
+    )
+
+
+def has_own_reverse(operation: Operation) -> bool:
+    """Whether only its author knows what the operation's way back does."""
+    return runs_code(operation) or any(isinstance(one, RunSQL) for one in with_inner(operation))
+
+
+def is_half_done(migration: Migration, past: Past) -> bool:
+    """Whether something of a migration that failed may be there: none, if it is a transaction."""
+    begun = [migration.operations[number - 1 : number] for number in past]
+    return not migration.atomic and (
+        any(told.statements for told in past.values()) or any(runs_code(one) for (one,) in filter(None, begun))
+    )
+
+
+def refuse_irreversible(migration: Migration, past: Past) -> None:
+    """Pass if each operation that has come to its end has a way back.
+
+    Raises:
+        NotUndoable: names the one that has none.
+    """
+    for number, operation in enumerate(migration.operations, 1):
+        told = past.of(number)
+        if told and told.ended and not told.did_nothing and not operation.reversible:
+            raise NotUndoable(
+                f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
+                "Give it a reverse_sql or reverse_code, or restore a backup."
+            )
+
+
+def take_back(
+    migration: Migration, state: ProjectState, editor: SchemaEditor, journal: Journal, past: Past, run: int | None
+) -> Iterator[Left]:
+    """Go back over the operations of the migration, newest first; yield what is left.
+
+    Args:
+        state: the models before the migration.
+        journal: is told what is taken back.
+        past: what was done. What is taken back in no transaction is struck out.
+        run: whose work to take back; None for everybody's.
+    """
+    rolling = Rolling(ProjectState(state.clone().models, state.real_apps))
+    moves = [(operation, *rolling.step(operation, migration.app_label)) for operation in migration.operations]
+    for number, move in reversed(list(enumerate(moves, 1))):
+        told = past.of(number)
+        if told is None:
+            continue
+        if run is not None and told.run not in {0, run}:
+            yield Left(f"operation {number} of {migration} stays: run {told.run} did it", ours=False)
+            continue
+        journal.begin(number, move[0])
+        yield from _take_back(migration, move, editor, journal, told)
+        if not migration.atomic:
+            past.taken_back.add(number)
+        journal.end()
+
+
+def _take_back(migration: Migration, move: Move, editor: SchemaEditor, journal: Journal, told: Told) -> Iterator[Left]:
+    operation, before, after = move
+    name = f"{operation.describe()!r} of {migration}"
+    is_code = runs_code(operation)
+    if told.reasons:
+        yield Left(f"left alone, for so it was before {name}: {'; '.join(told.reasons)}", ours=False)
+    if told.did_nothing and not is_code:
+        return
+    if not told.ended and not isinstance(operation, RunBackfill) and (is_code or not operation.reversible):
+        yield Left(f"what {name} did before it failed stays")
+        return
+    editor.may_touch, editor.left_out = _told_to_touch(operation, told), set()
+    try:
+        with transaction_of(operation, migration, editor):
+            operation.database_backwards(migration.app_label, editor, after, before)
+        if not migration.atomic:
+            editor.run_deferred()
+        if told.skipped and isinstance(operation, CreateModel | AddField):
+            editor.drop_parts(told.executed)
+    except ProgrammingError as error:
+        if told.ended or locks.sqlstate(error) not in GONE:
+            raise
+    finally:
+        editor.may_touch = None
+    yield from _not_brought_back(operation, name, told, journal.told[journal.number], editor.left_out)
+
+
+def _not_brought_back(
+    operation: Operation, name: str, told: Told, back: Told, left_out: set[Object | None]
+) -> Iterator[Left]:
+    """Yield what the way back over an operation does not bring back.
+
+    Args:
+        told, back: what the journal tells of the way there and of the way back.
+        left_out: what the way back was not allowed to touch; None for what is not known.
+    """
+    data = sorted(str(object) for object in told.dropped if object.kind in {"table", "column"})
+    for one in with_inner(operation):
+        if (isinstance(one, RunPython) and one.reverse_code is RunPython.noop is not one.code) or (
+            isinstance(one, RunSQL) and one.sql and one.reverse_sql in ("", [])
+        ):
+            yield Left(f"what {name} did stays: its reverse does nothing")
+        elif isinstance(one, DeleteModel | RemoveField | RunSQL) and data:
+            yield Left(f"the data of {', '.join(data)} are gone: {name} dropped them")
+    for object in sorted(told.executed):
+        if object.kind.startswith("TYPE"):
+            yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
+        elif object.kind.startswith("values"):
+            yield Left(f"{object}: where there was NULL, what {name} put there stays")
+        elif object in left_out:
+            yield Left(f"{object} stays as {name} made it: what would change it back concerns more than that")
+        elif object in told.dropped - back.executed and object.kind in {"index", "constraint"}:
+            new = ", ".join(sorted(map(str, back.executed - told.executed)))
+            yield Left(f"{object}, which {name} dropped, is not back under its name{new and f': {new}'}")
+    if None in left_out and isinstance(operation, RunSQL):
+        yield Left(f"what {name} did before it failed stays")
+
+
+def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, ...]], bool] | None:
+    """Return which objects a way back may touch."""
+    if told.ended or isinstance(operation, RunBackfill):
+        return (lambda objects: told.skipped.isdisjoint(objects)) if told.skipped else None
+    return lambda objects: bool(objects) and told.executed.issuperset(objects)

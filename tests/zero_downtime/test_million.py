@@ -1,0 +1,51 @@
+"""Do the commands look up the steps that they ask for, however many the ledger has?"""
+
+import pytest
+from django.core.management import call_command
+
+pytestmark = pytest.mark.once
+
+OLD_RUNS = """
+    WITH old AS (
+        INSERT INTO zero_downtime_run (command, status, who, process, finished_at)
+        SELECT 'migrate', 'succeeded', 'maria@host', 1, now() FROM generate_series(1, 2000) RETURNING id
+    )
+    INSERT INTO zero_downtime_step (run_id, app, name, direction, status, checksum, finished_at)
+    SELECT old.id, step.app, step.name, CASE old.id % 2 WHEN 0 THEN 'up' ELSE 'down' END, 'succeeded', '', now()
+    FROM old CROSS JOIN (SELECT DISTINCT app, name FROM zero_downtime_step LIMIT 20) AS step
+"""
+READ = """
+    SELECT sum(seq_tup_read)::int, sum(idx_tup_fetch)::int FROM pg_stat_user_tables
+    WHERE relname IN ('zero_downtime_run', 'zero_downtime_step')
+"""
+
+
+@pytest.fixture
+def old(scratch):
+    """A ledger of 40,000 steps, half of them up and half down."""
+    call_command("migrate", database=scratch.alias, verbosity=0)
+    with scratch.cursor() as cursor:
+        cursor.execute(OLD_RUNS)
+        cursor.execute("VACUUM ANALYZE zero_downtime_run, zero_downtime_step")
+    return scratch
+
+
+def read(database):
+    """Return how many rows of the ledger were read one after the other, and how many by an index, so far."""
+    with database.cursor() as cursor:
+        is_at_once = database.pg_version >= 150000
+        cursor.execute("SELECT pg_stat_force_next_flush()" if is_at_once else "SELECT pg_sleep(1)")
+        cursor.execute(READ)
+        return cursor.fetchone()
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("migrate", {"verbosity": 0}), ("showmigrations", {}), ("rollback", {"steps": 3, "plan": True})],
+)
+def test_a_few_rows_are_read(old, command, options):
+    one_by_one, by_index = read(old)
+    call_command(command, database=old.alias, **options)
+    after = read(old)
+    assert after[0] == one_by_one
+    assert after[1] - by_index < 1000

@@ -1,0 +1,293 @@
+"""Does nobody wait for a run unseen, whatever becomes of its output, its reporter or its watchdog?"""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import migrations
+
+from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched
+from gotong_royong.zero_downtime.models import Step
+from tests.test_migrations import conninfo, look
+from tests.zero_downtime.load import holding
+from tests.zero_downtime.shop import finish
+from tests.zero_downtime.test_executor import ask, run
+from tests.zero_downtime.test_lost import AT_WORK, BUSY, wait_for
+
+ACCENTED = 'migrations.RunSQL("SELECT pg_sleep(60) /* café */", migrations.RunSQL.noop)'
+ITEMS = "SELECT id FROM items"
+HOLDS = """
+    SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database AND datname = current_database()
+    WHERE locktype = 'advisory' AND classid::int8 = %s AND objid::int8 = %s
+"""
+
+
+@pytest.fixture
+def watcher(scratch):
+    with psycopg.connect(**conninfo(scratch), autocommit=True) as session:
+        yield session
+
+
+@pytest.fixture
+def busy(shop, watcher):
+    """Returns a run that holds items, and sleeps, with a budget of 1 s."""
+
+    def start(*arguments, **environment):
+        shop.write("0002_size", f'column("items", "size"), {ACCENTED}')
+        process = shop.start("migrate", *arguments, **environment)
+        wait_for(watcher, process, BUSY, *AT_WORK)
+        return process
+
+    return start
+
+
+def write_python(shop, name, code, attributes=""):
+    """Write a migration that calls the function ``code`` of this text."""
+    shop.write(name, "migrations.RunPython(code, migrations.RunPython.noop)", attributes)
+    file = shop.migrations / f"{name}.py"
+    file.write_text(f"{code}\n{file.read_text()}")
+
+
+def is_let_in(database):
+    """Read the table that is held; return how long that took, in seconds."""
+    started = time.monotonic()
+    with psycopg.connect(**conninfo(database), autocommit=True) as victim:
+        victim.execute(ITEMS)
+    return time.monotonic() - started
+
+
+def test_an_ascii_terminal_and_an_accent(busy, scratch):
+    process = busy(PYTHONIOENCODING="ascii")
+    while "caf" not in (line := process.stdout.readline()):
+        assert line, finish(process)
+    assert "caf\\xe9" in line
+    assert is_let_in(scratch) < 2
+    done = finish(process)
+    assert done.err.startswith("BlockedTooLong: shop.0002_size was stopped in operation 2 of 2. It held")
+
+
+def test_an_output_that_was_closed(busy, scratch):
+    process = busy()
+    process.stdout.close()
+    time.sleep(3)  # after which something is said of the statement
+    assert is_let_in(scratch) < 2
+    with process.stderr:
+        assert "BlockedTooLong: shop.0002_size" in process.stderr.read()
+    assert process.wait(60) != 0
+
+
+@pytest.mark.parametrize("event", ["progress", "retry"])
+def test_a_reporter_that_raises_ends_the_statement(scratch, event):
+    call_command("migrate", "accounts", database=scratch.alias, verbosity=0)
+
+    def report(what, **facts):
+        if what == event:
+            raise RuntimeError("no more paper")
+
+    slow = "ALTER TABLE users ADD COLUMN points int; SELECT pg_sleep(60)"
+    held = psycopg.connect(**conninfo(scratch))
+    if event == "retry":
+        held.execute("LOCK TABLE users")
+    started = time.monotonic()
+    with held, pytest.raises(Exception, match="no more paper") as caught:
+        run(scratch, *map(migrations.RunSQL, slow.split(";")), report=report)
+    assert time.monotonic() - started < 10
+    assert (event == "retry") is not isinstance(caught.value, Unwatched)
+    assert Step.objects.using(scratch.alias).latest("pk").status == "failed"
+
+
+def test_the_pause_after_any_try_has_a_bound():
+    assert 0.02 < locks.pause_after(1) < 0.1
+    assert all(2.5 <= locks.pause_after(attempt) <= 7.5 for attempt in (9, 1_024, 1_025, 10**6))
+
+
+def test_auto_rollback_undoes_what_was_stopped_by_the_watchdog(shop, scratch):
+    shop.succeed("migrate")
+    before = look(scratch)
+    shop.write("0002_color", 'column("items", "color")')
+    shop.write("0003_size", f'column("items", "size"), {ACCENTED}')
+    with psycopg.connect(**conninfo(scratch), autocommit=True) as session:
+        process = shop.start("migrate", "--auto-rollback")
+        wait_for(session, process, BUSY, *AT_WORK)
+        session.execute(ITEMS)
+    said = finish(process).err
+    assert said.startswith("RolledBack: shop.0003_size was stopped in operation 2 of 2. It held AccessExclusiveLock")
+    assert "Rolled back: shop.0002_color. The database is as it was before run 2 (migrate), if the" in said
+    assert look(scratch) == before
+
+
+CLOSING = {
+    "close": "editor.connection.close()",
+    "close_old_connections": "editor.connection.close_at = 0; close_old_connections()",
+    "ended": "end(editor.connection)",
+}
+PYTHON = """
+from django.db import DatabaseError, close_old_connections, transaction
+
+def end(connection):
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    except DatabaseError:
+        connection.close()
+
+def code(apps, editor):
+    {closing}
+    with editor.connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('application_name')")
+        print("It is", *cursor.fetchone())
+    with transaction.atomic():
+        editor.execute("ALTER TABLE items ADD COLUMN size int")
+        editor.execute("SELECT pg_sleep(60)")
+"""
+
+
+@pytest.mark.parametrize("closing", CLOSING)
+def test_the_watch_follows_the_connection_to_another_session(shop, scratch, watcher, closing):
+    write_python(shop, "0002_size", PYTHON.format(closing=CLOSING[closing]), "atomic = False")
+    process = shop.start("migrate")
+    wait_for(watcher, process, BUSY, *AT_WORK)
+    (held,) = watcher.execute(HOLDS, [locks.AT_WORK >> 32, locks.AT_WORK & 0xFFFFFFFF]).fetchone()
+    assert held == wait_for(watcher, process, BUSY, *AT_WORK)
+    assert is_let_in(scratch) < 2
+    done = finish(process)
+    assert done.err.startswith("BlockedTooLong: shop.0002_size was stopped in operation 1 of 1. It held")
+    assert "It is migrate\n" in done.out
+
+
+TIMEOUTS = ["idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout", "lock_timeout"]
+SLOW = """
+import time
+
+def code(apps, editor):
+    editor.execute("SELECT 1")
+    time.sleep(2)
+"""
+
+
+def test_timeouts_of_the_database_end_no_run(shop, scratch, watcher):
+    """Not while a run idles in a transaction, waits for another run, or builds an index concurrently."""
+    shop.succeed("migrate")
+    newer = ["transaction_timeout"] if scratch.pg_version >= 170000 else []
+    for name in TIMEOUTS + newer:
+        watcher.execute(f"ALTER DATABASE {scratch.alias} SET {name} = '1s'")
+    write_python(shop, "0002_slow", SLOW)
+    index = "CREATE INDEX CONCURRENTLY by_id ON items (id)"
+    shop.write("0003_index", f"migrations.RunSQL({index!r})", "atomic = False")
+    calm = conninfo(scratch) | {"options": " ".join(f"-c {name}=0" for name in TIMEOUTS + newer)}
+    with holding(calm, "LOCK TABLE items IN ROW EXCLUSIVE MODE", 5):
+        first, second = shop.start("migrate"), shop.start("migrate")
+        outputs = [finish(first), finish(second)]
+    assert [done.code for done in outputs] == [0, 0], outputs
+    step = Step.objects.using(scratch.alias).get(name="0003_index")
+    assert (step.tries, step.lock_wait > 1.5) == (1, True)
+
+
+INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS trial ON users (is_staff)"
+IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'trial'::regclass"
+WRITE = "LOCK TABLE users IN ROW EXCLUSIVE MODE"
+READ = "SELECT id FROM users"
+CHANGE = "UPDATE users SET is_staff = false"
+SLEEPS = migrations.RunSQL("SELECT pg_sleep(60)")
+SOMEBODY_WAITS = """
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')
+"""
+ROW = "INSERT INTO users (username, email, password_hash) VALUES ('one', 'one@example.org', '!')"
+
+
+@pytest.fixture
+def users(scratch, settings):
+    settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.5
+    call_command("migrate", "accounts", database=scratch.alias, verbosity=0)
+    return scratch
+
+
+@contextmanager
+def people(database, *statements, name="victim", **settings):
+    """Each begins as soon as somebody waits, and again and again until it has what it wants; yields how they fared."""
+    there = conninfo(database) | {"application_name": name}
+    there["options"] = " ".join(f"-c {setting}={value}" for setting, value in settings.items())
+    over, fared = threading.Event(), []
+
+    def insist(statement):
+        with psycopg.connect(**there, autocommit=True) as session:
+            while not (session.execute(SOMEBODY_WAITS).rowcount or over.wait(0.01)):
+                pass
+            while not over.wait(0.05):
+                try:
+                    session.execute(statement)
+                except psycopg.Error as error:
+                    fared.append(type(error).__name__)
+                else:
+                    fared.append("let in")
+                    return
+
+    threads = [threading.Thread(target=insist, args=[statement]) for statement in statements]
+    for thread in threads:
+        thread.start()
+    try:
+        yield fared
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("VACUUM users", "victim"),
+        ("/* nightly */ VACUUM FULL users", "victim"),
+        ("ANALYZE users", "victim"),
+        ("CREATE STATISTICS by_staff ON is_staff, username FROM users", "victim"),
+        ("BEGIN; LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE; COMMIT", "backfill"),
+    ],
+)
+def test_maintenance_that_waits_for_a_concurrent_build_leaves_it_no_invalid_index(users, statement, name):
+    """Where that holds a snapshot, for which the build waits in turn, that is a deadlock, and the build begins anew."""
+    with people(users, statement, name=name) as fared, holding(conninfo(users), WRITE, 2.0, from_first_wait=True):
+        step = run(users, migrations.RunSQL(INDEX), atomic=False)
+        assert step.blocked_sessions == 0
+        assert ask(users, IS_VALID) == (True,)
+        while not fared:
+            time.sleep(0.01)
+    assert fared == ["let in"]
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "where"),
+    [
+        ("ALTER TABLE users ADD COLUMN points int", READ, "AccessExclusiveLock on table users"),
+        ("UPDATE users SET is_staff = true", CHANGE, "a row|table users"),
+    ],
+)
+def test_users_who_give_up_and_come_again_are_kept_out_no_longer_than_the_budget(users, before, statement, where):
+    with users.cursor() as cursor:
+        cursor.execute(ROW)
+    started = time.monotonic()
+    with people(users, *[statement] * 3, statement_timeout=200) as fared:
+        with pytest.raises(BlockedTooLong, match=f"It held .*({where}).* and somebody at any time for 0\\.[5-9] s"):
+            run(users, migrations.RunSQL(before), SLEEPS)
+        assert time.monotonic() - started < 10
+        while fared.count("let in") < 3:
+            time.sleep(0.01)
+    assert fared.count("QueryCanceled") >= 3
+
+
+def test_users_behind_maintenance_are_kept_out_no_longer_than_the_budget(users):
+    """Who waits for what waits for us waits for us."""
+    with (
+        people(users, "VACUUM FULL users") as fared,
+        people(users, READ) as fared_too,
+        holding(conninfo(users), WRITE, 30) as over,
+    ):
+        with pytest.raises(BlockedTooLong, match="1 session waited"):
+            run(users, migrations.RunSQL(INDEX), atomic=False)
+        over.set()
+        while not (fared and fared_too):
+            time.sleep(0.01)
