@@ -120,7 +120,7 @@ INDEX = """
                SELECT FROM pg_stat_progress_create_index AS building
                LEFT JOIN pg_locks AS l ON l.pid = building.pid AND l.database = building.datid AND l.granted
                     AND l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
-               WHERE building.pid <> pg_backend_pid()
+               WHERE building.pid <> pg_backend_pid() AND building.datname = current_database()
                      AND (building.index_relid = i.indexrelid OR building.relid IS NULL AND l.pid IS NOT NULL)
            ), pg_get_indexdef(i.indexrelid)
     FROM pg_class t
@@ -130,17 +130,22 @@ INDEX = """
     WHERE t.oid = to_regclass(%(table)s)
 """
 
-# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
-LEFT_BY_REINDEX = """
-    WITH meant AS (SELECT to_regclass(%(name)s)::oid AS oid)
-    SELECT format('%%I.%%I', nspname, relname)
-    FROM meant
-    JOIN pg_index i ON indrelid = coalesce((SELECT indrelid FROM pg_index WHERE indexrelid = meant.oid), meant.oid)
-    JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE NOT indisvalid AND indexrelid <> meant.oid AND relname ~ '_cc(new|old)[0-9]*$'
+# Under the names that PostgreSQL chooses: https://www.postgresql.org/docs/current/sql-reindex.html.
+INVALID_TWINS = """
+    WITH indexes AS (
+        SELECT indrelid, indisvalid, format('%%I.%%I', nspname, relname) AS name, relname,
+               ROW(indisunique, substring(pg_get_indexdef(indexrelid) FROM ' USING .*')) AS definition
+        FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE indrelid = coalesce((SELECT indrelid FROM pg_index WHERE indexrelid = to_regclass(%(name)s)),
+                                  to_regclass(%(name)s))
+    )
+    SELECT name FROM indexes
+    WHERE NOT indisvalid AND relname ~ '_(idx|ccnew|ccold)[0-9]*$'
+          AND definition IN (SELECT definition FROM indexes WHERE indisvalid)
           AND NOT EXISTS (
               SELECT FROM pg_locks WHERE pid <> pg_backend_pid() AND granted AND relation = indrelid
-                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (SELECT pid FROM pg_stat_progress_create_index)
+                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (
+                  SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database())
           )
 """
 
@@ -262,9 +267,13 @@ def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | Non
     return Index(*rows[0]) if rows else None
 
 
-def left_by_reindex(connection: BaseDatabaseWrapper, name: str) -> list[str]:
-    """Return the invalid indexes that a failed REINDEX CONCURRENTLY of this index or table left beside it."""
-    return [found for (found,) in _ask(connection, LEFT_BY_REINDEX, name=name)]
+def invalid_twins(connection: BaseDatabaseWrapper, name: str) -> list[str]:
+    """Return the invalid indexes of the table, or of that of the index, that are as a valid one but for their names.
+
+    They were left by failed builds for which PostgreSQL chose the name. While another session is building an index on
+    that table there are none.
+    """
+    return [found for (found,) in _ask(connection, INVALID_TWINS, name=name)]
 
 
 def constraints(connection: BaseDatabaseWrapper, table: str) -> list[Constraint]:

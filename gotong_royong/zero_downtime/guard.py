@@ -115,18 +115,20 @@ class Guard:
             self._in_statement = before
 
     def _build(self, sql: str, execute: Callable[[], Any]) -> Any:
-        """Carry out a patient statement; an index that it builds is not left invalid.
+        """Carry out a patient statement; no index is left invalid that it builds or that it failed to build earlier.
 
         What an earlier build left invalid is dropped before. So is, afterwards, what another session left that was at
-        work on it until then: IF NOT EXISTS passes over it.
+        work on it until then: IF NOT EXISTS passes over it. Where PostgreSQL chooses the name, it chooses another one
+        each time, and what earlier builds left is known by being the same as what is built then.
         """
         statement = statements.Statement(sql)
-        self._drop(catalog.left_by_reindex(self.connection, statement.rebuilds) if statement.rebuilds else [])
         self._drop(self._invalid(statement.build))
         result = execute()
         if invalid := self._invalid(statement.build):
             self._drop(invalid)
             result = execute()
+        if name := statement.builds_unnamed_on:
+            self._drop(catalog.invalid_twins(self.connection, name))
         return result
 
     def _invalid(self, build: statements.Build | None) -> list[str]:

@@ -58,7 +58,10 @@ ONLY_VALIDATES = re.compile(rf"{ALTER_TABLE}VALIDATE CONSTRAINT {NAME}(?: , VALI
 BUILD = re.compile(
     rf"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(?!ON )(?P<name>{NAME}) ON (?:ONLY )?(?P<table>{NAME})"
 )
-REINDEX = re.compile(rf"REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?(?P<name>{NAME})")
+BUILD_UNNAMED = re.compile(
+    r"(?:CREATE (?:UNIQUE )?INDEX CONCURRENTLY ON (?:ONLY )?"
+    rf"|REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?)(?P<name>{NAME})"
+)
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -186,9 +189,9 @@ class Statement:
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
 
     @property
-    def rebuilds(self) -> str:
-        """The name of the index that it builds anew concurrently, or of the table whose indexes; or an empty text."""
-        found = REINDEX.match(self.outline) if self.is_patient else None
+    def builds_unnamed_on(self) -> str:
+        """The table, or an index of it, for which it builds indexes concurrently whose names PostgreSQL chooses."""
+        found = BUILD_UNNAMED.match(self.outline) if self.is_patient else None
         name = self.written(found["name"]) if found else ""
         return "" if "&" in name else name
 
