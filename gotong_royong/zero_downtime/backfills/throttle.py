@@ -19,6 +19,7 @@ from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import counted, summary
 from gotong_royong.zero_downtime.watchdog import BACKFILL, OURS
 
+APPLICATION = BACKFILL
 LOOK_EVERY = 1.0  # seconds
 PAUSE = 0.4  # of the time of a batch, after it
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
