@@ -177,6 +177,8 @@ class Executor(MigrationExecutor):
                 with twice_is_once(self.connection), ledger.unrouted():
                     super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
+            if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
+                raise said from said.__cause__
             user = self.connection.settings_dict["USER"]
             raise NoLedger(
                 f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "

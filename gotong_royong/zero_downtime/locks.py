@@ -33,7 +33,7 @@ BLOCKS = {
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
-NOT_ALLOWED, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25P03", "25P04"
+NOT_ALLOWED, READ_ONLY, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25006", "25P03", "25P04"
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock

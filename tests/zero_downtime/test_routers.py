@@ -53,7 +53,8 @@ class Migration(migrations.Migration):
 @pytest.fixture
 def routed(shop):
     (shop.migrations.parent / "routing.py").write_text(ROUTER)
-    shop.settings(f"{SETTINGS}ZERO_DOWNTIME_POSTGRESQL_PROGRAMS = {str(settings.ZERO_DOWNTIME_POSTGRESQL_PROGRAMS or '')!r} or None")
+    programs = str(settings.ZERO_DOWNTIME_POSTGRESQL_PROGRAMS or "")
+    shop.settings(f"{SETTINGS}ZERO_DOWNTIME_POSTGRESQL_PROGRAMS = {programs!r} or None\n")
     return shop
 
 
