@@ -47,7 +47,8 @@ def test_a_role_that_may_not_write_the_ledger(shop, scratch, guest):
         "CommandError: permission denied for table zero_downtime_run. "
         "Use the role that owns the tables, or GRANT this one what it lacks.\n"
     )
-    assert shop.fail("rollback", DATABASE_URL=guest).startswith("CommandError: permission denied for table ")
+    said = shop.fail("rollback", "--yes", "--all", DATABASE_URL=guest)
+    assert said.startswith("CommandError: permission denied for table ")
 
 
 def test_a_role_that_may_read_nothing(shop, scratch, guest):

@@ -176,7 +176,7 @@ def test_a_step_that_was_taken_back_is_not_the_one_that_applied_it(scratch, pack
 def test_without_a_ledger(scratch, package, show):
     migrate(scratch)
     with scratch.cursor() as cursor:
-        cursor.execute("DROP TABLE zero_downtime_step")
+        cursor.execute("DROP TABLE zero_downtime_effect, zero_downtime_step")
     assert show() == ["sessions", " [X] first", " [X] second"]
     assert edited(scratch) == []
 
