@@ -41,6 +41,9 @@ MEETINGS = 5  # tries to have two connections meet in one session
 RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
 AT_WORK = RUNNER + 1  # held by the session that migrates
 
+# Where a policy would hide rows, PostgreSQL refuses the statement: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+ALL_ROWS = {"row_security": "off"}
+
 # https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
 SESSIONS = """
     SELECT pid, coalesce(nullif(application_name, ''), backend_type), usename, state,
