@@ -104,6 +104,7 @@ ASPECTS = """
 RELATION = "SELECT to_regclass(%(name)s) IS NOT NULL"
 NAMED = {
     **dict.fromkeys(("TABLE", "FOREIGN TABLE", "INDEX", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), RELATION),
+    "VALID INDEX": ("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND indisvalid)"),
     "SCHEMA": "SELECT to_regnamespace(%(name)s) IS NOT NULL",
     "TYPE": "SELECT to_regtype(%(name)s) IS NOT NULL",
     "EXTENSION": "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name)",
