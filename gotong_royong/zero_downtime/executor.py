@@ -160,7 +160,7 @@ class Executor(MigrationExecutor):
                 from gotong_royong.zero_downtime import backups
 
                 self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
-                self.run.save(update_fields=["backup"])
+                self.run.save(using=self.alias, update_fields=["backup"])
             self._at_work = steps, stack.enter_context(guarded(self.connection, self.report))
             return super().migrate(targets, plan, state, fake, fake_initial)
 
@@ -174,9 +174,11 @@ class Executor(MigrationExecutor):
         plan = super().migration_plan(leaves, clean_start=not ledger.exists(self.connection))
         try:
             if plan:
-                with twice_is_once(self.connection):
+                with twice_is_once(self.connection), ledger.unrouted():
                     super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
+            if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
+                raise said from said.__cause__
             user = self.connection.settings_dict["USER"]
             raise NoLedger(
                 f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "

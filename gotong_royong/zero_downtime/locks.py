@@ -33,13 +33,16 @@ BLOCKS = {
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
-NOT_ALLOWED, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25P03", "25P04"
+NOT_ALLOWED, READ_ONLY, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25006", "25P03", "25P04"
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock
 MEETINGS = 5  # tries to have two connections meet in one session
 RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
 AT_WORK = RUNNER + 1  # held by the session that migrates
+
+# Where a policy would hide rows, PostgreSQL refuses the statement: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+ALL_ROWS = {"row_security": "off"}
 
 # https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
 SESSIONS = """
