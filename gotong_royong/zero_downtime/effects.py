@@ -10,7 +10,7 @@ from typing import Any
 from django.db import Error
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
-from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime import catalog, statements
 from gotong_royong.zero_downtime.journal import DROP, Journal, Object
 
 RENAMED = "name of "
@@ -47,6 +47,12 @@ class JournalingEditor(DatabaseSchemaEditor):
         if not self.touches(sql):
             self.left_out.update(objects or {None})
             return
+        there = self._there_already(text)
+        for object, reason in there.items():
+            self.journal.skipped(reason, (object,))
+        if there and there.keys() == set(objects):
+            return
+        objects = tuple(object for object in objects if object not in there)
         before = self._aspects(objects)
         if DROP.search(text):
             self._gone |= self._definitions(objects)
@@ -62,6 +68,31 @@ class JournalingEditor(DatabaseSchemaEditor):
             self._say_remade(self.journal, text, self._gone.keys() & objects)
         if before:
             self._say_unchanged(self.journal, text, before, self._aspects(objects))
+
+    def _there_already(self, sql: str) -> dict[Object, str]:
+        """Return what the SQL does not make, or drop, because it says IF NOT EXISTS, or IF EXISTS; and why."""
+        if "EXISTS" not in sql.upper():
+            return {}
+        found: dict[Object, str] = {}
+        for statement in statements.split(sql):
+            objects, conditions = statement.objects, statement.conditions
+            if len(objects) == len(conditions):
+                for object, condition in zip(objects, conditions, strict=True):
+                    if self._is_there(condition) is not condition.must_exist:
+                        found[object] = f"{object} is already {'gone' if condition.must_exist else 'there'}"
+        return found
+
+    def _is_there(self, condition: statements.Condition) -> bool:
+        """Look whether it is there; where that cannot be told, it is as the statement wants it."""
+        kind, name, table, must_exist = condition
+        if kind == "INDEX" and table:
+            index = catalog.index(self.connection, table, name)
+            return index is not None and index.valid
+        if kind in {"COLUMN", "CONSTRAINT"}:
+            look = catalog.column if kind == "COLUMN" else catalog.constraint
+            return look(self.connection, table, name) is not None
+        there = catalog.named(self.connection, kind, name)
+        return must_exist if there is None else there
 
     def _say_remade(self, journal: Journal, text: str, objects: set[Object]) -> None:
         for object, definition in self._definitions(objects).items():
@@ -90,9 +121,9 @@ class JournalingEditor(DatabaseSchemaEditor):
     def objects_of(self, sql: Any) -> tuple[Object, ...]:
         """Return what the statement makes, changes or drops; nothing if that cannot be told."""
         kind, names = self.kinds.get(getattr(sql, "template", ""), ("", []))
-        parts = [str(sql.parts[name]) for name in names]
         if not kind:
-            return ()
+            return statements.objects(str(sql))
+        parts = [str(sql.parts[name]) for name in names]
         if names[-1] == "changes":  # ALTER COLUMN "name" …
             column, changes = parts[1].split('"')[1], parts[1].split(" USING ")[0]
             return tuple(Object(f"{word} of column", parts[0], f'"{column}"') for word in ASPECTS if word in changes)
@@ -115,7 +146,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         looked = {
             object: REMADE[object.kind](self.connection, object.table, object.name)
             for object in objects
-            if object.kind in REMADE
+            if object.kind in REMADE and object.table
         }
         return {object: found.definition for object, found in looked.items() if found}
 

@@ -210,8 +210,10 @@ def _texts(value: Any) -> Iterator[str]:
         for key, each in value.items():
             yield from (f",{key}:", *_texts(each))
     elif inspect.isroutine(value):
-        with suppress(OSError, TypeError):
-            yield inspect.getsource(value)
+        yield value.__qualname__
+        if value.__name__ != "<lambda>":  # of which only the whole line is known
+            with suppress(OSError, TypeError):
+                yield inspect.getsource(value)
     elif hasattr(value, "deconstruct"):
         yield from (type(value).__qualname__, *_texts(value.deconstruct()))
     else:

@@ -86,6 +86,7 @@ class Progress:
 
     def end_unless_committed(self, status: Status, error: str) -> None:
         """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
+        ledger.awake(self.steps.alias)
         is_done = models.is_done(self.steps.alias, key_of(self.migration), self.direction)
         self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
 

@@ -13,6 +13,7 @@ from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
+from gotong_royong.zero_downtime.statements import Statement, split
 
 Plan = list[tuple[Migration, bool]]
 Key = tuple[str, str]
@@ -25,11 +26,12 @@ TAKING_AWAY = (
     operations.AddConstraint,
 )
 TAKES_AWAY = re.compile(
-    r"\bDROP\s+(TABLE|COLUMN|VIEW|MATERIALIZED|SCHEMA|TYPE|FUNCTION|PROCEDURE|SEQUENCE|OWNED)\b|\bRENAME\b|\bTRUNCATE\b"
-    r"|\bSET\s+(NOT\s+NULL|SCHEMA)\b|\bADD\s+(CONSTRAINT\s+\S+\s+)?(UNIQUE|CHECK|EXCLUDE|PRIMARY)\b"
-    r"|\bCREATE\s+UNIQUE\b|\bDROP\s+(?!CONSTRAINT|DEFAULT|NOT|IDENTITY|EXPRESSION|INDEX|TRIGGER|POLICY|RULE)\S+\s*(,|;|$)",
-    re.IGNORECASE,
+    r"(?:DROP (?:TABLE|VIEW|MATERIALIZED|FOREIGN|SCHEMA|TYPE|DOMAIN|FUNCTION|PROCEDURE|ROUTINE|SEQUENCE|OWNED)|TRUNCATE"
+    r"|CREATE UNIQUE)\b|ALTER (?!INDEX\b).* (?:RENAME (?!CONSTRAINT\b)|SET NOT NULL\b|SET SCHEMA\b"
+    r"|ADD (?:CONSTRAINT \S+ )?(?:UNIQUE|CHECK|EXCLUDE|PRIMARY)\b"
+    r"|DROP (?!CONSTRAINT\b|DEFAULT\b|NOT NULL\b|IDENTITY\b|EXPRESSION\b))"
 )
+"""Matches the outline of a statement."""
 
 
 class Stage(StrEnum):
@@ -103,7 +105,7 @@ class Known:
     def _loses(self, one: Any, migration: Migration, number: int) -> bool:
         app = migration.app_label
         if isinstance(one, operations.RunSQL):
-            return (app,) not in self.new and bool(TAKES_AWAY.search(str(one.sql)))
+            return (app,) not in self.new and any(TAKES_AWAY.match(said.outline) for said in _statements(one))
         model = str(getattr(one, "model_name", getattr(one, "old_name", getattr(one, "name", "")))).lower()
         if isinstance(one, operations.CreateModel):
             self.new |= set() if self._is_there(app, one) else {(app, model)}
@@ -169,6 +171,11 @@ def _is_stricter(one: operations.AlterField, old: Any) -> bool:
         or (old.null and not new.null)
         or (new.db_column or one.name) != (old.db_column or one.name)
     )
+
+
+def _statements(one: operations.RunSQL) -> Iterator[Statement]:
+    for sql in [one.sql] if isinstance(one.sql, str) else one.sql:
+        yield from split(sql if isinstance(sql, str) else sql[0])
 
 
 def _on_database(some: Iterable[Operation]) -> Iterator[Operation]:

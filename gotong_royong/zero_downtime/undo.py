@@ -130,13 +130,14 @@ def _not_brought_back(
         told, back: what the journal tells of the way there and of the way back.
         left_out: what the way back was not allowed to touch; None for what is not known.
     """
+    data = sorted(str(object) for object in told.dropped if object.kind in {"table", "column"})
     for one in with_inner(operation):
         if (isinstance(one, RunPython) and one.reverse_code is RunPython.noop is not one.code) or (
             isinstance(one, RunSQL) and one.sql and one.reverse_sql in ("", [])
         ):
             yield Left(f"what {name} did stays: its reverse does nothing")
-        elif isinstance(one, DeleteModel | RemoveField) and told.dropped:
-            yield Left(f"the data of {', '.join(sorted(map(str, told.dropped)))} are gone: {name} dropped them")
+        elif isinstance(one, DeleteModel | RemoveField | RunSQL) and data:
+            yield Left(f"the data of {', '.join(data)} are gone: {name} dropped them")
     for object in sorted(told.executed):
         if object.kind.startswith("TYPE"):
             yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
@@ -155,6 +156,4 @@ def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, 
     """Return which objects a way back may touch."""
     if told.ended or isinstance(operation, RunBackfill):
         return (lambda objects: told.skipped.isdisjoint(objects)) if told.skipped else None
-    if isinstance(operation, RunSQL) and isinstance(operation.sql, str):
-        return None
     return lambda objects: bool(objects) and told.executed.issuperset(objects)

@@ -7,8 +7,8 @@ import gotong_royong.zero_downtime
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
-    {"conf", "exceptions", "journal", "stages"},
-    {"statements", "locks", "catalog", "definitions", "effects", "schema", "watchdog", "guard"},
+    {"conf", "exceptions", "journal"},
+    {"statements", "stages", "locks", "catalog", "definitions", "effects", "schema", "watchdog", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},

@@ -100,12 +100,12 @@ def text(tokens: list[str]) -> str:
 
 def named(statement: Statement, outlined: str) -> str:
     """Return a name as it is written in the statement, where its outline has ``"7"`` or capitals."""
-    return str(re.sub(r'"(\d+)"', lambda found: statement.tokens[int(found[1])], outlined.lower()))
+    return re.sub(r'"(\d+)"', lambda found: statement.tokens[int(found[1])], outlined.lower())
 
 
 def plain(name: str) -> str:
     """Return the last part of a name, without quotes."""
-    last = re.findall(r'"(?:[^"]|"")*"|[^.]+', name)[-1]
+    last: str = re.findall(r'"(?:[^"]|"")*"|[^.]+', name)[-1]
     return last[1:-1].replace('""', '"') if last.startswith('"') else last
 
 

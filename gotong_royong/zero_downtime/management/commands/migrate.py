@@ -5,6 +5,7 @@ import gc
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -14,7 +15,7 @@ from django.core.management.commands import migrate
 from django.db import connections
 
 from gotong_royong.zero_downtime import mistakes, reports
-from gotong_royong.zero_downtime.autodetector import MigrationAutodetector
+from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
@@ -25,8 +26,11 @@ from gotong_royong.zero_downtime.stages import Stage
 
 
 class Command(mistakes.Plain, migrate.Command):
-    autodetector = MigrationAutodetector
     report: reports.Reporter
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
@@ -161,7 +165,13 @@ def in_place_of_djangos(executor: Any) -> Iterator[None]:
 
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go."""
+    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go.
+
+    In another thread than the main one, where Python lets nobody handle signals, those of the process stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
