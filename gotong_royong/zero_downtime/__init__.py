@@ -18,6 +18,7 @@ The rooms, in the order in which they may import one another:
 - ``mistakes``: what is wrong with a migration file, an argument or the database, in one sentence, which commands say.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
   ``signals``: who hears of it.
+- ``losses``: what a way back may destroy, and where it must fail.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.
 - ``tasks``: backfills on the workers of a queue. ``admin``: backfills in Django's admin.

@@ -13,7 +13,7 @@ ROWS = [
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
-    {"rollback", "undo", "progress", "executor", "plan", "backups", "signals"},
+    {"rollback", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
     {"apps", "management", "reports", "tasks", "admin"},
 ]
 
