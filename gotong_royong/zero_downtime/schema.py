@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from django.db import Error, ProgrammingError
@@ -51,6 +51,8 @@ class SchemaEditor(DatabaseSchemaEditor):
     careful = True
     """Whether to look before each statement whether its effect is there."""
     journal: Journal | None = None
+    carrying_out: Callable[..., AbstractContextManager[Any]] = nullcontext
+    """Is told which operation the editor is used by, while it is."""
     may_touch: Callable[[tuple[Object, ...]], bool] | None = None
     """Whether to execute a statement that concerns these objects; None for any statement."""
     left_out: list[str]

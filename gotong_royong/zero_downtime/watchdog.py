@@ -114,6 +114,8 @@ class Watchdog(threading.Thread):
         self.session = self._open()
         self.blocked = Blocked()
         self.statement, self.is_patient = "", False
+        self.is_code = False
+        """Whether code of a migration's author is at work, which waits for its locks as long as it likes."""
         self.verdict: ZeroDowntimeError | None = None
         """Why the running statement was canceled, if it was for good: the error that the step ends with."""
         self.gave_way = False
@@ -207,11 +209,12 @@ class Watchdog(threading.Thread):
         for wait in users:
             self.blocked.waits[wait.pid, wait.since] = wait.seconds
         kept_out = self._kept_out(users)
-        if kept_out > self.budget:
-            self._cancel(users, kept_out)
-        elif ours and kept_out > self.queue_budget and not self.is_patient:
+        in_queue = bool(ours) and not self.is_patient and not self.gave_way
+        if in_queue and kept_out > (self.budget if self.is_code else self.queue_budget):
             self.gave_way = True
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
+        elif kept_out > self.budget * (2 if self.gave_way else 1):
+            self._cancel(users, kept_out)
         elif self.statement and time.monotonic() > self._say_at:
             self._say_progress(waits=bool(ours))
 

@@ -8,7 +8,7 @@ import gotong_royong.zero_downtime
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "journal", "stages"},
-    {"statements", "locks", "catalog", "definitions", "schema", "watchdog", "guard"},
+    {"statements", "locks", "catalog", "definitions", "schema", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},
