@@ -11,8 +11,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 @contextmanager
-def _database(template: str = "template1") -> Iterator[BaseDatabaseWrapper]:
-    alias = f"scratch_{uuid.uuid4().hex[:12]}"
+def _database(template: str = "template1", prefix: str = "scratch") -> Iterator[BaseDatabaseWrapper]:
+    alias = f"{prefix}_{uuid.uuid4().hex[:12]}"
     with connection._nodb_cursor() as cursor:
         cursor.execute(f'CREATE DATABASE {alias} TEMPLATE "{template}"')
     connections.databases[alias] = {**connection.settings_dict, "NAME": alias}

@@ -2,7 +2,8 @@
 
 The rooms, in the order in which they may import one another:
 
-- ``conf``, ``exceptions``, ``stages``: settings, what can go wrong, before or after the deploy.
+- ``conf``, ``exceptions``: settings, what can go wrong.
+- ``stages``: does a migration come before or after the deploy?
 - ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
 - ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
   ``schema``: DDL that may run twice.
@@ -17,6 +18,7 @@ The rooms, in the order in which they may import one another:
 - ``linter``: what a migration locks, scans, rewrites and breaks, by running it.
 - ``mistakes``: what is wrong with a migration file, an argument or the database, in one sentence, which commands say.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
+  ``signals``: who hears of it.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.
 - ``tasks``: backfills on the workers of a queue. ``admin``: backfills in Django's admin.

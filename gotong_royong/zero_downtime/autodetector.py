@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -52,6 +53,18 @@ class MigrationAutodetector(autodetector.MigrationAutodetector):
         changes = super().arrange_for_graph(changes, graph, migration_name)
         rename(changes, graph, self._state_before, self.now(), migration_name)
         return changes
+
+
+@cache
+def extending(found: type[autodetector.MigrationAutodetector]) -> type[autodetector.MigrationAutodetector]:
+    """Return the class, with our names: a project or a package may have set one that finds more than Django's.
+
+    It is the same each time: Django checks that ``migrate`` and ``makemigrations`` have one and the same.
+    """
+    if issubclass(MigrationAutodetector, found):
+        return MigrationAutodetector
+    ours = (MigrationAutodetector, found)
+    return found if issubclass(found, MigrationAutodetector) else type(found.__name__, ours, {})
 
 
 def timestamps(graph: MigrationGraph, now: datetime) -> Iterator[str]:

@@ -95,6 +95,21 @@ COLUMN = """
     WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
 """
 
+ASPECTS = """
+    SELECT concat_ws(' ', format_type(atttypid, atttypmod), attcollation), attnotnull::text,
+           pg_get_expr(adbin, adrelid), attidentity, col_description(attrelid, attnum)
+    FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+    WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
+"""
+RELATION = "SELECT to_regclass(%(name)s) IS NOT NULL"
+NAMED = {
+    **dict.fromkeys(("TABLE", "FOREIGN TABLE", "INDEX", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), RELATION),
+    "SCHEMA": "SELECT to_regnamespace(%(name)s) IS NOT NULL",
+    "TYPE": "SELECT to_regtype(%(name)s) IS NOT NULL",
+    "EXTENSION": "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name)",
+}
+COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
+
 # The index of a partitioned table is not valid until each partition has one, which is no harm. Who may not see what
 # another session is building sees that it is building, and on which table it has the lock for that
 # (https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING).
@@ -112,6 +127,20 @@ INDEX = """
     JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_index i ON i.indexrelid = c.oid
     WHERE t.oid = to_regclass(%(table)s)
+"""
+
+# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
+LEFT_BY_REINDEX = """
+    WITH meant AS (SELECT to_regclass(%(name)s)::oid AS oid)
+    SELECT format('%%I.%%I', nspname, relname)
+    FROM meant
+    JOIN pg_index i ON indrelid = coalesce((SELECT indrelid FROM pg_index WHERE indexrelid = meant.oid), meant.oid)
+    JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE NOT indisvalid AND indexrelid <> meant.oid AND relname ~ '_cc(new|old)[0-9]*$'
+          AND NOT EXISTS (
+              SELECT FROM pg_locks WHERE pid <> pg_backend_pid() AND granted AND relation = indrelid
+                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (SELECT pid FROM pg_stat_progress_create_index)
+          )
 """
 
 CONSTRAINTS = """
@@ -212,10 +241,29 @@ def column(connection: BaseDatabaseWrapper, table: str, name: str) -> Column | N
     return Column(*rows[0]) if rows else None
 
 
+def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict[str, str | None]:
+    """Return what ALTER and COMMENT change of a column, or of the table: its type, default, comment and so on."""
+    if not name:
+        return {"comment": _ask(connection, COMMENT, table=table)[0][0]}
+    rows = _ask(connection, ASPECTS, table=table, name=name)
+    return dict(zip(("TYPE", "NULL", "DEFAULT", "identity", "comment"), rows[0], strict=True)) if rows else {}
+
+
+def named(connection: BaseDatabaseWrapper, kind: str, name: str) -> bool | None:
+    """Whether there is a table, view, extension … of that name; None if that kind is not looked for."""
+    question = NAMED.get(kind)
+    return bool(_ask(connection, question, name=name)[0][0]) if question else None
+
+
 def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | None:
     """Return the index of that name in the schema of the table; it may be on another table."""
     rows = _ask(connection, INDEX, table=table, name=name)
     return Index(*rows[0]) if rows else None
+
+
+def left_by_reindex(connection: BaseDatabaseWrapper, name: str) -> list[str]:
+    """Return the invalid indexes that a failed REINDEX CONCURRENTLY of this index or table left beside it."""
+    return [found for (found,) in _ask(connection, LEFT_BY_REINDEX, name=name)]
 
 
 def constraints(connection: BaseDatabaseWrapper, table: str) -> list[Constraint]:

@@ -42,8 +42,8 @@ class Settings:
     BACKFILL_LOAD: str | Callable[[], Any] | None = None
     """A function of the project's own, or where it stands, that returns a reason for backfills to wait, or nothing."""
 
-    THIRD_PARTY_STAGE: str = "pre_deploy"
-    """The stage of the migrations that say none."""
+    DEFAULT_STAGE: str | None = None
+    """The stage of the migrations that say none; None for the one that their operations imply."""
 
     POSTGRESQL_PROGRAMS: str | Path | None = None
     """The folder of pg_dump and pg_restore; None looks along the PATH."""

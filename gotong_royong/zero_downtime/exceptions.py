@@ -92,6 +92,27 @@ class TransactionPooling(ZeroDowntimeError):
         )
 
 
+class Nested(ZeroDowntimeError):
+    """A command that would wait for its own process."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(
+            "A command that changes the schema was called by a migration or a thread of the process that is at work "
+            f"on this database already ({run}). It would wait for itself. Let the migration depend on the others "
+            "instead (dependencies = …), or call the command once that one has ended."
+        )
+
+
+class LockLost(ZeroDowntimeError):
+    """The session with the runner's lock was ended, and so was the one that migrates."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The session that keeps other runs away was ended, and by now another run is at work on this database. "
+            "This one has stopped. Once that one has ended, migrate again."
+        )
+
+
 class NotUndoable(ZeroDowntimeError):
     """A rollback that cannot be done, or not without a loss that nobody has agreed to."""
 

@@ -33,7 +33,8 @@ from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress
 from gotong_royong.zero_downtime.schema import SchemaEditor, schema_editor_class, twice_is_once
-from gotong_royong.zero_downtime.stages import Plan, Stage, before_deploy, key_of
+from gotong_royong.zero_downtime.signals import between_signals
+from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
 from gotong_royong.zero_downtime.states import Rolling
 from gotong_royong.zero_downtime.watchdog import Report
 
@@ -75,12 +76,15 @@ class Executor(MigrationExecutor):
         self.held_back: list[str] = []
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
+        self.faked: set[Key] = set()
+        """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
         self._failed_step: Progress | None = None
         self._exactly = command == "rollback"
         """Whether a way back leaves alone what was there before."""
         self._left: list[undo.Left] = []
         self._number = self._of = 0
+        self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
     def recall(self) -> None:
@@ -108,8 +112,12 @@ class Executor(MigrationExecutor):
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
-            plan, self.held_back = before_deploy(plan, self.loader.graph)
+            plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan
+
+    def stages_of(self, plan: Plan) -> dict[Key, Stage]:
+        """Return when each migration of the plan may run. Asks the database which tables are there."""
+        return stages_of(plan, self.loader.graph, self.connection.introspection.table_names())
 
     def _create_project_state(self, with_applied_migrations: bool = False) -> ProjectState:
         django: Any = super()
@@ -145,7 +153,7 @@ class Executor(MigrationExecutor):
                 for migration in made:
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
-            self._number, self._of = 0, len(plan)
+            self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
             if self.backup_folder:
@@ -194,6 +202,8 @@ class Executor(MigrationExecutor):
             return super().apply_migration(state, migration, fake, fake_initial)
         if fake_initial and not fake:
             fake, state = self.detect_soft_applied(state, migration)
+        if fake:
+            self.faked.add(key_of(migration))
         step = self._begin(*at_work, migration, Step.Direction.UP, faked=fake)
         state = self._carry_out(step, self._forwards, state)
         step.journal.told.complete = True
@@ -204,8 +214,7 @@ class Executor(MigrationExecutor):
     def unapply_migration(self, state: ProjectState, migration: Migration, fake: bool = False) -> ProjectState:
         if (at_work := self._at_work) is None:
             return super().unapply_migration(state, migration, fake)
-        was_faked = any(step.faked and step.migration == migration for step in self._applied)
-        step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or was_faked)
+        step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or key_of(migration) in self.faked)
         state = self._carry_out(step, self._backwards, state)
         self._left += step.left
         self._applied = [other for other in self._applied if other.migration != migration]
@@ -215,7 +224,8 @@ class Executor(MigrationExecutor):
         self, steps: ledger.Steps, guard: Guard, migration: Migration, direction: Step.Direction, *, faked: bool
     ) -> Progress:
         self._number += 1
-        return Progress(steps, guard, migration, direction, faked=faked, number=self._number, of=self._of)
+        stage = self._stages[key_of(migration)]
+        return Progress(steps, guard, migration, direction, stage=stage, faked=faked, number=self._number, of=self._of)
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
         """Carry out one migration, again and again until it has its locks."""
@@ -302,7 +312,9 @@ class Executor(MigrationExecutor):
         for other in [*self._applied, *filter(None, [self._failed_step])]:
             if other.migration == step.migration:
                 return other.journal.told
-        return ledger.past(self.alias, key_of(step.migration))
+        past = ledger.past(self.alias, key_of(step.migration))
+        past.complete = True  # as django_migrations says, though the ledger may not know who applied it
+        return past
 
     def _editor(self, step: Progress) -> Any:
         if step.faked:
@@ -346,16 +358,21 @@ class Executor(MigrationExecutor):
         try:
             self.loader.build_graph()
             undo.refuse_irreversible(failed.migration, failed.journal.told)
-            plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied})
+            plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied}, self.faked)
         except (NotUndoable, Error) as error:
             return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied()}")
         try:
             self._number, self._of = 0, len(undone)
-            if failed in steps:
-                self.unapply_migration(self._create_project_state(with_applied_migrations=True), failed.migration)
-            if plan:
-                super().migrate([], plan=plan)
-        except (ZeroDowntimeError, Error) as error:
+            half = [(self.loader.graph.nodes[key_of(failed.migration)], True)] if failed in steps else []
+
+            def take_back() -> None:
+                for migration, _ in half:
+                    self.unapply_migration(self._create_project_state(with_applied_migrations=True), migration)
+                if plan:
+                    super(Executor, self).migrate([], plan=plan)
+
+            between_signals(self, [*half, *plan], take_back)
+        except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
             left = ", ".join(str(step.migration) for step in self._applied) or "half of the failed migration"
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return RolledBack(

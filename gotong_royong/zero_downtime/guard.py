@@ -117,9 +117,12 @@ class Guard:
         if self._in_statement:
             return execute(sql, params, many, context)
         text = statements.text_of(sql, self.connection)
-        pieces = [] if params or self._in_transaction() else statements.pieces(text)
+        pieces = [] if many or self._in_transaction() else statements.pieces(text)
         if len(pieces) < 2:
             return self._run(text, partial(execute, sql, params, many, context))
+        if params:
+            operations: Any = self.connection.ops
+            pieces, params = statements.pieces(operations.compose_sql(text, params)), None
         for piece in pieces:
             result = self._run(piece, partial(execute, piece, params, many, context))
         return result
@@ -186,23 +189,26 @@ class Guard:
         What an earlier build left invalid is dropped before. So is, afterwards, what another session left that was at
         work on it until then: IF NOT EXISTS passes over it.
         """
-        build = statements.Statement(sql).build
-        self._drop_invalid(build)
+        statement = statements.Statement(sql)
+        self._drop(catalog.left_by_reindex(self.connection, statement.rebuilds) if statement.rebuilds else [])
+        self._drop(self._invalid(statement.build))
         result = execute()
-        return execute() if self._drop_invalid(build) else result
+        if invalid := self._invalid(statement.build):
+            self._drop(invalid)
+            result = execute()
+        return result
 
-    def _drop_invalid(self, build: statements.Build | None) -> bool:
-        """Drop the index if it is there, on that table, invalid, and nobody is building it; return whether it was so.
-
-        Takes SHARE UPDATE EXCLUSIVE on the table, as the build does.
-        """
+    def _invalid(self, build: statements.Build | None) -> list[str]:
+        """Return the index if it is there, on that table, invalid, and nobody is building it."""
         found = catalog.index(self.connection, build.table, build.name) if build else None
-        if found is None or found.valid or not found.here:
-            return False
-        logger.info("dropping index %s, which a failed build left invalid", found.name)
-        with self.connection.cursor() as cursor:
-            cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {found.name}")
-        return True
+        return [found.name] if found and found.here and not found.valid else []
+
+    def _drop(self, indexes: list[str]) -> None:
+        """Drop the indexes. Takes SHARE UPDATE EXCLUSIVE on their tables, as a concurrent build does."""
+        for name in indexes:
+            logger.info("dropping index %s, which a failed build left invalid", name)
+            with self.connection.cursor() as cursor:
+                cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
     def _in_transaction(self) -> bool:
         """Ask the session, for SQL may begin and end transactions that Django does not know of."""

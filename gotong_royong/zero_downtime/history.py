@@ -50,9 +50,10 @@ def vouching(migration: Migration, memory: dict[Key, Any]) -> list[Any]:
 
 
 def named(loader: MigrationLoader) -> set[Key]:
-    """Return the migrations of the graph, and what they replace, whether its files are there or not."""
+    """Return the migrations of the graph, what they replace, and what is applied, whether it has files or not."""
     nodes = loader.graph.nodes
-    return {*nodes, *((app, name) for migration in nodes.values() for app, name in migration.replaces)}
+    replaced = ((app, name) for migration in nodes.values() for app, name in migration.replaces)
+    return {*nodes, *loader.applied_migrations, *replaced}
 
 
 def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from django.db.migrations.operations.base import Operation
 
+DROP = re.compile(r"\bDROP\b", re.IGNORECASE)
+
 
 class Kind(StrEnum):
     BEGAN = "began"
@@ -52,17 +54,21 @@ class Told:
 
     digest: str = ""
     run: int = 0
-    """The run that did it, or the last part of it."""
+    """The run that did it, or the last part of it; 0 if that is not known."""
     ended: bool = False
     statements: int = 0
     """How many were executed."""
     executed: set[Object] = field(default_factory=set)
+    dropped: set[Object] = field(default_factory=set)
+    """Those of the executed that are dropped."""
     skipped: set[Object] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+    """Why statements were left out."""
 
     @property
-    def made_nothing(self) -> bool:
-        """Whether all that the operation would make was there."""
-        return bool(self.skipped) and not self.statements
+    def did_nothing(self) -> bool:
+        """Whether it is known that the operation has executed no statement."""
+        return (self.run != 0 or bool(self.reasons)) and not self.statements
 
     def add(self, entry: Entry, run: int) -> None:
         """Add what an entry tells.
@@ -74,11 +80,16 @@ class Told:
         elif entry.kind == Kind.EXECUTED:
             self.statements += 1
             self.executed.update(entry.objects)
+            if DROP.search(entry.what):
+                self.dropped.update(entry.objects)
         elif entry.kind == Kind.SKIPPED:
             self.skipped.update(object for object in entry.objects if object not in self.executed)
+            if not self.executed.issuperset(entry.objects or {None}):
+                self.reasons.append(entry.what)
         elif entry.kind == Kind.FAILED:
             self.statements -= 1
             self.executed.difference_update(entry.objects)
+            self.dropped.difference_update(entry.objects)
         else:
             self.ended = True
 
@@ -149,11 +160,12 @@ class Journal:
         self._flush()
 
     def failed(self, sql: str, objects: tuple[Object, ...]) -> None:
+        """Say that what was being executed has had no effect on these objects."""
         self._say(Kind.FAILED, sql, objects)
         self._flush()
 
-    def skipped(self, sql: str, objects: tuple[Object, ...]) -> None:
-        self._say(Kind.SKIPPED, sql, objects)
+    def skipped(self, reason: str, objects: tuple[Object, ...] = ()) -> None:
+        self._say(Kind.SKIPPED, reason, objects)
 
     def end(self, *, settled: bool = True) -> None:
         """Say that the operation has ended; with the next one that does, if it is not settled what it left."""
@@ -168,9 +180,10 @@ class Journal:
         return number in self.told and self.told[number].ended
 
     def before_commit(self) -> None:
-        """Write what a transaction has left out, which nothing else will tell."""
-        if left_out := [entry for entry in self._waiting if entry.kind == Kind.SKIPPED]:
-            self.write(left_out)
+        """Write of a transaction which operations left something out or did nothing: nothing else will tell."""
+        telling = {number for number, told in self.told.items() if told.skipped or told.did_nothing}
+        if entries := [entry for entry in self._waiting if entry.operation in telling]:
+            self.write(entries)
         self._waiting = []
 
     def _flush(self) -> None:
@@ -197,8 +210,10 @@ def _texts(value: Any) -> Iterator[str]:
         for key, each in value.items():
             yield from (f",{key}:", *_texts(each))
     elif inspect.isroutine(value):
-        with suppress(OSError, TypeError):
-            yield inspect.getsource(value)
+        yield value.__qualname__
+        if value.__name__ != "<lambda>":  # of which only the whole line is known
+            with suppress(OSError, TypeError):
+                yield inspect.getsource(value)
     elif hasattr(value, "deconstruct"):
         yield from (type(value).__qualname__, *_texts(value.deconstruct()))
     else:

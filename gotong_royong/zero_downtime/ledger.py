@@ -11,9 +11,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from django.apps import apps
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
@@ -22,7 +24,7 @@ from django.utils import timezone
 
 from gotong_royong.zero_downtime import catalog, locks, models
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import RolledBack, summary
+from gotong_royong.zero_downtime.exceptions import LockLost, Nested, RolledBack, summary
 from gotong_royong.zero_downtime.journal import Entry, Kind, Object, Past
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
@@ -53,41 +55,113 @@ NO_STEP: list[Any] = [None] * 9
 
 
 def is_guarded(connection: BaseDatabaseWrapper) -> bool:
-    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not on a test's database."""
+    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not where tests run."""
+    return not why_not_guarded(connection)
+
+
+def why_not_guarded(connection: BaseDatabaseWrapper) -> str:
+    """Say why runs on this database are not guarded; nothing if they are.
+
+    A database is one of tests if its name was changed since Django started, as ``create_test_db`` and the clones of
+    parallel tests do, and is the name that these give. What the settings call ``test_…`` is a database like any other.
+    """
+    if connection.vendor != "postgresql":
+        return f"{connection.alias} is not a PostgreSQL database"
+    configured = apps.get_app_config(APP).configured.get(connection.alias)  # type: ignore[attr-defined]
     name = str(connection.settings_dict["NAME"])
-    is_test = name.startswith(TEST_DATABASE_PREFIX) or name == connection.settings_dict["TEST"]["NAME"]
-    return connection.vendor == "postgresql" and not is_test
+    made = connection.settings_dict["TEST"]["NAME"] or f"{TEST_DATABASE_PREFIX}{configured}"
+    if configured in {None, name} or not name.startswith(str(made)):
+        return ""
+    return f"Django's test runner made the database {name}"
+
+
+@dataclass
+class Holder:
+    """A command of this process that holds the runner's lock of a database."""
+
+    connection: BaseDatabaseWrapper
+    session: BaseDatabaseWrapper
+    """That of the ledger, which has the lock."""
+    settings: dict[str, str]
+    run: Run | None = None
+    """Whose steps it carries out now."""
+
+
+_holders: list[Holder] = []
+
+
+def _open(session: BaseDatabaseWrapper, settings: dict[str, str]) -> None:
+    settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **settings}
+    with session.cursor() as cursor:
+        cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
+        # The next commit of the migrating session takes to the disk what the ledger wrote before it.
+        cursor.execute("SET synchronous_commit = off")
 
 
 @contextmanager
-def second_session(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """Open another session on the same database, under an alias of its own: for the runner's lock and the ledger."""
+def second_session(connection: BaseDatabaseWrapper) -> Iterator[Holder]:
+    """Open another session on the same database: for the runner's lock and the ledger.
+
+    It has an alias of its own and finds the same tables under their names: whatever decides that is copied.
+    """
     alias = f"{connection.alias}_ledger"
     connections[alias] = connection.copy(alias)
-    with connections[alias].cursor() as cursor:
-        cursor.execute("SET application_name = 'migrate: ledger'")
-        # The next commit of the migrating session takes to the disk what the ledger wrote before it.
-        cursor.execute("SET synchronous_commit = off")
-        settings = locks.no_timeouts(connections[alias])
-        cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
     try:
-        yield alias
+        settings = locks.look_up(connection, "session_authorization", "role", "search_path")
+        _open(connections[alias], settings)
+        yield Holder(connection, connections[alias], settings)
     finally:
         connections[alias].close()
         del connections[alias]
+
+
+def awake(alias: str) -> None:
+    """Make sure that the ledger's session is there: the server, or what stands before it, may have ended an idle one.
+
+    Raises:
+        LockLost: if the run is not alone any more.
+    """
+    with suppress(Error):
+        connections[alias].cursor().execute("SELECT 1")
+        return
+    _reopen(alias)
+
+
+def _reopen(alias: str) -> None:
+    """Open the session anew and take the runner's lock again.
+
+    Somebody else may have it by now. That run waits for the lock of the session that migrates, if this is there still.
+    """
+    session = connections[alias]
+    holder = next(holder for holder in _holders if holder.session is session)
+    session.close()
+    _open(session, holder.settings)
+    with session.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [locks.RUNNER])
+        is_ours = cursor.fetchone()[0]
+    migrating = holder.connection.connection
+    if not is_ours and not (migrating and migrating.info.backend_pid in locks.holders(session, locks.AT_WORK)):
+        raise LockLost
 
 
 @contextmanager
 def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str]:
     """Wait until no other run is on this database and keep others out; yield the second session's alias.
 
-    A run that was killed may have left a statement that the server still works at. That is waited for, too.
+    A run that was killed may have left a statement that the server still works at. That is waited for, too. Nobody is
+    waited for within the same process: a receiver of Django's signals joins its command, which is between two steps.
 
     Raises:
+        Nested: if a migration of this process calls it, or another thread while a command of this process is at work.
         TransactionPooling: where such a lock means nothing.
     """
-    with second_session(connection) as alias:
-        other = connections[alias]
+    if outer := next((holder for holder in _holders if holder.connection is connection), None):
+        if outer.run:
+            raise Nested(str(outer.run))
+        yield outer.session.alias
+        return
+    with second_session(connection) as holder:
+        other, alias = holder.session, holder.session.alias
         connection.ensure_connection()
         locks.refuse_transaction_pooling(other, connection)
         said = ""
@@ -98,19 +172,26 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
                 report("waiting", whom=whom)
                 said = whom
 
-        def say_run(holder: str) -> None:
+        def say_run(whom: str) -> None:
+            pids = locks.holders(other, locks.RUNNER)
+            if ours := next((one for one in _holders if one.session.connection.info.backend_pid in pids), None):
+                raise Nested(str(ours.run or "another command"))
             run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if exists(other) else None
-            say(run.described if run else f"another migrate, {holder}")
+            say(run.described if run else f"another migrate, {whom}")
 
-        def say_statement(holder: str) -> None:
-            say(f"the last statement of a run that was killed: {holder}. SELECT pg_terminate_backend(…) would end it")
+        def say_statement(whom: str) -> None:
+            say(f"the last statement of a run that was killed: {whom}. SELECT pg_terminate_backend(…) would end it")
 
         with (
             locks.session_settings(connection, **locks.no_idle_timeouts(connection)),
             locks.held(other, locks.RUNNER, say_run),
             locks.held(connection, locks.AT_WORK, say_statement),
         ):
-            yield alias
+            _holders.append(holder)
+            try:
+                yield alias
+            finally:
+                _holders.remove(holder)
 
 
 def exists(connection: BaseDatabaseWrapper) -> bool:
@@ -153,14 +234,25 @@ class Steps:
             self._end = NO_STEP
 
     def _execute(self, sql: str, values: list[Any]) -> psycopg.Cursor[Any]:
-        """Execute as a prepared statement, which costs a third of what Django's cursor does."""
+        """Execute as a prepared statement, which costs a third of what Django's cursor does.
+
+        Do it once more on a new session if there was none any more.
+        """
         connection = connections[self.alias]
+        try:
+            with connection.wrap_database_errors:
+                return psycopg.Cursor(connection.connection).execute(sql, values, prepare=True)
+        except Error as error:
+            if not locks.is_lost(error):
+                raise
+        _reopen(self.alias)
         with connection.wrap_database_errors:
-            return psycopg.Cursor(connection.connection).execute(sql, values, prepare=True)
+            return psycopg.Cursor(connection.connection).execute(sql, values)
 
 
 def past(alias: str, key: Key) -> Past:
     """Return what the ledger tells of the migration since it was taken back last."""
+    awake(alias)
     past = Past()
     steps = Step.objects.using(alias).filter(app=key[0], name=key[1]).order_by("pk")
     for step in steps.only("pk", "run", "direction", "status").prefetch_related("effects"):
@@ -202,6 +294,8 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
     )
     report("run_started", run=run.pk, command=command, steps=count)
     steps = Steps(alias, run)
+    holder = next(holder for holder in _holders if holder.session is connections[alias])
+    holder.run = run
 
     def say_end(status: Status, error: str = "") -> None:
         seconds = time.monotonic() - started
@@ -210,6 +304,7 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
     try:
         yield steps
         steps.flush()
+        awake(alias)
         with connections[alias].cursor() as cursor:
             cursor.execute("SET synchronous_commit = on")
         models.finish(run, Status.SUCCEEDED)
@@ -217,9 +312,12 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
         status = _status_after(error)
         with suppress(Error):  # the database may be what went away
             steps.flush()
+            awake(alias)
             models.close(run, status, summary(error))
         say_end(status, summary(error))
         raise
+    finally:
+        holder.run = None
     say_end(Status.SUCCEEDED)
     if conf.KEEP_RUNS is not None:
         models.prune(alias, conf.KEEP_RUNS)

@@ -95,6 +95,13 @@ def no_timeouts(connection: BaseDatabaseWrapper) -> dict[str, str]:
     return {"lock_timeout": "0", "statement_timeout": "0"} | no_idle_timeouts(connection)
 
 
+def look_up(connection: BaseDatabaseWrapper, *names: str) -> dict[str, str]:
+    """Return these settings as they are in the session now."""
+    with connection.cursor() as cursor:
+        cursor.execute(LOOK_UP, [list(names)])
+        return dict(cursor.fetchall())
+
+
 @contextmanager
 def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[dict[str, str]]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
@@ -110,9 +117,7 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
         with connection.cursor() as cursor:
             cursor.execute(PUT, [local, list(settings), list(settings.values())])
 
-    with connection.cursor() as cursor:
-        cursor.execute(LOOK_UP, [list(values)])
-        before = dict(cursor.fetchall())
+    before = look_up(connection, *values)
     put(values)
     try:
         yield before
@@ -193,6 +198,13 @@ def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
             cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
             report(described(cursor.fetchall()))
             time.sleep(POLL)
+
+
+def holders(connection: BaseDatabaseWrapper, key: int) -> list[int]:
+    """Return the process ids of the server's sessions that hold the advisory lock."""
+    with connection.cursor() as cursor:
+        cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+        return [pid for pid, *_ in cursor.fetchall()]
 
 
 def described(sessions: list[Any]) -> str:

@@ -23,25 +23,16 @@ from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.exceptions import in_full
 from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.stages import Plan, Stage, key_of, stage_of
+from gotong_royong.zero_downtime.stages import Plan, Stage, key_of
+from gotong_royong.zero_downtime.statements import NAME, Statement, split
 from gotong_royong.zero_downtime.states import Move, Rolling
 
-# What is not SQL that runs: comments, texts, and the body of a function that is only made.
-NOT_RUN = re.compile(
-    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|(?P<made>\b(?:FUNCTION|PROCEDURE)\b[^$;]*)(?P<quote>\$\w*\$).*?(?P=quote)",
-    re.IGNORECASE | re.DOTALL,
-)
-DO = re.compile(r"\s*DO\b", re.IGNORECASE)
-DROP_TABLE = re.compile(r"\bDROP\s+TABLE\b", re.IGNORECASE)
-
-# Where a table, an index or a foreign key is named: after one of these words, or in a list there.
-NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)(?:\s*\.\s*(?:"(?:[^"]|"")+"|[^\W\d][\w$]*))?'
+# Where an outline names a table, an index or a foreign key: after one of these words, or in a list there.
 MENTION = re.compile(
     r"\b(?:TABLE|INDEX|VIEW|CONSTRAINT|REFERENCES|ON|FROM|JOIN|INTO|UPDATE|OF|PARTITION|INHERIT|LIKE"
-    r"|LOCK|TRUNCATE|COPY|CLUSTER|ANALYZE|VACUUM|FULL)"
-    r"(?:\s+(?:TABLE|INDEX|VIEW|CONSTRAINT|COLUMN|IF|NOT|EXISTS|ONLY|CONCURRENTLY)\b)*"
-    rf"\s*(?P<names>{NAME}(?:\s*,\s*{NAME})*)",
-    re.IGNORECASE,
+    r"|LOCK|TRUNCATE|COPY|CLUSTER|ANALYZE|VACUUM|FULL) "
+    r"(?:(?:TABLE|INDEX|VIEW|CONSTRAINT|COLUMN|IF|NOT|EXISTS|ONLY|CONCURRENTLY) )*"
+    rf"(?P<names>{NAME}(?: , {NAME})*)"
 )
 GET_MODEL = re.compile(r"""\bget_model\(\s*["'](\w+)(?:["']\s*,\s*["']|\.)(\w+)["']""")
 
@@ -91,7 +82,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     Raises:
         ImpossibleStage: if a migration says a stage that is none.
     """
-    connection, changed, drafts = executor.connection, set[str](), []
+    connection, changed, drafts, stages = executor.connection, set[str](), [], executor.stages_of(plan)
     with _only_looking(connection) as asked:
         befores = _states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
         rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
@@ -113,7 +104,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
             app=migration.app_label,
             name=migration.name,
             direction="down" if backwards else "up",
-            stage=stage_of(migration),
+            stage=stages[key_of(migration)],
             atomic=migration.atomic,
             faked=faked,
             statements=statements,
@@ -125,9 +116,27 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
 
 def mentions(statement: str) -> set[str]:
     """Return the names in the statement that may be of a table, an index or a foreign key, as they are written."""
-    sql = statement if DO.match(statement) else NOT_RUN.sub(r" \g<made> ", statement)
-    names = {name for match in MENTION.finditer(sql) for name in re.findall(NAME, match["names"])}
-    return names | {name.partition(".")[0] for name in names}
+    return {
+        name
+        for one in _run_by(statement)
+        for found in MENTION.finditer(one.outline)
+        for mentioned in found["names"].split(" , ")
+        for name in (one.written(mentioned), one.written(mentioned.partition(".")[0]))
+        if "&" not in name  # no function of PostgreSQL reads U&"…"
+    }
+
+
+def _run_by(sql: str, *, as_code: bool = False) -> Iterator[Statement]:
+    """Yield the statements that the string runs, also those in the code of a DO and in the texts there.
+
+    Args:
+        as_code: whether the string is such code itself.
+    """
+    for one in split(sql):
+        yield one
+        if as_code or one.verb == "DO":
+            for text in one.texts:
+                yield from _run_by(text, as_code=True)
 
 
 @contextmanager
@@ -247,6 +256,6 @@ def _touched(statements: list[str], models: set[str], there: dict[str, Table]) -
     for sql in statements:
         named = {there[name] for name in mentions(sql) if name in there}
         tables |= named
-        if DROP_TABLE.search(sql):  # which locks what its foreign keys point to
+        if any("DROP TABLE" in one.outline for one in _run_by(sql)):  # which locks what its foreign keys point to
             tables |= {there[parent] for table in named for parent in table.parents}
     return sorted(tables, key=lambda table: (-table.bytes, table.name))

@@ -15,7 +15,7 @@ from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.journal import Journal, Past, digest
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.models import Status, Step
-from gotong_royong.zero_downtime.stages import key_of, stage_of
+from gotong_royong.zero_downtime.stages import Stage, key_of
 from gotong_royong.zero_downtime.undo import Left, is_half_done
 
 
@@ -34,6 +34,7 @@ class Progress:
         migration: Migration,
         direction: Step.Direction,
         *,
+        stage: Stage,
         faked: bool,
         number: int,
         of: int,
@@ -55,7 +56,7 @@ class Progress:
             "number": number,
             "of": of,
         }
-        guard.report("step_started", **self._who, stage=stage_of(migration).value, faked=faked)
+        guard.report("step_started", **self._who, stage=stage.value, faked=faked)
         past = Past() if migration.atomic or not self.is_up else ledger.past(steps.alias, key_of(migration))
         self.journal = Journal(
             steps.note, steps.run.pk, at_once=not migration.atomic, past=Past() if past.complete else past
@@ -85,6 +86,7 @@ class Progress:
 
     def end_unless_committed(self, status: Status, error: str) -> None:
         """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
+        ledger.awake(self.steps.alias)
         is_done = models.is_done(self.steps.alias, key_of(self.migration), self.direction)
         self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
 

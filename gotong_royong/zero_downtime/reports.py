@@ -22,6 +22,7 @@ from django.core.management.base import BaseCommand, OutputWrapper
 from gotong_royong.zero_downtime.backfills.steering import AT_WORK, Progress
 from gotong_royong.zero_downtime.exceptions import counted
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.statements import Statement
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -263,7 +264,7 @@ def print_step(command: BaseCommand, verbosity: int, step: "PlannedStep", operat
             out.write(f"  {operation}", style.WARNING if is_error else None)
     if verbosity:
         for statement in step.statements or ["-- nothing to do in the database"] * (not step.faked):
-            is_remark = statement.startswith("--")
+            is_remark = not Statement(statement).verb
             out.write(indent(inspect.cleandoc(statement), "    "), style.WARNING if is_remark else None)
     for table in step.tables:
         out.write(f"  touches {table}", style.NOTICE)

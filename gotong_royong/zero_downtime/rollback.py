@@ -5,19 +5,22 @@ remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 """
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
+from django.apps import apps
 from django.db import connections
 from django.db.migrations import Migration, operations
 from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
+from gotong_royong.zero_downtime import history
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
-from gotong_royong.zero_downtime.ledger import APP, exists
-from gotong_royong.zero_downtime.models import Run, Status, Step
+from gotong_royong.zero_downtime.ledger import APP, checksum, exists
+from gotong_royong.zero_downtime.models import Run, Step, latest_steps
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 from gotong_royong.zero_downtime.states import with_inner
 
@@ -36,70 +39,163 @@ class Loss(NamedTuple):
         return f"{counted(self.number, self.noun)} of {self.of}"
 
 
-def batch(executor: MigrationExecutor, alias: str, run_id: int | None = None) -> set[Key]:
-    """Return what one run applied and is still applied: of the run with that id, else of the last one that has any.
+class Applied(NamedTuple):
+    """A migration that is applied, and the steps of the ledger that applied it.
+
+    There are several of a squash whose parts were applied one by one, and none of what was there before the ledger.
+    """
+
+    key: Key
+    steps: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ".".join(self.key)
+
+    @property
+    def runs(self) -> list[int]:
+        """The runs that applied it, the last one at the end."""
+        return sorted({step.run for step in self.steps})
+
+    @property
+    def is_faked(self) -> bool:
+        """Whether it was only recorded, so that there is nothing in the database to take back."""
+        return bool(self.steps) and all(step.faked for step in self.steps)
+
+
+def applied(executor: MigrationExecutor) -> list[Applied]:
+    """Return what is applied, without the ledger's own, in the order in which it was done, the last one first.
+
+    The ledger tells the order. What was applied before it was there comes before all that it knows, in the order in
+    which Django recorded it. What a squash replaces is found under the squash. What django_migrations has lost is there
+    if the ledger is a witness, and so is what has no file any more.
+    """
+    loader: Any = executor.loader
+    nodes, memory = loader.graph.nodes, history.remembered(executor.connection.alias, loader)
+    recorded = {key: row.pk for key, row in MigrationRecorder(executor.connection).applied_migrations().items()}
+    lost = {key_of(migration) for migration in history.lost(executor.connection, loader, memory)}
+    found = {key for key in loader.applied_migrations.keys() | lost if key[0] != APP}
+    covered = {part for key in found & nodes.keys() for part in _parts(loader, nodes[key])}
+    places: dict[Applied, tuple[int, int]] = {}
+    for key in found - covered:
+        migration = nodes.get(key) or Migration(key[1], key[0])
+        steps = tuple(history.vouching(migration, memory))
+        rows = [recorded[part] for part in _parts(loader, migration) if part in recorded]
+        places[Applied(key, steps)] = (
+            max((step.pk for step in steps), default=0),
+            max(rows, default=recorded.get(key, 0)),
+        )
+    return sorted(places, key=lambda one: (places[one], one.key), reverse=True)
+
+
+def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
+    """Yield what the migration replaces, and what that replaces in turn."""
+    for app, name in migration.replaces:
+        yield app, name
+        if part := loader.disk_migrations.get((app, name)):
+            yield from _parts(loader, part)
+
+
+def batch(executor: MigrationExecutor, done: list[Applied], run_id: int | None = None) -> list[Applied]:
+    """Choose what one run applied and is still applied: the run with that id, else the one that did the last of it.
 
     Raises:
-        NotUndoable: if there is no such run, or nothing of it is left to take back.
+        NotUndoable: if there is no such run, nothing of it is left, or only a part of a squash is of it.
     """
-    if not exists(connections[alias]):
-        raise NotUndoable("This database has no ledger yet, so there is no run to take back. Use rollback --steps N.")
-    ups = Step.objects.using(alias).filter(direction=Step.Direction.UP, status=Status.SUCCEEDED).order_by("-pk")
-    if run_id is not None:
-        if not Run.objects.using(alias).filter(pk=run_id).exists():
-            raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
-        ups = ups.filter(run=run_id)
-    latest: dict[Key, int] = {}
-    for run, app, name in Step.objects.using(alias).filter(status=Status.SUCCEEDED).values_list("run", "app", "name"):
-        latest[app, name] = max(run, latest.get((app, name), 0))
-    for run, app, name in ups.values_list("run", "app", "name"):
-        if (app, name) in executor.loader.applied_migrations and latest[app, name] == run:
-            return {
-                (app, name)
-                for app, name in ups.filter(run=run).values_list("app", "name")
-                if (app, name) in executor.loader.applied_migrations and latest[app, name] == run
-            }
-    if run_id is not None:
+    runs = Run.objects.using(executor.connection.alias)
+    if run_id is not None and not (exists(executor.connection) and runs.filter(pk=run_id).exists()):
+        raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
+    if run_id is None and not done[0].runs:
+        raise NotUndoable(f"{done[0]}, the last that was applied, is of no run that the ledger knows. Use --steps N.")
+    wanted = done[0].runs[-1] if run_id is None else run_id
+    chosen = [one for one in done if wanted in one.runs]
+    for one in chosen:
+        if one.runs != [wanted]:
+            raise NotUndoable(
+                f"{one} replaces what several runs applied ({', '.join(map(str, one.runs))}), and cannot be taken back "
+                "for one of them. Nothing was changed. Use --steps N."
+            )
+    if not chosen:
         raise NotUndoable(f"Nothing that run {run_id} applied is still applied.")
-    return set()
+    return chosen
 
 
-def last_steps(executor: MigrationExecutor, count: int) -> set[Key]:
-    """Return the migrations that were applied last, ``count`` of them.
+def last_steps(done: list[Applied], count: int) -> list[Applied]:
+    """Choose the migrations that were applied last, ``count`` of them.
 
     Raises:
         NotUndoable: if there are not as many.
     """
-    applied = MigrationRecorder(executor.connection).migration_qs.order_by("-id").values_list("app", "name")
-    known = [key for key in applied if key in executor.loader.graph.nodes and key[0] != APP]
-    if not 0 < count <= len(known):
-        raise NotUndoable(f"Cannot take back {count} steps: {len(known)} are applied.")
-    return set(known[:count])
+    if not 0 < count <= len(done):
+        raise NotUndoable(f"Cannot take back {count} steps: {len(done)} are applied.")
+    return done[:count]
 
 
-def later_than(executor: MigrationExecutor, timestamp: str) -> set[Key]:
-    """Return every applied migration of any app that comes after ``timestamp``, and what depends on one of them.
+def later_than(executor: MigrationExecutor, done: list[Applied], timestamp: str) -> list[Applied]:
+    """Choose what is applied, of any app, and comes after ``timestamp``, and what depends on it.
 
     Raises:
         NotUndoable: if no migration has that timestamp.
     """
-    stamps = {key: match[0] for key in executor.loader.graph.nodes if (match := re.match(r"[0-9]{14}", key[1]))}
+    graph = executor.loader.graph
+    keys = graph.nodes.keys() | {one.key for one in done}
+    stamps = {key: match[0] for key in keys if (match := re.match(r"[0-9]{14}", key[1]))}
     if timestamp not in stamps.values():
         raise NotUndoable(
-            f"No migration has the timestamp {timestamp}. Write the 14 digits that a migration's name begins with, "
-            "as in rollback --to 20260210120000; showmigrations lists them."
+            f"No migration has the timestamp {timestamp or repr(timestamp)}. Write the 14 digits that a migration's "
+            "name begins with, as in rollback --to 20260210120000; showmigrations lists them."
         )
-    later = [key for key, stamp in stamps.items() if stamp > timestamp]
-    return {
-        needing
-        for key in later
-        for needing in executor.loader.graph.backwards_plan(key)
-        if needing in executor.loader.applied_migrations and needing[0] != APP
-    }
+    later = {key for key, stamp in stamps.items() if stamp > timestamp}
+    needing = {other for key in later & graph.nodes.keys() for other in graph.backwards_plan(key)}
+    return [one for one in done if one.key in later | needing]
 
 
-def plan_of(executor: MigrationExecutor, chosen: set[Key]) -> Plan:
+def refuse_unknown(executor: MigrationExecutor, chosen: list[Applied], *, accept_edited: bool = False) -> None:
+    """Pass if there are the files that each of these was applied with.
+
+    Raises:
+        NotUndoable: names the one whose file is gone or was edited since, and what to do.
+    """
+    nodes = executor.loader.graph.nodes
+    for one in chosen:
+        if one.key not in nodes:
+            raise NotUndoable(_without_file(one))
+        if len({step.faked for step in one.steps}) > 1:
+            faked = ", ".join(f"{step.app}.{step.name}" for step in one.steps if step.faked)
+            raise NotUndoable(
+                f"{one} cannot be taken back: of what it replaces, {faked} was only recorded, and the rest was run. "
+                f"Nothing was changed. Restore the files that it replaces, take its own away, and roll back again."
+            )
+        for step in one.steps:
+            if (step.app, step.name) != one.key or step.faked or accept_edited:
+                continue
+            if history.is_edited(nodes[one.key], step):
+                raise NotUndoable(
+                    f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
+                    f"  applied: SHA-256 {step.checksum}\n  now:     SHA-256 {checksum(nodes[one.key])}\n"
+                    "Nothing was changed. Restore the file from version control, or add --accept-edited to go back by "
+                    "what it says now."
+                )
+
+
+def _without_file(one: Applied) -> str:
+    app, name = one.key
+    by = f"which run {one.runs[-1]} applied" if one.runs else "which was applied before the ledger was there"
+    said = f"{one}, {by}, is among what is to be taken back, and its file is gone. Nothing was changed. "
+    if app not in apps.app_configs:
+        return f"{said}No installed app has the label {app}: install it again."
+    module, _ = MigrationLoader.migrations_module(app)
+    path = f"{(module or app).replace('.', '/')}/{name}.py"
+    return (
+        f"{said}Restore {path} from version control (git log --diff-filter=D -- '*/{name}.py' finds it). "
+        f"If another file has taken its place, forget it: migrate {app} --prune."
+    )
+
+
+def plan_of(executor: MigrationExecutor, chosen: set[Key], faked: Collection[Key] = ()) -> Plan:
     """Return the steps down, newest first.
+
+    Args:
+        faked: those of which only the record goes.
 
     Raises:
         NotUndoable: names the applied migration that needs one of these, or the operation that has no way back.
@@ -115,8 +211,24 @@ def plan_of(executor: MigrationExecutor, chosen: set[Key]) -> Plan:
     full = [migration for migration, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
     plan = [(migration, True) for migration in reversed(full) if key_of(migration) in chosen]
     for migration, _ in plan:
-        refuse_irreversible(migration)
+        if key_of(migration) not in faked:
+            refuse_irreversible(migration)
     return plan
+
+
+def difference(alias: str, before: list[Applied], after: list[Applied]) -> str:
+    """Say who has changed what is applied: ``run 7 (rollback) by maria@host took back shop.0003_index``."""
+    changed = {one.key for one in set(before) ^ set(after)}
+    by_run: dict[tuple[int, str], list[str]] = {}
+    for key, step in sorted(latest_steps(alias, changed, "run").items()):
+        by_run.setdefault((step.run, step.direction), []).append(".".join(key))
+    runs = Run.objects.using(alias).in_bulk([run for run, _ in by_run])
+    did = {Step.Direction.UP: "applied", Step.Direction.DOWN: "took back"}
+    said = [
+        f"{runs[run]} by {runs[run].who} {did[Step.Direction(way)]} {', '.join(names)}"
+        for (run, way), names in sorted(by_run.items())
+    ]
+    return "; ".join(said) or "what is applied has changed"
 
 
 def refuse_irreversible(migration: Migration) -> None:

@@ -11,11 +11,11 @@ a migration that was killed anywhere can begin again. What is not there yet is m
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from django.db import Error, ProgrammingError
+from django.db import ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.ddl_references import Statement
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
@@ -24,14 +24,13 @@ from django.db.models import Model
 from gotong_royong.zero_downtime import catalog, definitions
 from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
 from gotong_royong.zero_downtime.definitions import Doubt, Template, added, on, plain
+from gotong_royong.zero_downtime.effects import DROP_INDEX, JournalingEditor
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
-from gotong_royong.zero_downtime.journal import Journal, Object
 
 logger = logging.getLogger(__name__)
 
 VALIDATE = "ALTER TABLE %s VALIDATE CONSTRAINT %s"
-DROP_CONSTRAINT = "ALTER TABLE %s DROP CONSTRAINT %s"
-DROP_INDEX, DROP_INDEX_CONCURRENTLY = "DROP INDEX %s", "DROP INDEX CONCURRENTLY %s"
+DROP_INDEX_CONCURRENTLY = "DROP INDEX CONCURRENTLY %s"
 
 # What Django writes elsewhere than in the sql_… attributes of its editor.
 ADD_EXCLUSION = "ALTER TABLE %(table)s ADD %(constraint)s"
@@ -40,7 +39,7 @@ INLINE_FOREIGN_KEY = re.compile(r' CONSTRAINT "[^"]+" REFERENCES .*', re.DOTALL)
 COLLATION = re.compile(r'(?P<verb>CREATE|DROP) COLLATION (?P<name>"[^"]+")(?P<definition>[^;]*)')
 
 
-class SchemaEditor(DatabaseSchemaEditor):
+class SchemaEditor(JournalingEditor):
     """Django's, whose statements may run again. ``schema_editor_class`` makes it for a connection.
 
     A column that is not as wanted may be so because this migration has run before and alters, renames or removes it
@@ -50,13 +49,8 @@ class SchemaEditor(DatabaseSchemaEditor):
     checks: dict[str, tuple[Callable[..., str], list[str]]]
     careful = True
     """Whether to look before each statement whether its effect is there."""
-    journal: Journal | None = None
     carrying_out: Callable[..., AbstractContextManager[Any]] = nullcontext
     """Is told which operation the editor is used by, while it is."""
-    may_touch: Callable[[tuple[Object, ...]], bool] | None = None
-    """Whether to execute a statement that concerns these objects; None for any statement."""
-    left_out: list[str]
-    """The statements that it did not let pass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,11 +71,6 @@ class SchemaEditor(DatabaseSchemaEditor):
             raise
         super().__exit__(exc_type, exc_value, traceback)
 
-    def run_deferred(self) -> None:
-        """Execute the statements that Django puts off until all others are done."""
-        while self.deferred_sql:
-            self.execute(self.deferred_sql.pop(0), None)
-
     @property
     def settled(self) -> bool:
         """Whether no column is in doubt."""
@@ -95,54 +84,16 @@ class SchemaEditor(DatabaseSchemaEditor):
         """
         if self._rehearsed is not None:
             self._rehearsed.append((sql, params))
-        elif self.collect_sql:
-            super().execute(sql, params)
-        elif self.may_touch and not self.may_touch(self.objects_of(sql)):
-            self.left_out.append(str(sql))
-        elif self.careful and (reason := self._done(sql, params)):
+        elif self._is_to_be_looked_at(sql) and self.touches(sql) and (reason := self._done(sql, params)):
             logger.info("skipped: %s", reason)
-            if self.journal:
-                self.journal.skipped(reason, self.objects_of(sql))
+            self.skip(sql, reason)
         else:
-            self._execute(sql, params)
-
-    def _execute(self, sql: Any, params: Any) -> None:
-        """Execute the statement, and write down before that it is executed."""
-        if self.journal is None:
             super().execute(sql, params)
-            return
-        text, objects = str(sql), self.objects_of(sql)
-        self.journal.executing(text, objects)
-        try:
-            super().execute(sql, params)
-        except Error:
-            if "CONCURRENTLY" not in text.upper():  # which leaves an invalid index
-                self.journal.failed(text, objects)
-            raise
 
-    def objects_of(self, sql: Any) -> tuple[Object, ...]:
-        """Return what the statement makes, changes or drops; nothing if that cannot be told."""
-        if not (check := self._check(sql)):
-            return ()
-        parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
-        if check is SchemaEditor._altered_column:
-            column = parts[1].split('"')[1]
-            aspects = [word for word in ("TYPE", "NULL", "DEFAULT") if word in parts[1].split("USING")[0]]
-            return tuple(Object(f"{aspect} of column", parts[0], f'"{column}"') for aspect in aspects)
-        if check in RENAMING:
-            return (Object(f"name of {RENAMING[check]}", " ".join(parts[:-2]), " ".join(sorted(parts[-2:]))),)
-        name = parts[1] if len(parts) > 1 else ""
-        if check is SchemaEditor._constraint and not name:
-            name = str(sql.parts["constraint"].parts["name"])
-        return (Object(KINDS[check], parts[0], name),)
-
-    def drop_parts(self, objects: Iterable[Object]) -> None:
-        """Drop those that are an index or a constraint and are there: of a table that was there before them."""
-        for kind, table, name in objects:
-            if kind == "constraint" and catalog.constraint(self.connection, table, name):
-                self._execute(DROP_CONSTRAINT % (table, name), None)
-            elif kind == "index" and catalog.index(self.connection, table, name):
-                self._execute(DROP_INDEX % name, None)
+    def run_deferred(self) -> None:
+        """Execute the statements that Django puts off until all others are done."""
+        while self.deferred_sql:
+            self.execute(self.deferred_sql.pop(0), None)
 
     def add_field(self, model: type[Model], field: Any) -> None:
         self._adding = model, field
@@ -181,7 +132,9 @@ class SchemaEditor(DatabaseSchemaEditor):
             columns = [model._meta.get_field(field).column for field in fields]
             if self.collect_sql or not self.careful or self._constraint_names(model, columns, **constraint_kwargs):  # type: ignore[attr-defined]
                 raise
-            logger.info("skipped: the index of %s on %s is already gone", ", ".join(columns), model._meta.db_table)
+            reason = f"the index of {', '.join(columns)} on {model._meta.db_table} is already gone"
+            logger.info("skipped: %s", reason)
+            self.skip(sql, reason)
 
     def _rehearse(self, action: Callable[[], object]) -> list[tuple[Any, Any]]:
         """Return the statements that the action would execute, and their parameters."""
@@ -214,8 +167,8 @@ class SchemaEditor(DatabaseSchemaEditor):
         for statement in statements:
             if statement not in checked:
                 super().execute(*statement)
-            elif self.journal:
-                self.journal.skipped(str(statement[0]), self.objects_of(statement[0]))
+            else:
+                self.skip(statement[0], "it is already as wanted")
         return True
 
     def _doubt_again(self, model: Any, field: Any) -> None:
@@ -225,6 +178,10 @@ class SchemaEditor(DatabaseSchemaEditor):
         self._adding, self.deferred_sql = (model, field), put_off
         self._done(*adding)
         self._adding = None
+
+    def _is_to_be_looked_at(self, sql: Any) -> bool:
+        """PostgreSQL says in a transaction what is there or gone already, but for ``DROP INDEX IF EXISTS``."""
+        return not self.collect_sql and (self.careful or self._check(sql) is SchemaEditor._no_index)
 
     def _check(self, sql: Any) -> Callable[..., str] | None:
         return self.checks.get(getattr(sql, "template", ""), (None,))[0]
@@ -291,7 +248,7 @@ class SchemaEditor(DatabaseSchemaEditor):
         table, columns = str(sql.parts["table"]), sql.parts["column"].columns
         found = [key for key in catalog.constraints(self.connection, table) if key.target and key.columns == columns]
         if not found:
-            self._execute(sql, None)
+            super().execute(sql, None)
         for key in found:
             self._accept_foreign_key(key, sql, table)
 
@@ -402,44 +359,34 @@ def _gone(found: object, kind: str, table: str, name: str = "") -> str:
     return "" if found else f"{kind} {on(table, name)} is already gone"
 
 
-KINDS = {
-    SchemaEditor._table: "table",
-    SchemaEditor._no_table: "table",
-    SchemaEditor._column: "column",
-    SchemaEditor._no_column: "column",
-    SchemaEditor._index: "index",
-    SchemaEditor._no_index: "index",
-    SchemaEditor._constraint: "constraint",
-    SchemaEditor._foreign_key: "constraint",
-    SchemaEditor._no_constraint: "constraint",
-    SchemaEditor._filled_column: "values of column",
-    SchemaEditor._identity: "identity of column",
-}
-RENAMING = {
-    SchemaEditor._renamed_table: "table",
-    SchemaEditor._renamed_column: "column",
-    SchemaEditor._renamed_index: "index",
-}
 MAKING = (SchemaEditor._index, SchemaEditor._constraint, SchemaEditor._foreign_key)
 DROPPING = (SchemaEditor._no_index, SchemaEditor._no_constraint)
 
-# For each check, the parts that it is called with and the attributes of Django's editor that have the templates.
-CHECKS: list[tuple[Callable[..., str], str, str]] = [
-    (SchemaEditor._table, "table", "create_table"),
-    (SchemaEditor._column, "table column", "create_column"),
-    (SchemaEditor._index, "table name", "create_index create_index_concurrently create_unique_index"),
-    (SchemaEditor._constraint, "table name", "create_unique create_check create_pk"),
-    (SchemaEditor._foreign_key, "table name", "create_fk"),
-    (SchemaEditor._altered_column, "table changes", "alter_column"),
-    (SchemaEditor._filled_column, "table column", "update_with_default"),
-    (SchemaEditor._identity, "table column", "add_identity drop_indentity"),
-    (SchemaEditor._renamed_table, "old_table new_table", "rename_table"),
-    (SchemaEditor._renamed_column, "table old_column new_column", "rename_column"),
-    (SchemaEditor._renamed_index, "table old_name new_name", "rename_index"),
-    (SchemaEditor._no_table, "table", "delete_table"),
-    (SchemaEditor._no_column, "table column", "delete_column"),
-    (SchemaEditor._no_index, "table name", "delete_index delete_index_concurrently"),
-    (SchemaEditor._no_constraint, "table name", "delete_constraint delete_check delete_unique delete_pk delete_fk"),
+# For each check, the kind of what a statement makes, changes or drops, the parts of the statement that name it, with
+# which the check is called, and the attributes of Django's editor that have the templates.
+CHECKS: list[tuple[Callable[..., str] | None, str, str, str]] = [
+    (SchemaEditor._table, "table", "table", "create_table"),
+    (SchemaEditor._column, "column", "table column", "create_column"),
+    (SchemaEditor._index, "index", "table name", "create_index create_index_concurrently create_unique_index"),
+    (SchemaEditor._constraint, "constraint", "table name", "create_unique create_check create_pk"),
+    (SchemaEditor._foreign_key, "constraint", "table name", "create_fk"),
+    (SchemaEditor._altered_column, "column", "table changes", "alter_column"),
+    (SchemaEditor._filled_column, "values of column", "table column", "update_with_default"),
+    (SchemaEditor._identity, "identity of column", "table column", "add_identity drop_indentity"),
+    (SchemaEditor._renamed_table, "name of table", "old_table new_table", "rename_table"),
+    (SchemaEditor._renamed_column, "name of column", "table old_column new_column", "rename_column"),
+    (SchemaEditor._renamed_index, "name of index", "table old_name new_name", "rename_index"),
+    (SchemaEditor._no_table, "table", "table", "delete_table"),
+    (SchemaEditor._no_column, "column", "table column", "delete_column"),
+    (SchemaEditor._no_index, "index", "table name", "delete_index delete_index_concurrently"),
+    (
+        SchemaEditor._no_constraint,
+        "constraint",
+        "table name",
+        "delete_constraint delete_check delete_unique delete_pk delete_fk",
+    ),
+    (None, "comment of table", "table", "alter_table_comment"),
+    (None, "comment of column", "table column", "alter_column_comment"),
 ]
 
 
@@ -461,12 +408,13 @@ def schema_editor_class(base: type[DatabaseSchemaEditor]) -> type[SchemaEditor]:
         return base
     plain = {name: getattr(base, name) for name in dir(base) if name.startswith("sql_")}
     templates = {name: Template(template) for name, template in plain.items() if isinstance(template, str)}
-    checks: dict[str, tuple[Callable[..., str], list[str]]]
-    checks = {
-        templates[f"sql_{attribute}"]: (check, parts.split())
-        for check, parts, attributes in CHECKS
+    found = [
+        (templates[f"sql_{attribute}"], check, kind, parts.split())
+        for check, kind, parts, attributes in CHECKS
         for attribute in attributes.split()
         if f"sql_{attribute}" in templates
-    }
-    checks[ADD_EXCLUSION] = SchemaEditor._constraint, ["table"]
-    return type("SchemaEditor", (SchemaEditor, base), {**templates, "checks": checks})
+    ]
+    found.append((Template(ADD_EXCLUSION), SchemaEditor._constraint, "constraint", ["table"]))
+    checks = {template: (check, parts) for template, check, _, parts in found if check}
+    kinds = {template: (kind, parts) for template, _, kind, parts in found}
+    return type("SchemaEditor", (SchemaEditor, base), {**templates, "checks": checks, "kinds": kinds})

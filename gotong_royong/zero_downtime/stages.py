@@ -1,18 +1,37 @@
 """When does a migration run: before the code that needs it ships, or after the code that used what it takes away?"""
 
+import re
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
+from typing import Any
 
-from django.db.migrations import Migration
+from django.db.backends.utils import truncate_name
+from django.db.migrations import Migration, operations
 from django.db.migrations.graph import MigrationGraph
+from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
+from gotong_royong.zero_downtime.statements import Statement, split
 
 Plan = list[tuple[Migration, bool]]
 Key = tuple[str, str]
 """The app and the name of a migration."""
+
+TAKING_AWAY = (
+    operations.DeleteModel,
+    operations.RenameModel,
+    operations.AlterModelTable,
+    operations.AddConstraint,
+)
+TAKES_AWAY = re.compile(
+    r"(?:DROP (?:TABLE|VIEW|MATERIALIZED|FOREIGN|SCHEMA|TYPE|DOMAIN|FUNCTION|PROCEDURE|ROUTINE|SEQUENCE|OWNED)|TRUNCATE"
+    r"|CREATE UNIQUE)\b|ALTER (?!INDEX\b).* (?:RENAME (?!CONSTRAINT\b)|SET NOT NULL\b|SET SCHEMA\b"
+    r"|ADD (?:CONSTRAINT \S+ )?(?:UNIQUE|CHECK|EXCLUDE|PRIMARY)\b"
+    r"|DROP (?!CONSTRAINT\b|DEFAULT\b|NOT NULL\b|IDENTITY\b|EXPRESSION\b))"
+)
+"""Matches the outline of a statement."""
 
 
 class Stage(StrEnum):
@@ -27,37 +46,162 @@ def key_of(migration: Migration) -> Key:
     return migration.app_label, migration.name
 
 
-def stage_of(migration: Migration) -> Stage:
-    """Return the stage that the migration says, or that of all which say none.
+def said_stage(migration: Migration) -> Stage | None:
+    """Return the stage that the migration says, or that the setting gives to all which say none.
 
     Raises:
         ImpossibleStage: if what it or the setting says is no stage.
     """
     said = getattr(migration, "stage", None)
+    stage: Any = conf.DEFAULT_STAGE if said is None else said
     try:
-        return Stage(conf.THIRD_PARTY_STAGE if said is None else said)
+        return Stage(stage)
     except ValueError:
-        if said is None:
+        if said is not None:
             raise ImpossibleStage(
-                f"ZERO_DOWNTIME_THIRD_PARTY_STAGE is {conf.THIRD_PARTY_STAGE!r}. "
-                f"Set it to {Stage.PRE_DEPLOY.value!r} or {Stage.POST_DEPLOY.value!r}."
+                f"{migration} has stage {said!r}. Write stage = Stage.PRE_DEPLOY or stage = Stage.POST_DEPLOY."
             ) from None
-        raise ImpossibleStage(
-            f"{migration} has stage {said!r}. Write stage = Stage.PRE_DEPLOY or stage = Stage.POST_DEPLOY."
-        ) from None
+        if conf.DEFAULT_STAGE is not None:
+            raise ImpossibleStage(
+                f"ZERO_DOWNTIME_DEFAULT_STAGE is {conf.DEFAULT_STAGE!r}. "
+                f"Set it to {Stage.PRE_DEPLOY.value!r} or {Stage.POST_DEPLOY.value!r}, or leave it out."
+            ) from None
+        return None
 
 
-def before_deploy(plan: Plan, graph: MigrationGraph) -> tuple[Plan, list[str]]:
+def stages_of(plan: Plan, graph: MigrationGraph, there: Collection[str]) -> dict[Key, Stage]:
+    """Return when each migration of a plan may run: as it says, as the setting says, or as its operations imply.
+
+    What takes away something that the code names is POST_DEPLOY. No code names what the plan makes itself.
+
+    Args:
+        there: the names of the tables that the database has.
+    """
+    known, stages = Known(plan, graph, there), dict[Key, Stage]()
+    for migration, _ in plan:
+        takes_away = [known.loses(migration, number) for number in range(len(migration.operations))]
+        implied = Stage.POST_DEPLOY if any(takes_away) else Stage.PRE_DEPLOY
+        stages[key_of(migration)] = said_stage(migration) or implied
+    return stages
+
+
+class Known:
+    """What may running code know? All but the tables and columns that a plan makes, and the apps that it begins."""
+
+    def __init__(self, plan: Plan, graph: MigrationGraph, there: Collection[str]) -> None:
+        self.graph, self.there = graph, there
+        self.new: set[tuple[str, ...]] = set()
+        for migration, backwards in plan:
+            app, node = migration.app_label, graph.node_map.get(key_of(migration))
+            made = [one for one in _on_database(migration.operations) if isinstance(one, operations.CreateModel)]
+            if node and not backwards and not any(parent.key[0] == app for parent in node.parents):
+                self.new |= set() if any(map(self._is_there, [app] * len(made), made)) else {(app,)}
+
+    def loses(self, migration: Migration, number: int) -> bool:
+        """Whether that operation of the migration, counted from 0, takes away something that running code knows."""
+        found = [self._loses(one, migration, number) for one in _on_database(migration.operations[number : number + 1])]
+        return any(found)
+
+    def _loses(self, one: Any, migration: Migration, number: int) -> bool:
+        app = migration.app_label
+        if isinstance(one, operations.RunSQL):
+            return (app,) not in self.new and any(TAKES_AWAY.match(said.outline) for said in _statements(one))
+        model = str(getattr(one, "model_name", getattr(one, "old_name", getattr(one, "name", "")))).lower()
+        if isinstance(one, operations.CreateModel):
+            self.new |= set() if self._is_there(app, one) else {(app, model)}
+        elif (app, model) in self.new:
+            self.new |= {(app, one.new_name_lower)} if isinstance(one, operations.RenameModel) else set()
+        elif isinstance(one, operations.AddField):
+            self.new.add((app, model, one.name_lower))
+        elif isinstance(one, operations.RenameField):
+            if (app, model, one.old_name_lower) not in self.new:
+                old = self._field(migration, number, model, one.old_name_lower)
+                return old is None or not old.db_column
+            self.new.add((app, model, one.new_name_lower))
+        elif isinstance(one, operations.RemoveField):
+            return (app, model, one.name_lower) not in self.new
+        elif isinstance(one, operations.AlterField):
+            return _is_stricter(one, self._field(migration, number, model, one.name_lower))
+        elif isinstance(one, operations.AlterUniqueTogether):
+            return bool(one.option_value)
+        elif isinstance(one, operations.AlterOrderWithRespectTo):
+            return one.order_with_respect_to is None
+        else:
+            return isinstance(one, TAKING_AWAY)
+        return False
+
+    def _is_there(self, app: str, made: operations.CreateModel) -> bool:
+        return (made.options.get("db_table") or truncate_name(f"{app}_{made.name_lower}", 63)) in self.there
+
+    def _field(self, migration: Migration, number: int, model: str, name: str) -> Any:
+        """Return the field as the last operation before that one defined it; None if none is found."""
+        for one in self._before(migration, number):
+            if isinstance(one, operations.RenameModel) and one.new_name_lower == model:
+                model = one.old_name_lower
+            elif isinstance(one, operations.CreateModel) and one.name_lower == model:
+                return {field.lower(): definition for field, definition in one.fields}.get(name)
+            elif getattr(one, "model_name_lower", None) != model:
+                continue
+            elif isinstance(one, operations.RenameField) and one.new_name_lower == name:
+                name = one.old_name_lower
+            elif isinstance(one, operations.AddField | operations.AlterField) and one.name_lower == name:
+                return one.field
+        return None
+
+    def _before(self, migration: Migration, number: int) -> Iterator[Operation]:
+        """Yield what the app's operations before that one do to its models, newest first."""
+        yield from reversed(list(_on_models(migration.operations[:number])))
+        ways, seen = deque([key_of(migration)]), set()
+        while ways:
+            node = self.graph.node_map.get(ways.popleft())
+            for parent in node.parents if node else ():
+                if parent.key[0] == migration.app_label and parent.key not in seen:
+                    seen.add(parent.key)
+                    ways.append(parent.key)
+                    known: Any = self.graph.nodes[parent.key]
+                    yield from reversed(list(_on_models(known.operations)))
+
+
+def _is_stricter(one: operations.AlterField, old: Any) -> bool:
+    """Whether old code may write what the field no longer takes, or names a column that it no longer has."""
+    new: Any = one.field
+    return (
+        old is None
+        or (new.unique and not old.unique)
+        or (old.null and not new.null)
+        or (new.db_column or one.name) != (old.db_column or one.name)
+    )
+
+
+def _statements(one: operations.RunSQL) -> Iterator[Statement]:
+    for sql in [one.sql] if isinstance(one.sql, str) else one.sql:
+        yield from split(sql if isinstance(sql, str) else sql[0])
+
+
+def _on_database(some: Iterable[Operation]) -> Iterator[Operation]:
+    for one in some:
+        inner = getattr(one, "database_operations", None)
+        yield from [one] if inner is None else _on_database(inner)
+
+
+def _on_models(some: Iterable[Operation]) -> Iterator[Operation]:
+    for one in some:
+        inner = getattr(one, "state_operations", [])
+        yield from _on_models(inner) if inner or hasattr(one, "database_operations") else [one]
+
+
+def before_deploy(plan: Plan, graph: MigrationGraph, stages: dict[Key, Stage]) -> tuple[Plan, list[str]]:
     """Split off the steps that may run before the deploy: those of PRE_DEPLOY that need no step of POST_DEPLOY.
 
     Args:
         plan: unapplied migrations, each after those it depends on.
+        stages: of each of them.
 
     Returns:
         Those steps, and for each PRE_DEPLOY step that must wait, the chain that holds it back:
         ``tasks.3 needs tasks.2 needs tasks.1``.
     """
-    contract = {key_of(migration) for migration, _ in plan if stage_of(migration) == Stage.POST_DEPLOY}
+    contract = {key for key, stage in stages.items() if stage == Stage.POST_DEPLOY}
     expand = [(step, _chain(key_of(step[0]), contract, graph)) for step in plan if key_of(step[0]) not in contract]
     return [step for step, chain in expand if not chain], [chain for _, chain in expand if chain]
 

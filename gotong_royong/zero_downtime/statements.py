@@ -17,6 +17,8 @@ from psycopg.sql import Composable
 from sqlparse import tokens as kinds
 from sqlparse.lexer import Lexer
 
+from gotong_royong.zero_downtime.journal import Object
+
 LEXER = Lexer()
 LEXER.clear()  # type: ignore[no-untyped-call]
 LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
@@ -41,6 +43,8 @@ HOLDING_UP = {"ALTER", "CLUSTER", "COMMENT", "CREATE", "DROP", "LOCK", "REFRESH"
 MAY_HOLD_UP = re.compile(rf"\b(?:{'|'.join(sorted(HOLDING_UP))})\b", re.IGNORECASE)
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
+TEXT = re.compile(r"(?:E?'|(\$\w*\$))([\s\S]*)(?:'|\1)", re.IGNORECASE)
 COMMENT_MARK = re.compile(r"/\*|\*/")
 
 # These match an outline: words in capitals with one space between them, each quoted name a number in quotes.
@@ -57,6 +61,7 @@ ONLY_VALIDATES = re.compile(rf"{ALTER_TABLE}VALIDATE CONSTRAINT {NAME}(?: , VALI
 BUILD = re.compile(
     rf"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(?!ON )(?P<name>{NAME}) ON (?:ONLY )?(?P<table>{NAME})"
 )
+REINDEX = re.compile(rf"REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?(?P<name>{NAME})")
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -69,6 +74,19 @@ SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
 CONDITION = re.compile(
     r"\b(?:CREATE|DROP|ALTER|ADD|RENAME) (?P<kind>(?:(?!ADD|DROP|RENAME)[A-Z]+ )*?)IF (?P<missing>NOT )?EXISTS "
     rf"(?:ONLY )?(?P<name>{NAME})(?: ON (?:ONLY )?(?P<table>{NAME}))?"
+)
+KIND = (
+    r"(?P<kind>(?:FOREIGN )?TABLE|INDEX|(?:MATERIALIZED )?VIEW|SEQUENCE|SCHEMA|EXTENSION|TYPE|DOMAIN|FUNCTION|PROCEDURE"
+    r"|AGGREGATE|TRIGGER|POLICY|RULE|COLLATION|STATISTICS)"
+)
+MADE = re.compile(
+    rf"CREATE (?:(?:UNIQUE|TEMP|TEMPORARY|UNLOGGED|RECURSIVE|CONSTRAINT) )*{KIND} (?:CONCURRENTLY )?(?:IF NOT EXISTS )?"
+    rf"(?!ON |\()(?P<names>{NAME})"
+)
+DROPPED = re.compile(rf"DROP {KIND} (?:CONCURRENTLY )?(?:IF EXISTS )?(?P<names>{NAME}(?: , {NAME})*)")
+ADDED_OR_DROPPED = re.compile(
+    rf"(?:ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
+    rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 NO_KIND = {"UNIQUE", "CONCURRENTLY", "TEMP", "TEMPORARY", "UNLOGGED", "RECURSIVE", "GLOBAL", "LOCAL"}
 
@@ -111,6 +129,15 @@ class Statement:
             for number, token in enumerate(self.tokens)
         ]
         return " ".join(words).replace(" . ", ".")
+
+    def written(self, name: str) -> str:
+        """Return a name of the outline as the statement writes it, but in small letters if it is not quoted."""
+        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], name.translate(LOWER))
+
+    @property
+    def texts(self) -> list[str]:
+        """What its texts say, those in dollars, too."""
+        return [found[2].replace("''", "'") for found in map(TEXT.fullmatch, self.tokens) if found]
 
     @cached_property
     def verb(self) -> str:
@@ -158,8 +185,15 @@ class Statement:
     def build(self) -> Build | None:
         """What it builds concurrently, if it says by which name."""
         found = BUILD.match(self.outline) if self._may_be_patient else None
-        build = Build(self._name(found["name"]), self._name(found["table"])) if found else None
+        build = Build(self.written(found["name"]), self.written(found["table"])) if found else None
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
+
+    @property
+    def rebuilds(self) -> str:
+        """The name of the index that it builds anew concurrently, or of the table whose indexes; or an empty text."""
+        found = REINDEX.match(self.outline) if self.is_patient else None
+        name = self.written(found["name"]) if found else ""
+        return "" if "&" in name else name
 
     @property
     def conditions(self) -> list[Condition]:
@@ -171,12 +205,35 @@ class Statement:
         return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
 
     @property
+    def objects(self) -> list[Object]:
+        """What it makes or drops, if it says that of all it does; names that need no quotes have none."""
+        if self.verb == "ALTER":
+            return self._altered_parts()
+        found = (
+            (MADE if self.verb == "CREATE" else DROPPED).match(self.outline)
+            if self.verb in {"CREATE", "DROP"}
+            else None
+        )
+        if found is None:
+            return []
+        return [Object(found["kind"].lower(), "", self._plain(name)) for name in found["names"].split(" , ")]
+
+    def _altered_parts(self) -> list[Object]:
+        outline = self._outline_outside_brackets.removesuffix(" ;")
+        if not (altered := ALTERED.match(outline)):
+            return []
+        actions = [ADDED_OR_DROPPED.match(action) for action in outline[altered.end() :].split(" , ")]
+        table = self._plain(altered["table"])
+        parts = [Object((one["kind"] or "column").lower(), table, self._plain(one["name"])) for one in actions if one]
+        return parts if len(parts) == len(actions) else []
+
+    @property
     def columns_set(self) -> list[tuple[str, str]]:
         """The table and each column that an UPDATE sets, without their quotes and the schema."""
         if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
             return []
-        table = self._name(update["table"].rpartition(".")[2])
-        columns = [self._name(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
+        table = self.written(update["table"].rpartition(".")[2])
+        columns = [self.written(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
         return [(_unquoted(table), _unquoted(column)) for column in columns]
 
     @property
@@ -194,10 +251,11 @@ class Statement:
     def _condition(self, found: "re.Match[str]", altered: str) -> Condition:
         kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
         table = found["table"] or ("" if kind == "TABLE" else altered)
-        return Condition(kind, self._name(found["name"]), self._name(table), not found["missing"])
+        return Condition(kind, self.written(found["name"]), self.written(table), not found["missing"])
 
-    def _name(self, outlined: str) -> str:
-        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], outlined.translate(LOWER))
+    def _plain(self, outlined: str) -> str:
+        name = self.written(outlined)
+        return name[1:-1] if NEEDS_NO_QUOTES.fullmatch(name) else name
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
@@ -247,6 +305,12 @@ def pieces(sql: str) -> list[str]:
         alone = any(one.is_patient for one in statements) and not any(one.leans_on_others for one in statements)
         cut += texts if alone else ["".join(texts)]
     return cut
+
+
+def objects(sql: str) -> tuple[Object, ...]:
+    """Return what the string makes or drops; nothing if any of its statements does not say that."""
+    each = [statement.objects for statement in split(sql)]
+    return tuple(object for objects in each for object in objects) if all(each) else ()
 
 
 def is_patient(sql: str) -> bool:

@@ -112,7 +112,8 @@ class Rolling:
     def _excerpt(self, keys: set[ModelKey]) -> ProjectState:
         models = {key: self._excerpt_of_model(key, keys) for key in self.state.models if key in keys}
         needed = keys.union(*(self._references[key] for key in keys))
-        return ProjectState(models, self.state.real_apps & {app for app, _ in needed})
+        real_apps = {app for app, _ in needed} if len(models) < len(self.state.models) else self.state.real_apps
+        return ProjectState(models, self.state.real_apps & real_apps)
 
     def _around(self, own: set[ModelKey]) -> set[ModelKey]:
         """Return the models and those that point to them; also to these, where it is to a key that points on."""

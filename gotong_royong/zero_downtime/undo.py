@@ -4,7 +4,7 @@ The journal tells what was done. What was there before is left alone, and what w
 operation that came to no end only what its statements made can be: what Python has done, nobody knows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from django.db import ProgrammingError
@@ -60,7 +60,7 @@ def refuse_irreversible(migration: Migration, past: Past) -> None:
     """
     for number, operation in enumerate(migration.operations, 1):
         told = past.of(number)
-        if told and told.ended and not told.made_nothing and not operation.reversible:
+        if told and told.ended and not told.did_nothing and not operation.reversible:
             raise NotUndoable(
                 f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
                 "Give it a reverse_sql or reverse_code, or restore a backup."
@@ -88,27 +88,24 @@ def take_back(
             yield Left(f"operation {number} of {migration} stays: run {told.run} did it", ours=False)
             continue
         journal.begin(number, move[0])
-        yield from _take_back(migration, move, editor, told)
+        yield from _take_back(migration, move, editor, journal, told)
         if not migration.atomic:
             past.taken_back.add(number)
         journal.end()
 
 
-def _take_back(migration: Migration, move: Move, editor: SchemaEditor, told: Told) -> Iterator[Left]:
+def _take_back(migration: Migration, move: Move, editor: SchemaEditor, journal: Journal, told: Told) -> Iterator[Left]:
     operation, before, after = move
     name = f"{operation.describe()!r} of {migration}"
-    if told.skipped:
-        yield Left(f"{_listed(told.skipped)} is left alone: it was so before {name}", ours=False)
-    if told.made_nothing:
+    is_code = runs_code(operation)
+    if told.reasons:
+        yield Left(f"left alone, for so it was before {name}: {'; '.join(told.reasons)}", ours=False)
+    if told.did_nothing and not is_code:
         return
-    if not told.ended and not isinstance(operation, RunBackfill):
-        if runs_code(operation) or (told.statements and not operation.reversible):
-            yield Left(f"what {name} did before it failed stays")
-            return
-        if not told.statements:
-            return
-    yield from _not_brought_back(operation, name, told)
-    editor.may_touch, editor.left_out = _told_to_touch(operation, told), []
+    if not told.ended and not isinstance(operation, RunBackfill) and (is_code or not operation.reversible):
+        yield Left(f"what {name} did before it failed stays")
+        return
+    editor.may_touch, editor.left_out = _told_to_touch(operation, told), set()
     try:
         with transaction_of(operation, migration, editor):
             operation.database_backwards(migration.app_label, editor, after, before)
@@ -121,30 +118,42 @@ def _take_back(migration: Migration, move: Move, editor: SchemaEditor, told: Tol
             raise
     finally:
         editor.may_touch = None
-    if not told.ended and editor.left_out and isinstance(operation, RunSQL):
-        yield Left(f"what {name} did before it failed stays")
+    yield from _not_brought_back(operation, name, told, journal.told[journal.number], editor.left_out)
 
 
-def _not_brought_back(operation: Operation, name: str, told: Told) -> Iterator[Left]:
+def _not_brought_back(
+    operation: Operation, name: str, told: Told, back: Told, left_out: set[Object | None]
+) -> Iterator[Left]:
+    """Yield what the way back over an operation does not bring back.
+
+    Args:
+        told, back: what the journal tells of the way there and of the way back.
+        left_out: what the way back was not allowed to touch; None for what is not known.
+    """
+    data = sorted(str(object) for object in told.dropped if object.kind in {"table", "column"})
     for one in with_inner(operation):
         if (isinstance(one, RunPython) and one.reverse_code is RunPython.noop is not one.code) or (
             isinstance(one, RunSQL) and one.sql and one.reverse_sql in ("", [])
         ):
             yield Left(f"what {name} did stays: its reverse does nothing")
-        elif isinstance(one, DeleteModel | RemoveField) and told.executed:
-            yield Left(f"the data that {name} dropped are gone")
-    if converted := [object for object in told.executed if object.kind.startswith("TYPE")]:
-        yield Left(f"{_listed(converted)}: converted by {name} and converted back, which may have changed values")
+        elif isinstance(one, DeleteModel | RemoveField | RunSQL) and data:
+            yield Left(f"the data of {', '.join(data)} are gone: {name} dropped them")
+    for object in sorted(told.executed):
+        if object.kind.startswith("TYPE"):
+            yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
+        elif object.kind.startswith("values"):
+            yield Left(f"{object}: where there was NULL, what {name} put there stays")
+        elif object in left_out:
+            yield Left(f"{object} stays as {name} made it: what would change it back concerns more than that")
+        elif object in told.dropped - back.executed and object.kind in {"index", "constraint"}:
+            new = ", ".join(sorted(map(str, back.executed - told.executed)))
+            yield Left(f"{object}, which {name} dropped, is not back under its name{new and f': {new}'}")
+    if None in left_out and isinstance(operation, RunSQL):
+        yield Left(f"what {name} did before it failed stays")
 
 
 def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, ...]], bool] | None:
     """Return which objects a way back may touch."""
     if told.ended or isinstance(operation, RunBackfill):
         return (lambda objects: told.skipped.isdisjoint(objects)) if told.skipped else None
-    if isinstance(operation, RunSQL) and isinstance(operation.sql, str):
-        return None
     return lambda objects: bool(objects) and told.executed.issuperset(objects)
-
-
-def _listed(objects: Iterable[Object]) -> str:
-    return ", ".join(sorted(set(map(str, objects))))

@@ -17,7 +17,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, counted, summary
-from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, no_timeouts
+from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, look_up, no_timeouts
 
 Report = Callable[..., object]
 """Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
@@ -45,7 +45,7 @@ WAITING = r"""
 
 OUR_LOCK = """
     SELECT mode FROM pg_locks
-    WHERE pid = %(us)s AND granted AND relation = to_regclass(%(table)s)
+    WHERE pid = %(us)s AND granted AND relation::regclass::text = %(table)s
     ORDER BY array_position(%(modes)s, mode) DESC LIMIT 1
 """
 
@@ -111,6 +111,7 @@ class Watchdog(threading.Thread):
         self.budget, self.queue_budget, self.report = budget, queue_budget, report
         self.watched = connection
         self.follow()
+        self._names = look_up(connection, "search_path")
         self.session = self._open()
         self.blocked = Blocked()
         self.statement, self.is_patient = "", False
@@ -175,10 +176,11 @@ class Watchdog(threading.Thread):
                     self._end_with(Unwatched.failed(summary(error)))
 
     def _open(self) -> "psycopg.Connection[Any]":
+        """Open a session that calls tables as the watched one does, under the role that may cancel its statements."""
         parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
         session: psycopg.Connection[Any] = self.watched.get_new_connection(parameters)
         session.autocommit = True
-        settings = no_timeouts(self.watched)
+        settings = no_timeouts(self.watched) | self._names
         session.execute(PUT, [False, list(settings), list(settings.values())])
         return session
 

@@ -87,6 +87,9 @@ def as_json(database, capsys, *arguments, **options):
             {"b"},
         ),
         ("-- Python: FROM a", set()),
+        ('/* FROM a /* FROM b */ */ ALTER TABLE "A.b"."C, d" ADD c int', {'"A.b"."C, d"', '"A.b"'}),
+        ("do $x$ begin -- FROM a\nexecute 'DROP TABLE ' || 'FROM ''b''; LOCK Cd'; end $x$", {"cd"}),
+        ("SELECT $$FROM a$$, 'FROM b' FROM c", {"c"}),
     ],
 )
 def test_names_in_statements(statement, names):

@@ -94,6 +94,24 @@ class TestInvalidIndex:
         shop.succeed("migrate")
         assert indexes(items) == [('by "id", ON', True)]
 
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "-- why\nREINDEX INDEX CONCURRENTLY by_size",
+            "reindex (verbose, concurrently) table public.Items",
+        ],
+    )
+    def test_what_a_failed_reindex_left_is_dropped(self, shop, items, scratch, statement):
+        items.execute(BUILD)
+        items.execute("SET statement_timeout = '0.3s'")
+        with holding(conninfo(scratch), WRITE, 60), pytest.raises(psycopg.errors.QueryCanceled):
+            items.execute(statement)
+        items.execute("RESET statement_timeout")
+        assert set(indexes(items)) > {("by_size", True)}
+        shop.write("0002_index", sql(statement), NOT_ATOMIC)
+        shop.succeed("migrate")
+        assert indexes(items) == [("by_size", True)]
+
     def test_one_of_another_table_stays(self, shop, items):
         items.execute("CREATE TABLE others (id int, size int)")
         leave_invalid(items, BUILD.replace("items", "others"), "others")
@@ -213,6 +231,7 @@ class TestOwnTransaction:
             sql(f"BEGIN; INSERT INTO items VALUES (0); COMMIT; BEGIN; {ALTER}; COMMIT"),
             sql(f"INSERT INTO items VALUES (0); COMMIT; BEGIN; {ALTER}; COMMIT; SELECT 1"),
             python(repr(f"BEGIN; {ALTER}; COMMIT")),
+            python(repr(f"BEGIN; INSERT INTO items SELECT %s WHERE 'a;' LIKE '%%;'; COMMIT; {ALTER}"), "[0]"),
         ],
     )
     def test_it_is_tried_again_in_a_new_transaction(self, shop, items, scratch, operation):

@@ -39,7 +39,9 @@ def test_the_last_batch_and_then_the_one_before(batches, capsys):
     rollback(database, capsys)
     assert look(database) == between
     assert ("tasks", TASKS) in applied(database)
-    rollback(database, capsys, yes=True)  # content types and permissions go, too
+    with pytest.raises(CommandError, match=r"nothing is left of the database .* Add --yes --all"):
+        rollback(database, capsys, yes=True)  # content types and permissions go, too
+    rollback(database, capsys, yes=True, all=True)
     assert {app for app, _ in applied(database)} == {"zero_downtime"}
     assert "Nothing to take back." in rollback(database, capsys)
     assert list(Run.objects.using(database.alias).order_by("pk").values_list("command", "status")) == [

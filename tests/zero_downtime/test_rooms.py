@@ -7,13 +7,13 @@ import gotong_royong.zero_downtime
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
-    {"conf", "exceptions", "journal", "stages"},
-    {"statements", "locks", "catalog", "definitions", "schema", "watchdog", "code", "guard"},
+    {"conf", "exceptions", "journal"},
+    {"statements", "stages", "locks", "catalog", "definitions", "effects", "schema", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
-    {"rollback", "undo", "progress", "executor", "plan", "backups"},
+    {"rollback", "undo", "progress", "executor", "plan", "backups", "signals"},
     {"apps", "management", "reports", "tasks", "admin"},
 ]
 

@@ -55,7 +55,7 @@ def test_both_at_once(staged):
 
 def test_what_says_no_stage_has_that_of_the_setting(staged, scratch):
     staged.write("0002_size", 'column("items", "size")', "stage = 'pre_deploy'")
-    staged.settings("ZERO_DOWNTIME_THIRD_PARTY_STAGE = 'post_deploy'\n")
+    staged.settings("ZERO_DOWNTIME_DEFAULT_STAGE = 'post_deploy'\n")
     said = staged.fail("migrate", "--pre-deploy")
     assert "\n  shop.0002_size needs shop.0001_items\n" in said
     assert applied(scratch) == []
@@ -71,10 +71,10 @@ def test_no_stage_at_all(staged, scratch):
         "Write stage = Stage.PRE_DEPLOY or stage = Stage.POST_DEPLOY.\n"
     )
     staged.write("0003_drop_size", "")
-    staged.settings("ZERO_DOWNTIME_THIRD_PARTY_STAGE = 'later'\n")
+    staged.settings("ZERO_DOWNTIME_DEFAULT_STAGE = 'later'\n")
     said = staged.fail("migrate", "--pre-deploy")
-    assert (
-        said
-        == "ImpossibleStage: ZERO_DOWNTIME_THIRD_PARTY_STAGE is 'later'. Set it to 'pre_deploy' or 'post_deploy'.\n"
+    assert said == (
+        "ImpossibleStage: ZERO_DOWNTIME_DEFAULT_STAGE is 'later'. "
+        "Set it to 'pre_deploy' or 'post_deploy', or leave it out.\n"
     )
     assert applied(scratch) == []

@@ -102,6 +102,20 @@ def test_what_is_built(string, build):
 
 
 @pytest.mark.parametrize(
+    ("string", "name"),
+    [
+        ("/* x */ REINDEX (VERBOSE) INDEX CONCURRENTLY S.i", "s.i"),
+        ('reindex (concurrently) table "T"', '"T"'),
+        ("REINDEX INDEX i", ""),
+        ("REINDEX SCHEMA CONCURRENTLY s", ""),
+        ("CREATE INDEX CONCURRENTLY i ON t (a)", ""),
+    ],
+)
+def test_what_is_built_anew(string, name):
+    assert Statement(string).rebuilds == name
+
+
+@pytest.mark.parametrize(
     ("string", "controls", "ends"),
     [
         ("BEGIN", True, False),

@@ -9,9 +9,9 @@ from django.db import Error, InterfaceError, OperationalError, connections
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.steering import Progress
-from gotong_royong.zero_downtime.backfills.throttle import APPLICATION
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.watchdog import BACKFILL
 
 LOOK = 0.25  # seconds between two looks at how far it is
 
@@ -49,7 +49,7 @@ def run(
 
     threads = [threading.Thread(target=work, name=f"backfill {number}") for number in range(workers)]
     settings = ExitStack()
-    settings.enter_context(locks.session_settings(connections[alias], application_name=APPLICATION))
+    settings.enter_context(locks.session_settings(connections[alias], application_name=BACKFILL))
     try:
         for thread in threads:
             thread.start()

@@ -117,7 +117,7 @@ class Throttle:
                 cursor.execute(CANCEL_ANALYZE, {"table": self.table})
             self._looked_at = now
             return GO_ON
-        values: dict[str, Any] = {"us": APPLICATION, "ours": [APPLICATION, *OURS], "looks": LOOKS}
+        values: dict[str, Any] = {"us": BACKFILL, "ours": [BACKFILL, *OURS], "looks": LOOKS}
         values |= {"recently": RECENTLY, "table": self.table}
         with connections[self.alias].cursor() as cursor:
             cursor.execute("SELECT pg_stat_clear_snapshot()")  # what it said earlier in this transaction

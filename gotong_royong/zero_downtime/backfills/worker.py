@@ -23,10 +23,11 @@ from gotong_royong.zero_downtime.backfills.declarations import declared, model_o
 from gotong_royong.zero_downtime.backfills.ranges import LetGo
 from gotong_royong.zero_downtime.backfills.sizes import TARGET
 from gotong_royong.zero_downtime.backfills.statements import KEYS, STRIPES, Work
-from gotong_royong.zero_downtime.backfills.throttle import APPLICATION, Throttle
+from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted, summary
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+from gotong_royong.zero_downtime.watchdog import BACKFILL
 
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
@@ -95,7 +96,7 @@ class Worker:
         """
         if self.renews:
             self._refuse_transaction_pooling()
-        with suppress(LetGo), locks.session_settings(self.connection, application_name=APPLICATION):
+        with suppress(LetGo), locks.session_settings(self.connection, application_name=BACKFILL):
             while not self.stop():
                 try:
                     if not self._next():
@@ -157,7 +158,7 @@ class Worker:
         self.connection.close()
         time.sleep(POLL)
         with suppress(Error), self.connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('application_name', %s, false)", [APPLICATION])
+            cursor.execute("SELECT set_config('application_name', %s, false)", [BACKFILL])
 
     def _is_called_off(self, error: Exception) -> bool:
         """Whether a statement was canceled because it is to stop, or is no longer to go on."""

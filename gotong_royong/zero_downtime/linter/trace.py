@@ -30,7 +30,7 @@ from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.locks import sqlstate
-from gotong_royong.zero_downtime.stages import Key, Stage, stage_of
+from gotong_royong.zero_downtime.stages import Key, Stage, said_stage
 from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
@@ -339,7 +339,7 @@ def _has_transaction(migration: Migration, number: int) -> bool:
 
 
 def _is_contract(migration: Migration) -> bool:
-    return stage_of(migration) == Stage.POST_DEPLOY
+    return said_stage(migration) == Stage.POST_DEPLOY
 
 
 def path_of(migration: Migration) -> str:

@@ -9,11 +9,19 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime import mistakes
-from gotong_royong.zero_downtime.autodetector import MigrationAutodetector, describe_merge, rename, timestamps
+from gotong_royong.zero_downtime.autodetector import (
+    MigrationAutodetector,
+    describe_merge,
+    extending,
+    rename,
+    timestamps,
+)
 
 
 class Command(mistakes.Plain, makemigrations.Command):
-    autodetector = MigrationAutodetector
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
     def handle(self, *app_labels: str, **options: Any) -> None:
         mistakes.refuse_unknown_apps(app_labels)
@@ -42,6 +50,6 @@ class Command(mistakes.Plain, makemigrations.Command):
         for app_label, leaves in sorted(conflicts.items()):
             before = int(next(stamps)) - 1
             parse_number = staticmethod(lambda leaf, before=before: before)
-            vars(self)["autodetector"] = type("Numbered", (MigrationAutodetector,), {"parse_number": parse_number})
+            self.autodetector = type("Numbered", (self.autodetector,), {"parse_number": parse_number})  # type: ignore[misc]
             self.migration_name = name or describe_merge(leaves)
             super().handle_merge(loader, {app_label: leaves})

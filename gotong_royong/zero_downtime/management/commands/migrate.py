@@ -5,6 +5,7 @@ import gc
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -14,19 +15,22 @@ from django.core.management.commands import migrate
 from django.db import connections
 
 from gotong_royong.zero_downtime import mistakes, reports
-from gotong_royong.zero_downtime.autodetector import MigrationAutodetector
+from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import guarded
-from gotong_royong.zero_downtime.ledger import is_guarded, only_runner
+from gotong_royong.zero_downtime.ledger import only_runner, why_not_guarded
 from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.stages import Stage
 
 
 class Command(mistakes.Plain, migrate.Command):
-    autodetector = MigrationAutodetector
     report: reports.Reporter
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
@@ -64,7 +68,10 @@ class Command(mistakes.Plain, migrate.Command):
             self.show_plan(*args, **options)
             return
         connection, kind = connections[options["database"]], options["format"]
-        self.guarded = is_guarded(connection) and not options["check_unapplied"]
+        unguarded = why_not_guarded(connection)
+        self.guarded = not unguarded and not options["check_unapplied"]
+        if unguarded and self.verbosity and kind != "json":
+            self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
         executors: list[Executor] = []
         with ExitStack() as stack:
             self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
@@ -158,7 +165,13 @@ def in_place_of_djangos(executor: Any) -> Iterator[None]:
 
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go."""
+    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go.
+
+    In another thread than the main one, where Python lets nobody handle signals, those of the process stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

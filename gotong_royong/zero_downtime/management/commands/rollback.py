@@ -10,6 +10,9 @@ from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
+from gotong_royong.zero_downtime.rollback import Applied
+from gotong_royong.zero_downtime.signals import between_signals
+from gotong_royong.zero_downtime.stages import Plan, key_of
 
 
 class Command(mistakes.Plain):
@@ -24,6 +27,12 @@ class Command(mistakes.Plain):
         which.add_argument("--run", type=int, metavar="ID", help="What this run applied.")
         parser.add_argument("--plan", action="store_true", help="Only show what would be done and lost.")
         parser.add_argument("--yes", action="store_true", help="Lose the data that go with it without being asked.")
+        parser.add_argument("--all", action="store_true", help="With --yes: even if nothing is left of the database.")
+        parser.add_argument(
+            "--accept-edited",
+            action="store_true",
+            help="Go back by what a file says now, though it was edited after it was applied.",
+        )
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -31,6 +40,15 @@ class Command(mistakes.Plain):
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
             raise NotUndoable(f"{connection.alias} is not a PostgreSQL database, so no run on it was recorded.")
+        executor = Executor(connection)
+        done = rollback.applied(executor)
+        chosen = self.choose(executor, done, options)
+        if not chosen:
+            self.stdout.write(f"Nothing to take back. {'Nothing later' if done else 'No migration'} is applied.")
+            return
+        if options["plan"]:
+            self.show(executor, chosen, options)
+            return
         with (
             migrate.sigterm_like_ctrl_c(),
             reports.reporter(self, verbosity=self.verbosity, no_color=options["no_color"]) as report,
@@ -39,34 +57,59 @@ class Command(mistakes.Plain):
             executor = Executor(
                 connection, self.migration_progress_callback, alias=alias, command="rollback", report=report
             )
-            if not options["plan"]:
-                executor.recall()
-            if options["steps"] is not None:
-                chosen = rollback.last_steps(executor, options["steps"])
-            elif options["to"]:
-                chosen = rollback.later_than(executor, options["to"])
-            else:
-                chosen = rollback.batch(executor, alias, options["run"])
-            plan = rollback.plan_of(executor, chosen)
-            if not plan:
-                self.stdout.write("Nothing to take back.")
-                return
-            losses = list(rollback.losses(executor, plan))
-            self.stdout.write(self.style.MIGRATE_HEADING("To be taken back, in this order:"))
-            for migration, _ in plan:
-                self.stdout.write(f"  {migration}")
-                for loss in losses:
-                    if loss.migration == migration:
-                        self.stdout.write(self.style.WARNING(f"    loses {loss}"))
-            if options["plan"]:
-                return
-            if losses and not options["yes"]:
+            executor.recall()
+            if (done_now := rollback.applied(executor)) != done:
+                raise NotUndoable(
+                    f"While this waited for its turn, {rollback.difference(alias, done, done_now)}. "
+                    "Nothing more was changed. Look what there is to take back now: rollback --plan."
+                )
+            plan, losses = self.show(executor, chosen, options)
+            if len(chosen) == len(done):
+                self.ask_for_all(connection, options)
+            elif losses and not options["yes"]:
                 self.ask(len(losses))
-            executor.migrate([], plan=plan)
+            how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
+            between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
             self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
+
+    def choose(self, executor: Executor, done: list[Applied], options: dict[str, Any]) -> list[Applied]:
+        for option in ("steps", "run"):
+            if not isinstance(options[option], int | None):
+                raise NotUndoable(f"--{option} {options[option]!r} is not a number. Nothing was changed.")
+        if not done:
+            return []
+        if options["steps"] is not None:
+            return rollback.last_steps(done, options["steps"])
+        if options["to"] is not None:
+            return rollback.later_than(executor, done, options["to"])
+        return rollback.batch(executor, done, options["run"])
+
+    def show(self, executor: Executor, chosen: list[Applied], options: dict[str, Any]) -> tuple[Plan, list[Any]]:
+        rollback.refuse_unknown(executor, chosen, accept_edited=options["accept_edited"])
+        executor.faked |= {one.key for one in chosen if one.is_faked}
+        plan = rollback.plan_of(executor, {one.key for one in chosen}, executor.faked)
+        losses = list(rollback.losses(executor, [step for step in plan if key_of(step[0]) not in executor.faked]))
+        self.stdout.write(self.style.MIGRATE_HEADING("To be taken back, in this order:"))
+        for migration, _ in plan:
+            faked = " (only its record: it was faked)" if key_of(migration) in executor.faked else ""
+            self.stdout.write(f"  {migration}{faked}")
+            for loss in losses:
+                if loss.migration == migration:
+                    self.stdout.write(self.style.WARNING(f"    loses {loss}"))
+        return plan, losses
 
     def ask(self, count: int) -> None:
         if not sys.stdin.isatty():
             raise NotUndoable("Data would be lost, as listed above. Nothing was changed. Add --yes to lose them.")
         if input("These data will be lost. Type yes to go on: ").strip().lower() != "yes":
+            raise NotUndoable("Nothing was changed.")
+
+    def ask_for_all(self, connection: Any, options: dict[str, Any]) -> None:
+        if options["yes"] and options["all"]:
+            return
+        name = connection.settings_dict["NAME"]
+        said = f"That is all that is applied: nothing is left of the database {name}."
+        if not sys.stdin.isatty():
+            raise NotUndoable(f"{said} Nothing was changed. Add --yes --all if that is meant.")
+        if input(f"{said} Type its name to go on: ").strip() != name:
             raise NotUndoable("Nothing was changed.")

@@ -1,0 +1,161 @@
+"""What does each statement of Django's schema editor change?
+
+The journal is told before it is executed, and afterwards what it has not changed: an ``ALTER COLUMN`` or a ``COMMENT``
+that sets what was set already, an index or a constraint that is dropped and made again as it was.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.db import Error
+from django.db.backends.postgresql.schema import DatabaseSchemaEditor
+
+from gotong_royong.zero_downtime import catalog, statements
+from gotong_royong.zero_downtime.journal import DROP, Journal, Object
+
+RENAMED = "name of "
+ASPECTS = ("TYPE", "NULL", "DEFAULT", "identity", "comment")
+REMADE = {"constraint": catalog.constraint, "index": catalog.index}
+DROP_CONSTRAINT, DROP_INDEX = "ALTER TABLE %s DROP CONSTRAINT %s", "DROP INDEX %s"
+
+
+Aspects = dict[Object, str | None]
+
+
+class JournalingEditor(DatabaseSchemaEditor):
+    """Django's, which tells a journal what it executes, and may be told what not to touch."""
+
+    journal: Journal | None = None
+    may_touch: Callable[[tuple[Object, ...]], bool] | None = None
+    """Whether to execute a statement that concerns these objects; None for any statement."""
+    kinds: dict[str, tuple[str, list[str]]]
+    """For each template of a statement the kind of its object, and the parts of the statement that name it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.left_out: set[Object | None] = set()
+        """What it was not allowed to touch; None for what is not known."""
+        self._made: set[Object] = set()
+        self._gone: Aspects = {}
+
+    def execute(self, sql: Any, params: Any = ()) -> None:
+        """Execute the statement if it may be, and write down before that it is executed."""
+        if self.collect_sql or self.journal is None:
+            super().execute(sql, params)
+            return
+        text, objects = str(sql), self.objects_of(sql)
+        if not self.touches(sql):
+            self.left_out.update(objects or {None})
+            return
+        there = self._there_already(text)
+        for object, reason in there.items():
+            self.journal.skipped(reason, (object,))
+        if there and there.keys() == set(objects):
+            return
+        objects = tuple(object for object in objects if object not in there)
+        before = self._aspects(objects)
+        if DROP.search(text):
+            self._gone |= self._definitions(objects)
+        self.journal.executing(text, objects)
+        try:
+            super().execute(sql, params)
+        except Error:
+            if "CONCURRENTLY" not in text.upper():  # which leaves an invalid index
+                self.journal.failed(text, objects)
+            raise
+        if not DROP.search(text):
+            self._made.update(object for object in objects if object.kind in {"table", "column"})
+            self._say_remade(self.journal, text, self._gone.keys() & objects)
+        if before:
+            self._say_unchanged(self.journal, text, before, self._aspects(objects))
+
+    def _there_already(self, sql: str) -> dict[Object, str]:
+        """Return what the SQL does not make, or drop, because it says IF NOT EXISTS, or IF EXISTS; and why."""
+        if "EXISTS" not in sql.upper():
+            return {}
+        found: dict[Object, str] = {}
+        for statement in statements.split(sql):
+            objects, conditions = statement.objects, statement.conditions
+            if len(objects) == len(conditions):
+                for object, condition in zip(objects, conditions, strict=True):
+                    if self._is_there(condition) is not condition.must_exist:
+                        found[object] = f"{object} is already {'gone' if condition.must_exist else 'there'}"
+        return found
+
+    def _is_there(self, condition: statements.Condition) -> bool:
+        """Look whether it is there; where that cannot be told, it is as the statement wants it."""
+        kind, name, table, must_exist = condition
+        if kind == "INDEX" and table:
+            index = catalog.index(self.connection, table, name)
+            return index is not None and index.valid
+        if kind in {"COLUMN", "CONSTRAINT"}:
+            look = catalog.column if kind == "COLUMN" else catalog.constraint
+            return look(self.connection, table, name) is not None
+        there = catalog.named(self.connection, kind, name)
+        return must_exist if there is None else there
+
+    def _say_remade(self, journal: Journal, text: str, objects: set[Object]) -> None:
+        for object, definition in self._definitions(objects).items():
+            if definition == self._gone.pop(object):
+                journal.failed(text, (object,))  # what made it
+                journal.failed(text, (object,))  # and what dropped it
+                journal.skipped(f"{object} is already as wanted", (object,))
+
+    def _say_unchanged(self, journal: Journal, text: str, before: Aspects, after: Aspects) -> None:
+        if unchanged := [object for object in before if before[object] == after[object]]:
+            journal.failed(text, tuple(before))
+            if changed := tuple(object for object in before if object not in unchanged):
+                journal.executing(text, changed)
+            for object in unchanged:
+                journal.skipped(f"{object} is already as wanted", (object,))
+
+    def touches(self, sql: Any) -> bool:
+        """Whether the statement may be executed."""
+        return self.may_touch is None or self.may_touch(self.objects_of(sql))
+
+    def skip(self, sql: Any, reason: str) -> None:
+        """Leave the statement out, and write down why."""
+        if self.journal:
+            self.journal.skipped(reason, self.objects_of(sql))
+
+    def objects_of(self, sql: Any) -> tuple[Object, ...]:
+        """Return what the statement makes, changes or drops; nothing if that cannot be told."""
+        kind, names = self.kinds.get(getattr(sql, "template", ""), ("", []))
+        if not kind:
+            return statements.objects(str(sql))
+        parts = [str(sql.parts[name]) for name in names]
+        if names[-1] == "changes":  # ALTER COLUMN "name" …
+            column, changes = parts[1].split('"')[1], parts[1].split(" USING ")[0]
+            return tuple(Object(f"{word} of column", parts[0], f'"{column}"') for word in ASPECTS if word in changes)
+        if kind.startswith(RENAMED):
+            return (Object(kind, " ".join(parts[:-2]), " ".join(sorted(parts[-2:]))),)
+        if kind == "constraint" and len(parts) == 1:
+            parts.append(str(sql.parts["constraint"].parts["name"]))
+        return (Object(kind, *parts),)
+
+    def drop_parts(self, objects: Iterable[Object]) -> None:
+        """Drop those that are an index or a constraint and are there: of a table that was there before them."""
+        for kind, table, name in objects:
+            if kind == "constraint" and catalog.constraint(self.connection, table, name):
+                self.execute(DROP_CONSTRAINT % (table, name), None)
+            elif kind == "index" and catalog.index(self.connection, table, name):
+                self.execute(DROP_INDEX % name, None)
+
+    def _definitions(self, objects: Iterable[Object]) -> Aspects:
+        """Return how the catalog defines those that are an index or a constraint and are there."""
+        looked = {
+            object: REMADE[object.kind](self.connection, object.table, object.name)
+            for object in objects
+            if object.kind in REMADE and object.table
+        }
+        return {object: found.definition for object, found in looked.items() if found}
+
+    def _aspects(self, objects: tuple[Object, ...]) -> Aspects:
+        """Return what the catalog says of those that can be set to what they are, unless they are made just now."""
+        told: Aspects = {}
+        for object in objects:
+            aspect = object.kind.partition(" ")[0]
+            made = {Object("table", object.table), Object("column", object.table, object.name)}
+            if aspect in ASPECTS and self._made.isdisjoint(made):
+                told[object] = catalog.aspects(self.connection, object.table, object.name).get(aspect)
+        return told
