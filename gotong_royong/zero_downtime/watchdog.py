@@ -31,8 +31,8 @@ WORTH_SAYING = 0.5  # seconds after which a statement is told of, and between tw
 OURS = ["migrate", "migrate: ledger", "migrate: watchdog", "migrate: backstop"]
 BACKFILL = "backfill"
 
-# Who waits for a lock, and whether as a user. One of our own sessions is none, but while no statement runs it counts: it
-# would wait for ever. A waiting session's row has no start in its first moment:
+# Who waits for a lock, and whether as a user. One of our own sessions is none, but while no statement runs, it counts:
+# it would wait for ever. A waiting session's row has no start in its first moment:
 # https://www.postgresql.org/docs/current/view-pg-locks.html
 WAITING = f"""
     SELECT pid, extract(epoch FROM clock_timestamp() - coalesce(waitstart, clock_timestamp()))::float8,
