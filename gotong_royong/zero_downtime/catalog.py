@@ -81,6 +81,21 @@ class Table(NamedTuple):
         return f"{self.name}: {rows}, {_size(self.bytes)}"
 
 
+class Dependent(NamedTuple):
+    """What cannot be without a table or a column: a view, a function, the foreign key of another table.
+
+    ``catalog`` is the table of PostgreSQL's in which ``oid`` is; ``table`` is that of a foreign key, else 0.
+    """
+
+    catalog: str
+    oid: int
+    table: int
+    description: str
+
+    def __str__(self) -> str:
+        return self.description
+
+
 # https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CATALOG
 TABLE = "SELECT to_regclass(%(name)s)::oid"
 
@@ -106,6 +121,7 @@ ASPECTS = """
 RELATION = "SELECT to_regclass(%(name)s) IS NOT NULL"
 NAMED = {
     **dict.fromkeys(("TABLE", "FOREIGN TABLE", "INDEX", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), RELATION),
+    "VALID INDEX": ("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND indisvalid)"),
     "SCHEMA": "SELECT to_regnamespace(%(name)s) IS NOT NULL",
     "TYPE": "SELECT to_regtype(%(name)s) IS NOT NULL",
     "EXTENSION": "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name)",
@@ -230,6 +246,30 @@ TABLES = """
       AND pg_class.relnamespace <> ALL ('{pg_catalog,information_schema}'::regnamespace[])
 """
 
+# Found along https://www.postgresql.org/docs/current/catalog-pg-depend.html, where a rule means its view. What goes
+# with its table anyhow, such as an index, depends on it automatically or internally.
+DEPENDENTS = """
+    WITH RECURSIVE going (classid, objid, objsubid, own) AS (
+        SELECT 'pg_class'::regclass::oid, %(table)s::oid, coalesce((
+            SELECT attnum FROM pg_attribute WHERE attrelid = %(table)s::oid AND attname = %(column)s
+        ), 0)::int, true
+        UNION
+        SELECT CASE WHEN ev_class IS NULL THEN depend.classid ELSE 'pg_class'::regclass END,
+               coalesce(ev_class, depend.objid), CASE WHEN ev_class IS NULL THEN depend.objsubid ELSE 0 END,
+               ev_class IS NULL AND deptype NOT IN ('n', 'x')
+        FROM going
+        JOIN pg_depend AS depend ON refclassid = going.classid AND refobjid = going.objid
+             AND going.objsubid IN (0, refobjsubid)
+        LEFT JOIN pg_rewrite ON depend.classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = depend.objid
+        WHERE ev_class IS DISTINCT FROM going.objid
+    )
+    SELECT going.classid::regclass::text, going.objid, coalesce(max(conrelid::bigint), 0),
+           pg_describe_object(going.classid, going.objid, going.objsubid)
+    FROM going LEFT JOIN pg_constraint ON going.classid = 'pg_constraint'::regclass AND pg_constraint.oid = going.objid
+    GROUP BY going.classid, going.objid, going.objsubid HAVING NOT bool_or(own)
+    ORDER BY 4
+"""
+
 
 def table(connection: BaseDatabaseWrapper, name: str) -> int | None:
     """Return the OID of the table that the name means in a statement."""
@@ -309,6 +349,18 @@ def tables(connection: BaseDatabaseWrapper, names: Collection[str]) -> dict[str,
     return {name: Table(table, count, size, tuple(parents)) for name, table, count, size, parents in rows}
 
 
+def dependents(connection: BaseDatabaseWrapper, table: int, column: str = "") -> list[Dependent]:
+    """Return what dropping the table, or one column of it, would drop with CASCADE, and fail at without.
+
+    What is a part of the table, such as its indexes, is not named.
+
+    Args:
+        table: an OID.
+        column: the name as the catalog has it, without quotes; all of the table if it is empty.
+    """
+    return [Dependent(*row) for row in _ask(connection, DEPENDENTS, table=table, column=column)]
+
+
 def _size(number: float) -> str:
     """Say a number of bytes as PostgreSQL does."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -318,7 +370,7 @@ def _size(number: float) -> str:
     return f"{number:,.0f} TB"
 
 
-def _ask(connection: BaseDatabaseWrapper, question: str, **values: str | list[str]) -> list[Any]:
+def _ask(connection: BaseDatabaseWrapper, question: str, **values: str | int | list[str]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(question, values)
         return list(cursor.fetchall())

@@ -47,7 +47,8 @@ class JournalingEditor(DatabaseSchemaEditor):
         if not self.touches(sql):
             self.left_out.update(objects or {None})
             return
-        there = self._there_already(text)
+        is_plain = getattr(sql, "template", "") not in self.kinds
+        there = (self._done_by_an_earlier_try(text, objects) or self._there_already(text)) if is_plain else {}
         for object, reason in there.items():
             self.journal.skipped(reason, (object,))
         if there and there.keys() == set(objects):
@@ -69,6 +70,16 @@ class JournalingEditor(DatabaseSchemaEditor):
         if before:
             self._say_unchanged(self.journal, text, before, self._aspects(objects))
 
+    def _done_by_an_earlier_try(self, sql: str, objects: tuple[Object, ...]) -> dict[Object, str]:
+        """Return all objects and why, if the journal tells that the SQL was executed and they are as it makes them."""
+        if not (self.journal and self.journal.may_be_done(sql)):
+            return {}
+        looked = [statements.Condition(kind.upper(), name, table, False) for kind, table, name in objects]
+        wanted = not DROP.search(sql)
+        if not all(self._is_there(condition) is wanted for condition in looked):
+            return {}
+        return {object: f"{object} is already as an earlier try has made it" for object in objects}
+
     def _there_already(self, sql: str) -> dict[Object, str]:
         """Return what the SQL does not make, or drop, because it says IF NOT EXISTS, or IF EXISTS; and why."""
         if "EXISTS" not in sql.upper():
@@ -85,7 +96,9 @@ class JournalingEditor(DatabaseSchemaEditor):
     def _is_there(self, condition: statements.Condition) -> bool:
         """Look whether it is there; where that cannot be told, it is as the statement wants it."""
         kind, name, table, must_exist = condition
-        if kind == "INDEX" and table:
+        if kind == "INDEX" and not must_exist:
+            kind = "VALID INDEX"
+        if kind == "VALID INDEX" and table:
             index = catalog.index(self.connection, table, name)
             return index is not None and index.valid
         if kind in {"COLUMN", "CONSTRAINT"}:

@@ -3,6 +3,7 @@
 They are Django's ``CommandError``, so that a command ends with the sentence and a non-zero exit, without a traceback.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Self
@@ -10,6 +11,9 @@ from typing import Self
 import psycopg
 from django.core.management import CommandError
 from django.db import Error
+
+# What PostgreSQL says beside the message of an error that one of ours quotes, to the end of the line.
+DETAIL = re.compile(r"\s*\b(?:DETAIL|CONTEXT|HINT|QUERY): .*")
 
 
 class ZeroDowntimeError(CommandError):
@@ -28,6 +32,14 @@ class LockNotObtained(ZeroDowntimeError):
 
 class BlockedTooLong(ZeroDowntimeError):
     """Somebody waited for us longer than the block budget, so our statement was canceled."""
+
+
+class GaveWay(ZeroDowntimeError):
+    """Python of a migration was interrupted by us, and is to run again: nothing of it is committed."""
+
+
+class Interrupted(ZeroDowntimeError):
+    """Python of a migration was interrupted by us, and some of it may be committed."""
 
 
 class Unwatched(ZeroDowntimeError):
@@ -150,7 +162,7 @@ def summary(error: BaseException) -> str:
     """
     said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
     primary = said_by.diag.message_primary if isinstance(said_by, psycopg.Error) else None
-    return _in_one_line(error, primary or str(error))
+    return _in_one_line(error, primary or DETAIL.sub("", str(error)))
 
 
 def in_full(error: BaseException) -> str:

@@ -160,7 +160,7 @@ class Executor(MigrationExecutor):
                 from gotong_royong.zero_downtime import backups
 
                 self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
-                self.run.save(update_fields=["backup"])
+                self.run.save(using=self.alias, update_fields=["backup"])
             self._at_work = steps, stack.enter_context(guarded(self.connection, self.report))
             return super().migrate(targets, plan, state, fake, fake_initial)
 
@@ -174,9 +174,11 @@ class Executor(MigrationExecutor):
         plan = super().migration_plan(leaves, clean_start=not ledger.exists(self.connection))
         try:
             if plan:
-                with twice_is_once(self.connection):
+                with twice_is_once(self.connection), ledger.unrouted():
                     super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
+            if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
+                raise said from said.__cause__
             user = self.connection.settings_dict["USER"]
             raise NoLedger(
                 f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
@@ -250,7 +252,8 @@ class Executor(MigrationExecutor):
         except (ProgrammingError, ValueError) as error:
             is_done = isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY
             operation = step.journal.operation
-            if step.careful or not is_done or (operation and undo.runs_code(operation)):
+            is_code = bool(operation and undo.runs_code(operation))
+            if step.careful or not is_done or is_code or not step.guard.may_repeat:
                 raise
         step.careful = True
         return one_try(step, state)
@@ -264,7 +267,8 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and type(migration).apply is not Migration.apply:
-                state = migration.apply(state.clone(), editor)
+                with step.guard.carrying_out(*migration.operations):
+                    state = migration.apply(state.clone(), editor)
             elif editor:
                 self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
                 self._go_on(step, self._rolling, editor)
@@ -293,7 +297,8 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and (not self._exactly or type(migration).unapply is not Migration.unapply):
-                state = migration.unapply(state, editor)
+                with step.guard.carrying_out(*migration.operations):
+                    state = migration.unapply(state, editor)
             elif editor:
                 past = self._past(step)
                 run = self.run.pk if self.run and self.command == "migrate" else None
@@ -318,6 +323,7 @@ class Executor(MigrationExecutor):
             return nullcontext()
         editor = schema_editor_class(self.connection.SchemaEditorClass)(self.connection, atomic=step.migration.atomic)
         editor.careful, editor.journal = step.careful, step.journal
+        editor.carrying_out = step.guard.carrying_out
         return editor
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:

@@ -64,6 +64,10 @@ class Told:
     skipped: set[Object] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
     """Why statements were left out."""
+    texts: set[str] = field(default_factory=set)
+    """The statements that were executed."""
+    earlier: "Told | None" = None
+    """What is told of the tries before the last one, which were interrupted."""
 
     @property
     def did_nothing(self) -> bool:
@@ -77,8 +81,10 @@ class Told:
         """
         if entry.kind == Kind.BEGAN:
             self.digest, self.ended, self.run = entry.what, False, run
+            self.earlier = Told(executed=set(self.executed), dropped=set(self.dropped), texts=set(self.texts))
         elif entry.kind == Kind.EXECUTED:
             self.statements += 1
+            self.texts.add(entry.what)
             self.executed.update(entry.objects)
             if DROP.search(entry.what):
                 self.dropped.update(entry.objects)
@@ -87,9 +93,11 @@ class Told:
             if not self.executed.issuperset(entry.objects or {None}):
                 self.reasons.append(entry.what)
         elif entry.kind == Kind.FAILED:
+            earlier = self.earlier or Told()
             self.statements -= 1
-            self.executed.difference_update(entry.objects)
-            self.dropped.difference_update(entry.objects)
+            self.texts -= {entry.what} - earlier.texts
+            self.executed -= set(entry.objects) - earlier.executed
+            self.dropped -= set(entry.objects) - earlier.dropped
         else:
             self.ended = True
 
@@ -175,6 +183,11 @@ class Journal:
                 self._say(Kind.ENDED, number=number)
             self._unsettled = []
             self._flush()
+
+    def may_be_done(self, sql: str) -> bool:
+        """Whether an earlier try was interrupted while or after it executed this statement of the operation."""
+        told = self.told.get(self.number)
+        return bool(told and told.earlier and sql in told.earlier.texts)
 
     def has_ended(self, number: int) -> bool:
         return number in self.told and self.told[number].ended

@@ -16,10 +16,11 @@ from typing import Any
 
 import psycopg
 from django.apps import apps
-from django.db import Error, connections
+from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
+from django.db.models import Prefetch
 from django.utils import timezone
 
 from gotong_royong.zero_downtime import catalog, locks, models
@@ -194,6 +195,17 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
                 _holders.remove(holder)
 
 
+@contextmanager
+def unrouted() -> Iterator[None]:
+    """Let no router of the project say that the tables of the ledger belong into another database."""
+    before = router.routers
+    router.routers = []
+    try:
+        yield
+    finally:
+        router.routers = before
+
+
 def exists(connection: BaseDatabaseWrapper) -> bool:
     """Whether the database has a ledger."""
     return catalog.table(connection, Step._meta.db_table) is not None
@@ -254,14 +266,15 @@ def past(alias: str, key: Key) -> Past:
     """Return what the ledger tells of the migration since it was taken back last."""
     awake(alias)
     past = Past()
+    effects = Prefetch("effects", Effect.objects.using(alias))
     steps = Step.objects.using(alias).filter(app=key[0], name=key[1]).order_by("pk")
-    for step in steps.only("pk", "run", "direction", "status").prefetch_related("effects"):
-        effects = sorted(step.effects.all(), key=lambda effect: effect.pk)
+    for step in steps.only("pk", "run", "direction", "status").prefetch_related(effects):
+        told = sorted(step.effects.all(), key=lambda effect: effect.pk)
         is_up, is_done = step.direction == Step.Direction.UP, step.status == Status.SUCCEEDED
         if is_up and past.complete:  # somebody took it back without the ledger
             past = Past()
         entries = [
-            Entry(e.operation, Kind(e.kind), e.what, tuple(Object(*each) for each in e.objects_named)) for e in effects
+            Entry(e.operation, Kind(e.kind), e.what, tuple(Object(*each) for each in e.objects_named)) for e in told
         ]
         if is_up:
             for entry in entries:

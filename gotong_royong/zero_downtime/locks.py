@@ -33,13 +33,16 @@ BLOCKS = {
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
-NOT_ALLOWED, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25P03", "25P04"
+NOT_ALLOWED, READ_ONLY, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25006", "25P03", "25P04"
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock
 MEETINGS = 5  # tries to have two connections meet in one session
 RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
 AT_WORK = RUNNER + 1  # held by the session that migrates
+
+# Where a policy would hide rows, PostgreSQL refuses the statement: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+ALL_ROWS = {"row_security": "off"}
 
 # https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
 SESSIONS = """
@@ -103,10 +106,10 @@ def look_up(connection: BaseDatabaseWrapper, *names: str) -> dict[str, str]:
 
 
 @contextmanager
-def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[None]:
+def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[dict[str, str]]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
 
-    Takes no lock.
+    Takes no lock. Yields what they were before.
 
     Args:
         values: as ``SET`` takes them (https://www.postgresql.org/docs/current/sql-set.html).
@@ -120,7 +123,7 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
     before = look_up(connection, *values)
     put(values)
     try:
-        yield
+        yield before
     finally:
         # A lost connection took its settings with it, and so does a transaction that will be rolled back.
         with suppress(Error):

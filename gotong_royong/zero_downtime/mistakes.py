@@ -1,22 +1,25 @@
 """What is wrong with a migration file, an argument or the database, and what is to be done about it?
 
 Django ends with a traceback where a file cannot be loaded, the files do not fit together, or the server is not there.
-The answer is one sentence that names the migration or the database; it is found in the error and in what was going on
-when it was raised. Every command of the engine is a ``Plain`` one, which says it.
+The answer is one sentence that names the migration or the database. To find the migration, all are loaded once more,
+one by one. Every command of the engine is a ``Plain`` one, which says it.
 """
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from traceback import walk_tb
 from typing import Any
 
+import psycopg
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import BaseCommand, CommandError
-from django.db import Error, InterfaceError, NotSupportedError, OperationalError
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db import Error, NotSupportedError
 from django.db.migrations import Migration
 from django.db.migrations.exceptions import (
     BadMigrationError,
@@ -25,9 +28,11 @@ from django.db.migrations.exceptions import (
     NodeNotFoundError,
 )
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import UnknownApp, meant, summary
+from gotong_royong.zero_downtime.stages import Key
 
 
 class Plain(BaseCommand):
@@ -87,51 +92,97 @@ def sentence(error: BaseException) -> str:
         return f"{text}. Nothing can come before what is applied: let the new one depend on the app's last migration."
     if isinstance(error, NodeNotFoundError):
         return _of_dependency(error)
-    if isinstance(error, Error):
+    if isinstance(error, Error | psycopg.Error):
         return _of_database(error)
-    for frame, _ in walk_tb(error.__traceback__):
-        names, doing = frame.f_locals, (type(frame.f_locals.get("self")), frame.f_code.co_name)
-        loading = doing[1] if issubclass(doing[0], MigrationLoader) else ""
-        if loading == "load_disk":
-            return _of_file(names, error)
-        if loading in {"add_internal_dependencies", "add_external_dependencies"}:
-            return f"Migration {names['migration']} has dependencies that cannot be followed: {text}. Correct them."
-        if issubclass(doing[0], Migration) and doing[1] == "mutate_state":
-            return (
-                f"Migration {names['self']} does not fit what comes before it: {summary(error)}, at the operation "
-                f"{names['operation'].describe()!r}. Correct its operations or its dependencies."
-            )
-    return ""
-
-
-def _of_database(error: Error) -> str:
-    """Say where the server is that does not answer, or cannot be used; without the password."""
-    reason, state = " ".join(str(error).split()), locks.sqlstate(error)
-    if isinstance(error, NotSupportedError):
-        return f"{reason.rstrip('.')}. Upgrade the server, or set DATABASE_URL to another one."
-    if state == locks.NOT_ALLOWED:
-        return f"{reason.rstrip('.')}. Use the role that owns the tables, or GRANT this one what it lacks."
-    if not isinstance(error, OperationalError | InterfaceError):
+    try:
+        return next((said for said, found in _found() if type(found) is type(error)), "")
+    except Exception:  # noqa: BLE001  (something else is wrong)
         return ""
-    for frame, _ in walk_tb(error.__traceback__):
-        connection = frame.f_locals.get("self")
-        if not state and isinstance(connection, BaseDatabaseWrapper) and frame.f_code.co_name == "connect":
-            database = connection.settings_dict
-            where = f"{database['HOST'] or 'localhost'}:{database['PORT'] or 5432}"
-            return (
-                f"cannot connect to database {database['NAME']} on {where} as {database['USER'] or 'the system user'}. "
-                f"Check DATABASE_URL and that the server is running. It said: {reason}"
-            )
+
+
+def _found() -> Iterator[tuple[str, BaseException]]:
+    """Load the migrations again, one by one, and yield what is wrong with the first that cannot be used."""
+    for path in _files():
+        try:
+            import_module(path)
+        except Exception as error:  # noqa: BLE001  (a file may raise anything)
+            yield _of_file(path, error), error
+            return
+    loader = Watched(None, ignore_no_migrations=True, load=False)
+    try:
+        loader.build_graph()
+    except Exception as error:  # noqa: BLE001
+        text = f"{loader.at} has dependencies that cannot be followed: {str(error).rstrip('.')}. Correct them."
+        yield f"Migration {text}", error
+        return
+    state = ProjectState(real_apps=loader.unmigrated_apps)
+    graph = loader.graph
+    for app, name in dict.fromkeys(key for leaf in graph.leaf_nodes() for key in graph.forwards_plan(leaf)):
+        for operation in loader.disk_migrations[app, name].operations:
+            try:
+                operation.state_forwards(app, state)
+            except Exception as error:  # noqa: BLE001
+                yield (
+                    (
+                        f"Migration {app}.{name} does not fit what comes before it: {summary(error)}, at the operation "
+                        f"{operation.describe()!r}. Correct its operations or its dependencies."
+                    ),
+                    error,
+                )
+                return
+
+
+class Watched(MigrationLoader):
+    """Django's loader; knows whose dependencies it follows."""
+
+    at: Migration | None = None
+
+    def add_internal_dependencies(self, key: Key, migration: Migration) -> None:
+        self.at = migration
+        super().add_internal_dependencies(key, migration)
+
+    def add_external_dependencies(self, key: Key, migration: Migration) -> None:
+        self.at = migration
+        super().add_external_dependencies(key, migration)
+
+
+def _files() -> Iterator[str]:
+    """Yield each package of migrations, which is then to be imported, and the modules in it."""
+    for config in apps.get_app_configs():
+        package, _ = MigrationLoader.migrations_module(config.label)
+        if package and find_spec(package):
+            yield package
+            for module in iter_modules(getattr(sys.modules[package], "__path__", [])):
+                if not module.ispkg and module.name[0] not in "_~":
+                    yield f"{package}.{module.name}"
+
+
+def _of_database(error: Error | psycopg.Error) -> str:
+    """Say where the server is that does not answer, or what it says; without the password and without rows."""
+    reason, state = " ".join(str(error).split()).rstrip("."), locks.sqlstate(error)
+    said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
+    if isinstance(error, NotSupportedError):
+        return f"{reason}. Upgrade the server, or set DATABASE_URL to another one."
+    if isinstance(said_by, psycopg.Error) and (tried := said_by.pgconn):
+        name, host, port, user = (part.decode() for part in (tried.db, tried.host, tried.port, tried.user))
+        return (
+            f"cannot connect to database {name} on {host or 'localhost'}:{port} as {user or 'the system user'}. "
+            f"Check DATABASE_URL and that the server is running. It said: {reason}"
+        )
+    if state == locks.NOT_ALLOWED:
+        return f"{reason}. Use the role that owns the tables, or GRANT this one what it lacks."
+    if state == locks.READ_ONLY:
+        return f"{reason}. The server is a standby, or the database is set to be only read. Use one that takes writes."
     if locks.is_lost(error):
-        return f"The connection to the database was lost: {reason.rstrip('.')}. Once it is back, do that again."
-    return reason
+        return f"The connection to the database was lost: {reason}. Once it is back, do that again."
+    return f"{summary(error)}. --traceback shows where it came from."
 
 
-def _of_file(loading: dict[str, Any], error: BaseException) -> str:
-    """Say which file could not be loaded, from what the loader was about to do."""
-    app, package = loading["app_config"].label, loading["module_name"]
-    is_one = loading.get("migration_path", "").startswith(f"{package}.")  # else it is the package itself
-    what = f"Migration {app}.{loading['migration_name']}" if is_one else f"The package {package}"
+def _of_file(path: str, error: BaseException) -> str:
+    """Say which file could not be loaded."""
+    package, _, name = path.rpartition(".")
+    labels = {MigrationLoader.migrations_module(config.label)[0]: config.label for config in apps.get_app_configs()}
+    what = f"Migration {labels[package]}.{name}" if package in labels else f"The package {path}"
     why = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else summary(error)
     return f"{what} cannot be loaded: {why}{_place(error)}. Correct that and try again; --traceback shows more."
 

@@ -164,8 +164,13 @@ def is_done(alias: str, key: Key, direction: str) -> bool:
 
 
 def prune(alias: str, days: int) -> None:
-    """Delete runs that started more than ``days`` days ago, and their steps."""
-    Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days)).delete()
+    """Delete runs that started more than ``days`` days ago, and their steps.
+
+    Those stay whose journal a way back or the next run may need: something was left out, or a step is half done.
+    """
+    needed = Effect.objects.using(alias).filter(models.Q(kind=Kind.SKIPPED) | ~models.Q(step__status=Status.SUCCEEDED))
+    old = Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days))
+    old.exclude(pk__in=needed.values("step__run")).delete()
 
 
 # Without a right to it, or to use its schema, a table is as good as none.

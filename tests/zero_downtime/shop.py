@@ -54,6 +54,17 @@ class Shop:
             (package / "__init__.py").touch()
         self.settings()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its processes run with."""
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{settings.BASE_DIR}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DJANGO_SETTINGS_MODULE": "shop_settings",
+            "DATABASE_URL": self.address,
+        }
+
     def settings(self, more: str = "") -> None:
         (self.folder / "shop_settings.py").write_text(SETTINGS + more)
 
@@ -72,14 +83,7 @@ class Shop:
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         """Begin a command; its output and errors are pipes."""
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{self.folder}{os.pathsep}{settings.BASE_DIR}",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "DJANGO_SETTINGS_MODULE": "shop_settings",
-            "DATABASE_URL": self.address,
-            **environment,
-        }
+        environment = {**self.environment, **environment}
         command = [sys.executable, "-m", "django", *arguments]
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, cwd=self.folder, text=True, **pipes)

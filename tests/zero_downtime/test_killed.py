@@ -32,11 +32,11 @@ STEPS = [key for key in HISTORY if key[0] != "zero_downtime"]
 class Killer:
     """Runs migrate on copies of the databases that the history leads through."""
 
-    def __init__(self, django_db_blocker):
+    def __init__(self, django_db_blocker, env=None):
         self.blocker = django_db_blocker
         self.templates = []
         with django_db_blocker.unblock():
-            env = environment(connection)
+            env = env or environment(connection)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.zero_downtime.killed"],
             env=env,
@@ -95,6 +95,7 @@ class Killer:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
         for name in self.templates:
             self.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -103,7 +104,6 @@ class Killer:
 def killer(django_db_setup, django_db_blocker):
     killer = Killer(django_db_blocker)
     yield killer
-    killer.process.stdout.close()
     killer.close()
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from django.db import models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.backfills import ranges, statements, steering
 from gotong_royong.zero_downtime.backfills.batches import LEFT
 from gotong_royong.zero_downtime.backfills.declarations import declared
@@ -62,7 +62,8 @@ def finish(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]
         BackfillRefused: in a transaction, or if somebody has paused it.
     """
     if not _is_recorded(connection):
-        _say(_at_once(name, connection, model))
+        with locks.session_settings(connection, **locks.ALL_ROWS):
+            _say(_at_once(name, connection, model))
         return
     row, is_small = _pending_or_ended(name, connection), _rows(connection, model) <= conf.BACKFILL_INLINE
     if row.status != Status.SUCCEEDED:
@@ -77,7 +78,8 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         BackfillFailed: if the rest was done here and failed.
     """
     if not _is_recorded(connection):
-        _at_once(name, connection, model)
+        with locks.session_settings(connection, **locks.ALL_ROWS):
+            _at_once(name, connection, model)
         return
     row, progress = steering.look(name, connection.alias)
     rest = _rows(connection, model) * (1 - progress.share)
@@ -102,7 +104,8 @@ def _have_come(name: str, connection: BaseDatabaseWrapper, model: type[models.Mo
     work = Work(declared(name), model, connection.alias)
     if work.declaration.where is None:
         return 0
-    return len(work.to_do.values_list("pk")[: conf.BACKFILL_INLINE + 1])
+    with locks.session_settings(connection, **locks.ALL_ROWS):
+        return len(work.to_do.values_list("pk")[: conf.BACKFILL_INLINE + 1])
 
 
 def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:

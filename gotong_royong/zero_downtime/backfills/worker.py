@@ -39,6 +39,9 @@ AT_ONCE = 5.0  # seconds that a look may take in one statement, which asks nobod
 IN_PARALLEL = {"parallel_setup_cost": "0", "parallel_tuple_cost": "0", "min_parallel_table_scan_size": "64MB"}
 
 
+SETTINGS = {"application_name": BACKFILL, **locks.ALL_ROWS}
+
+
 class Worker:
     """Goes through one backfill in this thread; others may do so at the same time.
 
@@ -96,7 +99,7 @@ class Worker:
         """
         if self.renews:
             self._refuse_transaction_pooling()
-        with suppress(LetGo), locks.session_settings(self.connection, application_name=BACKFILL):
+        with suppress(LetGo), locks.session_settings(self.connection, **SETTINGS):
             while not self.stop():
                 try:
                     if not self._next():
@@ -158,7 +161,7 @@ class Worker:
         self.connection.close()
         time.sleep(POLL)
         with suppress(Error), self.connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('application_name', %s, false)", [BACKFILL])
+            cursor.execute(locks.PUT, [False, list(SETTINGS), list(SETTINGS.values())])
 
     def _is_called_off(self, error: Exception) -> bool:
         """Whether a statement was canceled because it is to stop, or is no longer to go on."""

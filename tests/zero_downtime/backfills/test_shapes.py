@@ -206,9 +206,14 @@ class TestTables:
             ask(f"CREATE POLICY theirs ON skills TO {limited} USING (name LIKE '%7'); GRANT ALL ON part TO {limited}")
         skills.settings_dict["OPTIONS"] = {"options": f"-c role={limited}"}
         how = {"process": lambda self, batch: batch.update(description=Upper("name"))} if python else {}
-        row = run(declare(**how))
-        assert (row.status, row.order) == (Status.SUCCEEDED, "keys")
-        assert ask(UNDONE) == (2_700 if secure else 0)
+        name = declare(**how)
+        if secure:  # who does not see all rows cannot do them all
+            with pytest.raises(BackfillFailed, match='affected by row-level security policy for table "skills"'):
+                run(name)
+        else:
+            row = run(name)
+            assert (row.status, row.order) == (Status.SUCCEEDED, "keys")
+        assert ask(UNDONE) == (3_000 if secure else 0)
 
     def test_a_manager_that_hides_rows(self, fill, declare, run, ask, skills, model):
         class Some(models.Manager):
