@@ -7,7 +7,8 @@ The rooms, in the order in which they may import one another:
 - ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
 - ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
   ``schema``: DDL that may run twice.
-- ``watchdog``: the second session that sees whom a statement blocks. ``guard``: the lock budget around a run.
+- ``watchdog``: the session that sees whom a statement blocks. ``backstop``: the server, in its stead.
+  ``guard``: the lock budget around a run. ``code``: what code of a migration may count on, and whether it may run again.
 - ``models``: the ledger, Run and Step, and the backfills. ``ledger``: writes it. ``history``: what it remembers of the
   applied migrations, and whether their files have been edited. ``loader``: reads the migrations.
 - ``backfills``: changes of data over large tables, in the background; declared in an app's ``backfills.py``.
@@ -18,6 +19,7 @@ The rooms, in the order in which they may import one another:
 - ``mistakes``: what is wrong with a migration file, an argument or the database, in one sentence, which commands say.
 - ``executor``: carries a plan out under the budget. ``rollback``: chooses what to take back.
   ``signals``: who hears of it.
+- ``losses``: what a way back may destroy, and where it must fail.
 - ``plan``: what a plan would do to this database. ``reports``: how a run shows what it does.
 - ``backups``: the database in a file, as it was before a run.
 - ``tasks``: backfills on the workers of a queue. ``admin``: backfills in Django's admin.

@@ -79,6 +79,21 @@ class Table(NamedTuple):
         return f"{self.name}: {rows}, {_size(self.bytes)}"
 
 
+class Dependent(NamedTuple):
+    """What cannot be without a table or a column: a view, a function, the foreign key of another table.
+
+    ``catalog`` is the table of PostgreSQL's in which ``oid`` is; ``table`` is that of a foreign key, else 0.
+    """
+
+    catalog: str
+    oid: int
+    table: int
+    description: str
+
+    def __str__(self) -> str:
+        return self.description
+
+
 # https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CATALOG
 TABLE = "SELECT to_regclass(%(name)s)::oid"
 
@@ -120,7 +135,7 @@ INDEX = """
                SELECT FROM pg_stat_progress_create_index AS building
                LEFT JOIN pg_locks AS l ON l.pid = building.pid AND l.database = building.datid AND l.granted
                     AND l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
-               WHERE building.pid <> pg_backend_pid()
+               WHERE building.pid <> pg_backend_pid() AND building.datname = current_database()
                      AND (building.index_relid = i.indexrelid OR building.relid IS NULL AND l.pid IS NOT NULL)
            ), pg_get_indexdef(i.indexrelid)
     FROM pg_class t
@@ -130,17 +145,22 @@ INDEX = """
     WHERE t.oid = to_regclass(%(table)s)
 """
 
-# https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
-LEFT_BY_REINDEX = """
-    WITH meant AS (SELECT to_regclass(%(name)s)::oid AS oid)
-    SELECT format('%%I.%%I', nspname, relname)
-    FROM meant
-    JOIN pg_index i ON indrelid = coalesce((SELECT indrelid FROM pg_index WHERE indexrelid = meant.oid), meant.oid)
-    JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE NOT indisvalid AND indexrelid <> meant.oid AND relname ~ '_cc(new|old)[0-9]*$'
+# Under the names that PostgreSQL chooses: https://www.postgresql.org/docs/current/sql-reindex.html.
+INVALID_TWINS = """
+    WITH indexes AS (
+        SELECT indrelid, indisvalid, format('%%I.%%I', nspname, relname) AS name, relname,
+               ROW(indisunique, substring(pg_get_indexdef(indexrelid) FROM ' USING .*')) AS definition
+        FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE indrelid = coalesce((SELECT indrelid FROM pg_index WHERE indexrelid = to_regclass(%(name)s)),
+                                  to_regclass(%(name)s))
+    )
+    SELECT name FROM indexes
+    WHERE NOT indisvalid AND relname ~ '_(idx|ccnew|ccold)[0-9]*$'
+          AND definition IN (SELECT definition FROM indexes WHERE indisvalid)
           AND NOT EXISTS (
               SELECT FROM pg_locks WHERE pid <> pg_backend_pid() AND granted AND relation = indrelid
-                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (SELECT pid FROM pg_stat_progress_create_index)
+                     AND mode = 'ShareUpdateExclusiveLock' AND pid IN (
+                  SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database())
           )
 """
 
@@ -230,6 +250,30 @@ TABLES = """
       AND pg_class.relnamespace <> ALL ('{pg_catalog,information_schema}'::regnamespace[])
 """
 
+# Found along https://www.postgresql.org/docs/current/catalog-pg-depend.html, where a rule means its view. What goes
+# with its table anyhow, such as an index, depends on it automatically or internally.
+DEPENDENTS = """
+    WITH RECURSIVE going (classid, objid, objsubid, own) AS (
+        SELECT 'pg_class'::regclass::oid, %(table)s::oid, coalesce((
+            SELECT attnum FROM pg_attribute WHERE attrelid = %(table)s::oid AND attname = %(column)s
+        ), 0)::int, true
+        UNION
+        SELECT CASE WHEN ev_class IS NULL THEN depend.classid ELSE 'pg_class'::regclass END,
+               coalesce(ev_class, depend.objid), CASE WHEN ev_class IS NULL THEN depend.objsubid ELSE 0 END,
+               ev_class IS NULL AND deptype NOT IN ('n', 'x')
+        FROM going
+        JOIN pg_depend AS depend ON refclassid = going.classid AND refobjid = going.objid
+             AND going.objsubid IN (0, refobjsubid)
+        LEFT JOIN pg_rewrite ON depend.classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = depend.objid
+        WHERE ev_class IS DISTINCT FROM going.objid
+    )
+    SELECT going.classid::regclass::text, going.objid, coalesce(max(conrelid::bigint), 0),
+           pg_describe_object(going.classid, going.objid, going.objsubid)
+    FROM going LEFT JOIN pg_constraint ON going.classid = 'pg_constraint'::regclass AND pg_constraint.oid = going.objid
+    GROUP BY going.classid, going.objid, going.objsubid HAVING NOT bool_or(own)
+    ORDER BY 4
+"""
+
 
 def table(connection: BaseDatabaseWrapper, name: str) -> int | None:
     """Return the OID of the table that the name means in a statement."""
@@ -268,9 +312,13 @@ def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | Non
     return Index(*rows[0]) if rows else None
 
 
-def left_by_reindex(connection: BaseDatabaseWrapper, name: str) -> list[str]:
-    """Return the invalid indexes that a failed REINDEX CONCURRENTLY of this index or table left beside it."""
-    return [found for (found,) in _ask(connection, LEFT_BY_REINDEX, name=name)]
+def invalid_twins(connection: BaseDatabaseWrapper, name: str) -> list[str]:
+    """Return the invalid indexes of the table, or of that of the index, that are as a valid one but for their names.
+
+    They were left by failed builds for which PostgreSQL chose the name. While another session is building an index on
+    that table there are none.
+    """
+    return [found for (found,) in _ask(connection, INVALID_TWINS, name=name)]
 
 
 def constraints(connection: BaseDatabaseWrapper, table: str) -> list[Constraint]:
@@ -306,6 +354,18 @@ def tables(connection: BaseDatabaseWrapper, names: Collection[str]) -> dict[str,
     return {name: Table(table, count, size, tuple(parents)) for name, table, count, size, parents in rows}
 
 
+def dependents(connection: BaseDatabaseWrapper, table: int, column: str = "") -> list[Dependent]:
+    """Return what dropping the table, or one column of it, would drop with CASCADE, and fail at without.
+
+    What is a part of the table, such as its indexes, is not named.
+
+    Args:
+        table: an OID.
+        column: the name as the catalog has it, without quotes; all of the table if it is empty.
+    """
+    return [Dependent(*row) for row in _ask(connection, DEPENDENTS, table=table, column=column)]
+
+
 def _size(number: float) -> str:
     """Say a number of bytes as PostgreSQL does."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -315,7 +375,7 @@ def _size(number: float) -> str:
     return f"{number:,.0f} TB"
 
 
-def _ask(connection: BaseDatabaseWrapper, question: str, **values: str | list[str]) -> list[Any]:
+def _ask(connection: BaseDatabaseWrapper, question: str, **values: str | int | list[str]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(question, values)
         return list(cursor.fetchall())

@@ -84,8 +84,8 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
         ImpossibleStage: if a migration says a stage that is none.
     """
     connection, changed, drafts, stages = executor.connection, set[str](), [], executor.stages_of(plan)
-    with _only_looking(connection) as asked:
-        befores = _states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
+    with only_looking(connection) as asked:
+        befores = states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
         rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
         for migration, backwards in plan:
             if migration in befores:
@@ -141,7 +141,7 @@ def _run_by(sql: str, *, as_code: bool = False) -> Iterator[Statement]:
 
 
 @contextmanager
-def _only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
+def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
     """Let nobody write in what happens inside; yield the names that the database is asked about, as they come.
 
     The transactions are read-only, not the session, which behind a pooling proxy others would inherit. None lasts
@@ -173,7 +173,7 @@ def _only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
             session.read_only = before
 
 
-def _states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectState]:
+def states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectState]:
     """Return the state before each of these applied migrations, as Django finds it to take them back."""
     graph, applied = executor.loader.graph, executor.loader.applied_migrations
     wanted, states = {migration for migration, _ in plan}, {}

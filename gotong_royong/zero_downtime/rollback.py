@@ -1,4 +1,4 @@
-"""Which migrations does a rollback take back, can they be taken back, and what would be lost with them?
+"""Which migrations does a rollback take back, and can they be taken back?
 
 This room chooses and looks; the executor carries it out. Nothing here changes the database, and the ledger, which
 remembers it all, is never among them: `migrate zero_downtime zero` drops that.
@@ -9,34 +9,16 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from django.apps import apps
-from django.db import connections
-from django.db.migrations import Migration, operations
+from django.db.migrations import Migration
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
-from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import history
-from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
+from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.ledger import APP, checksum, exists
 from gotong_royong.zero_downtime.models import Run, Step, latest_steps
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
-from gotong_royong.zero_downtime.states import with_inner
-
-COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"
-
-
-class Loss(NamedTuple):
-    """What goes when a migration is taken back: how many rows of a table, or values of a column."""
-
-    migration: Migration
-    noun: str
-    of: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{counted(self.number, self.noun)} of {self.of}"
 
 
 class Applied(NamedTuple):
@@ -243,48 +225,3 @@ def refuse_irreversible(migration: Migration) -> None:
                 f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
                 "Give it a reverse_sql or reverse_code, or restore a backup."
             )
-
-
-def losses(executor: MigrationExecutor, plan: Plan) -> Iterator[Loss]:
-    """Yield what the plan would delete that is there: rows of tables, values of columns that are not null.
-
-    Counts them table by table, and reads the whole of each under ACCESS SHARE. Sets no timeout for that, nor for the
-    lock: nobody who reads or writes waits meanwhile.
-    """
-    for migration, _ in plan:
-        state = executor.loader.project_state(key_of(migration))
-        for operation in with_inner(*migration.operations):
-            for table, column in _dropped(operation, migration.app_label, state):
-                count = _count(executor.connection.alias, table, column)
-                if count:
-                    noun, of = ("value", f"{table}.{column}") if column else ("row", table)
-                    yield Loss(migration, noun, of, count)
-
-
-def _dropped(operation: Operation, app: str, state: ProjectState) -> Iterator[tuple[str, str]]:
-    """Yield the tables, and with a column the columns, that going back over the operation drops."""
-    if isinstance(operation, operations.CreateModel):
-        key = app, operation.name.lower()
-        options = state.models[key].options if key in state.models else {"proxy": True}
-        if options.get("managed", True) and not options.get("proxy"):
-            yield state.apps.get_model(*key)._meta.db_table, ""
-    elif isinstance(operation, operations.AddField):
-        key = app, operation.model_name_lower
-        if key in state.models and operation.name in state.models[key].fields:
-            field = state.apps.get_model(*key)._meta.get_field(operation.name)
-            if field.many_to_many:
-                yield field.remote_field.through._meta.db_table, ""
-            elif column := getattr(field, "column", None):
-                yield field.model._meta.db_table, column
-
-
-def _count(alias: str, table: str, column: str) -> int:
-    """Count what is there; nothing where a later migration has dropped the table or the column."""
-    quote = connections[alias].ops.quote_name
-    with connections[alias].cursor() as cursor:
-        cursor.execute(COLUMNS, [quote(table)])
-        columns = {name for (name,) in cursor.fetchall()}
-        if not columns or (column and column not in columns):
-            return 0
-        cursor.execute(f"SELECT count({quote(column) if column else '*'}) FROM {quote(table)}")  # noqa: S608
-        return int(cursor.fetchone()[0])

@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from django.db import ProgrammingError
@@ -49,6 +49,8 @@ class SchemaEditor(JournalingEditor):
     checks: dict[str, tuple[Callable[..., str], list[str]]]
     careful = True
     """Whether to look before each statement whether its effect is there."""
+    carrying_out: Callable[..., AbstractContextManager[Any]] = nullcontext
+    """Is told which operation the editor is used by, while it is."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -38,6 +38,9 @@ LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
 SEVERAL = re.compile(r";\s*\S")  # is found in every string of several statements, and in some others
 # Is found in every string that holds more than one transaction, or a statement that may wait.
 MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|ABORT)\b", re.IGNORECASE)
+# Others queue behind these, whatever they want of the table; behind what else there is, only for the same rows.
+HOLDING_UP = {"ALTER", "CLUSTER", "COMMENT", "CREATE", "DROP", "LOCK", "REFRESH", "REINDEX", "TRUNCATE", "VACUUM"}
+MAY_HOLD_UP = re.compile(rf"\b(?:{'|'.join(sorted(HOLDING_UP))})\b", re.IGNORECASE)
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
@@ -58,7 +61,10 @@ ONLY_VALIDATES = re.compile(rf"{ALTER_TABLE}VALIDATE CONSTRAINT {NAME}(?: , VALI
 BUILD = re.compile(
     rf"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?(?!ON )(?P<name>{NAME}) ON (?:ONLY )?(?P<table>{NAME})"
 )
-REINDEX = re.compile(rf"REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?(?P<name>{NAME})")
+BUILD_UNNAMED = re.compile(
+    r"(?:CREATE (?:UNIQUE )?INDEX CONCURRENTLY ON (?:ONLY )?"
+    rf"|REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?)(?P<name>{NAME})"
+)
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -186,9 +192,9 @@ class Statement:
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
 
     @property
-    def rebuilds(self) -> str:
-        """The name of the index that it builds anew concurrently, or of the table whose indexes; or an empty text."""
-        found = REINDEX.match(self.outline) if self.is_patient else None
+    def builds_unnamed_on(self) -> str:
+        """The table, or an index of it, for which it builds indexes concurrently whose names PostgreSQL chooses."""
+        found = BUILD_UNNAMED.match(self.outline) if self.is_patient else None
         name = self.written(found["name"]) if found else ""
         return "" if "&" in name else name
 
@@ -314,6 +320,16 @@ def is_patient(sql: str) -> bool:
     """Whether the string may wait and run for long: one statement, and that a patient one."""
     statements = split(sql) if MATTERS.search(sql) else []
     return len(statements) == 1 and statements[0].is_patient
+
+
+def holds_up(sql: str) -> bool:
+    """Whether others queue behind a statement of the string while it waits for the lock of a table."""
+    return MAY_HOLD_UP.search(sql) is not None and any(one.verb in HOLDING_UP for one in split(sql))
+
+
+def commits(sql: str) -> bool:
+    """Whether a statement of the string ends a transaction."""
+    return MATTERS.search(sql) is not None and any(one.ends_transaction for one in split(sql))
 
 
 def _tokens(sql: str) -> Iterator[tuple[Any, str]]:

@@ -109,10 +109,12 @@ def test_what_is_built(string, build):
         ("REINDEX INDEX i", ""),
         ("REINDEX SCHEMA CONCURRENTLY s", ""),
         ("CREATE INDEX CONCURRENTLY i ON t (a)", ""),
+        ("CREATE INDEX ON t (a)", ""),
+        ("create unique index concurrently on only T (a)", "t"),
     ],
 )
-def test_what_is_built_anew(string, name):
-    assert Statement(string).rebuilds == name
+def test_where_postgresql_chooses_the_name_of_what_is_built(string, name):
+    assert Statement(string).builds_unnamed_on == name
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import mistakes, reports, rollback
+from gotong_royong.zero_downtime import losses, mistakes, reports, rollback
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
@@ -63,11 +63,8 @@ class Command(mistakes.Plain):
                     f"While this waited for its turn, {rollback.difference(alias, done, done_now)}. "
                     "Nothing more was changed. Look what there is to take back now: rollback --plan."
                 )
-            plan, losses = self.show(executor, chosen, options)
-            if len(chosen) == len(done):
-                self.ask_for_all(connection, options)
-            elif losses and not options["yes"]:
-                self.ask(len(losses))
+            plan, found = self.show(executor, chosen, options)
+            self.agree(executor, plan, found, options, is_all=len(chosen) == len(done))
             how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
             between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
             self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
@@ -84,32 +81,58 @@ class Command(mistakes.Plain):
             return rollback.later_than(executor, done, options["to"])
         return rollback.batch(executor, done, options["run"])
 
-    def show(self, executor: Executor, chosen: list[Applied], options: dict[str, Any]) -> tuple[Plan, list[Any]]:
+    def show(self, executor: Executor, chosen: list[Applied], options: dict[str, Any]) -> tuple[Plan, losses.Reader]:
         rollback.refuse_unknown(executor, chosen, accept_edited=options["accept_edited"])
         executor.faked |= {one.key for one in chosen if one.is_faked}
         plan = rollback.plan_of(executor, {one.key for one in chosen}, executor.faked)
-        losses = list(rollback.losses(executor, [step for step in plan if key_of(step[0]) not in executor.faked]))
+        found = self.look(executor, plan)
         self.stdout.write(self.style.MIGRATE_HEADING("To be taken back, in this order:"))
         for migration, _ in plan:
             faked = " (only its record: it was faked)" if key_of(migration) in executor.faked else ""
             self.stdout.write(f"  {migration}{faked}")
-            for loss in losses:
+            for loss in found.losses:
                 if loss.migration == migration:
-                    self.stdout.write(self.style.WARNING(f"    loses {loss}"))
-        return plan, losses
+                    self.stdout.write(self.style.WARNING(f"    {loss}"))
+        return plan, found
 
-    def ask(self, count: int) -> None:
+    def look(self, executor: Executor, plan: Plan) -> losses.Reader:
+        return losses.way_back(executor, [step for step in plan if key_of(step[0]) not in executor.faked])
+
+    def agree(
+        self, executor: Executor, plan: Plan, found: losses.Reader, options: dict[str, Any], *, is_all: bool
+    ) -> None:
+        """Make sure that somebody has agreed to what goes; look again after the answer, for that may take long.
+
+        Raises:
+            NotUndoable: if nobody has, or the way back must fail.
+        """
+        while True:
+            if any(loss.must_fail for loss in found.losses):
+                raise NotUndoable("The way back must fail, as is said above. Nothing was changed.")
+            if is_all or losses.empties(executor, found):
+                if not (options["yes"] and options["all"]):
+                    self.ask_for_all(executor.connection.settings_dict["NAME"])
+            elif found.losses and not options["yes"]:
+                self.ask()
+            if options["yes"] or not found.losses:
+                return
+            again = self.look(executor, plan)
+            if again.losses == found.losses:
+                return
+            found = again
+            self.stdout.write("That has changed meanwhile. By now it is:")
+            for loss in found.losses:
+                self.stdout.write(self.style.WARNING(f"  {loss.migration} {loss}"))
+
+    def ask(self) -> None:
         if not sys.stdin.isatty():
             raise NotUndoable("Data would be lost, as listed above. Nothing was changed. Add --yes to lose them.")
         if input("These data will be lost. Type yes to go on: ").strip().lower() != "yes":
             raise NotUndoable("Nothing was changed.")
 
-    def ask_for_all(self, connection: Any, options: dict[str, Any]) -> None:
-        if options["yes"] and options["all"]:
-            return
-        name = connection.settings_dict["NAME"]
-        said = f"That is all that is applied: nothing is left of the database {name}."
+    def ask_for_all(self, database: str) -> None:
+        said = f"That is all that there is: nothing is left of the database {database}."
         if not sys.stdin.isatty():
             raise NotUndoable(f"{said} Nothing was changed. Add --yes --all if that is meant.")
-        if input(f"{said} Type its name to go on: ").strip() != name:
+        if input(f"{said} Type its name to go on: ").strip() != database:
             raise NotUndoable("Nothing was changed.")

@@ -1,0 +1,48 @@
+"""What may a way back destroy, and where must it fail?
+
+Its statements are collected, not executed, and read one after the other. A name in them is followed back through the
+renames before it to what bears it now, so that is counted which is there. What cannot be told counts as a loss.
+Nothing is changed here.
+"""
+
+from django.apps import apps
+
+from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.ledger import APP
+from gotong_royong.zero_downtime.losses.collected import collected
+from gotong_royong.zero_downtime.losses.reader import Loss, Reader
+from gotong_royong.zero_downtime.losses.words import quoted
+from gotong_royong.zero_downtime.stages import Plan
+
+__all__ = ["Loss", "Reader", "empties", "way_back"]
+
+
+def way_back(executor: Executor, plan: Plan) -> Reader:
+    """Return what the plan back destroys of what is there now, and where it must fail.
+
+    Counts row by row, under ACCESS SHARE, and waits for that no longer than the lock timeout.
+
+    Args:
+        plan: steps down, newest first, without those of which only the record goes.
+    """
+    found = Reader(executor.connection)
+    for migration, told, said, is_sql in list(collected(executor, plan)):
+        if is_sql:
+            found.read(migration, told, said)
+        else:
+            found.not_told(migration, said)
+    return found
+
+
+def empties(executor: Executor, found: Reader) -> bool:
+    """Whether the way back leaves none of the tables that the project's own models have now."""
+    from gotong_royong.zero_downtime.linter.trace import is_own  # a rollback is about to be asked for
+
+    own = [
+        model._meta.db_table
+        for model in apps.get_models(include_auto_created=True)
+        if is_own(model._meta.app_label) and model._meta.app_label != APP and model._meta.managed
+    ]
+    there = {catalog.table(executor.connection, quoted(name)) for name in own} - {None}
+    return bool(there) and there <= found.present.tables_gone
