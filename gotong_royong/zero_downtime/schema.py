@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from django.db import ProgrammingError
@@ -23,7 +23,7 @@ from django.db.models import Model
 
 from gotong_royong.zero_downtime import catalog, definitions
 from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
-from gotong_royong.zero_downtime.definitions import Doubt, Template, added, on, plain
+from gotong_royong.zero_downtime.definitions import Doubt, NotComparable, Template, added, on, plain
 from gotong_royong.zero_downtime.effects import DROP_INDEX, JournalingEditor
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 
@@ -187,13 +187,17 @@ class SchemaEditor(JournalingEditor):
         return self.checks.get(getattr(sql, "template", ""), (None,))[0]
 
     def _done(self, sql: Any, params: Any) -> str:
-        """Say which effect of the statement is there already; an empty text if it is to be executed."""
-        if check := self._check(sql):
-            parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
-            known_to_be_missing = check in MAKING and parts[0] in self._new_tables and "CONCURR" not in sql.template
-            return "" if known_to_be_missing else check(self, sql, params, *parts)
-        if match := COLLATION.fullmatch(str(sql)):
-            return self._collation(**match.groupdict())
+        """Say which effect of the statement is there already; an empty text if it is to be executed.
+
+        What the role may not compare is executed: PostgreSQL says whether that can be.
+        """
+        with suppress(NotComparable):
+            if check := self._check(sql):
+                parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
+                known_to_be_missing = check in MAKING and parts[0] in self._new_tables and "CONCURR" not in sql.template
+                return "" if known_to_be_missing else check(self, sql, params, *parts)
+            if match := COLLATION.fullmatch(str(sql)):
+                return self._collation(**match.groupdict())
         return ""
 
     # What a statement makes is there, and is what is wanted.
