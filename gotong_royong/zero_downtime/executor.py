@@ -80,6 +80,8 @@ class Executor(MigrationExecutor):
         """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
         self._failed_step: Progress | None = None
+        self._half: set[Key] = set()
+        """What is taken back though it is not applied: an earlier run failed in it."""
         self._exactly = command == "rollback"
         """Whether a way back leaves alone what was there before."""
         self._left: list[undo.Left] = []
@@ -153,6 +155,9 @@ class Executor(MigrationExecutor):
                 for migration in made:
                     migration.mutate_state(state, preserve=False)
             plan = [step for step in plan if step[0] not in made]
+            back = {key_of(migration): migration for migration, backwards in plan if backwards}
+            self._half = back.keys() - self.loader.applied_migrations.keys()
+            self.loader.applied_migrations |= back  # Django takes nothing else back
             self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
@@ -281,7 +286,7 @@ class Executor(MigrationExecutor):
     def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
         """Carry out the operations that no earlier try or run has done."""
         migration, journal = step.migration, step.journal
-        step.refuse_edited()
+        undo.refuse_edited(migration, journal.told)
         for number, operation in enumerate(migration.operations, 1):
             if journal.has_ended(number):
                 rolling.forwards(operation, migration.app_label)
@@ -314,8 +319,12 @@ class Executor(MigrationExecutor):
         for other in [*self._applied, *filter(None, [self._failed_step])]:
             if other.migration == step.migration:
                 return other.journal.told
-        past = ledger.past(self.alias, key_of(step.migration))
-        past.complete = True  # as django_migrations says, though the ledger may not know who applied it
+        return self.past(step.migration)
+
+    def past(self, migration: Migration) -> Past:
+        """Return what the ledger tells of a migration; of one that is applied there may be nothing, yet it is done."""
+        past = ledger.past(self.alias or self.connection.alias, key_of(migration))
+        past.complete = key_of(migration) in self.loader.applied_migrations.keys() - self._half
         return past
 
     def _editor(self, step: Progress) -> Any:

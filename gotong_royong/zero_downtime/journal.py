@@ -149,6 +149,7 @@ class Journal:
         self.number = 0
         self._waiting: list[Entry] = []
         self._unsettled: list[int] = []
+        self._code: set[int] = set()
 
     def new_try(self) -> None:
         """Forget what a transaction that was rolled back has done."""
@@ -161,6 +162,7 @@ class Journal:
         self.number, self.operation = number, operation
         self._say(Kind.BEGAN, digest(operation) if self.at_once else "")
         if not operation.reduces_to_sql:
+            self._code.add(number)
             self._flush()
 
     def executing(self, sql: str, objects: tuple[Object, ...]) -> None:
@@ -194,7 +196,7 @@ class Journal:
 
     def before_commit(self) -> None:
         """Write of a transaction which operations left something out or did nothing: nothing else will tell."""
-        telling = {number for number, told in self.told.items() if told.skipped or told.did_nothing}
+        telling = {number for number, told in self.told.items() if told.reasons or told.did_nothing} - self._code
         if entries := [entry for entry in self._waiting if entry.operation in telling]:
             self.write(entries)
         self._waiting = []

@@ -296,7 +296,7 @@ def bury_the_dead(alias: str, report: Report) -> None:
     if not alias or not models.may("UPDATE", Run, alias):
         return
     for dead in models.bury_the_dead(alias):
-        report("note", text=f"Found {dead.described}, whose process died. What it left half done is finished now.")
+        report("note", text=f"Found {dead.described}, whose process died.")
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 from django.db.migrations import Migration
 
 from gotong_royong.zero_downtime import ledger, locks, models
-from gotong_royong.zero_downtime.exceptions import EditedHalfway, StepFailed, ZeroDowntimeError, in_full
+from gotong_royong.zero_downtime.exceptions import StepFailed, ZeroDowntimeError, in_full
 from gotong_royong.zero_downtime.guard import Guard
-from gotong_royong.zero_downtime.journal import Journal, Past, digest
+from gotong_royong.zero_downtime.journal import Journal, Past
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.models import Status, Step
 from gotong_royong.zero_downtime.stages import Stage, key_of
@@ -89,20 +89,6 @@ class Progress:
         ledger.awake(self.steps.alias)
         is_done = models.is_done(self.steps.alias, key_of(self.migration), self.direction)
         self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
-
-    def refuse_edited(self) -> None:
-        """Make sure that the operations that an earlier run has done are still those of the file.
-
-        Raises:
-            EditedHalfway: if one is not.
-        """
-        for number, told in sorted(self.journal.told.items()):
-            known = self.migration.operations[number - 1 : number]
-            if told.ended and told.digest and not (known and digest(known[0]) == told.digest):
-                raise EditedHalfway(
-                    f"Run {told.run} has done operation {number} of {self.migration}, and by now the file says "
-                    "something else there. Put that operation back into the file, and bring the change in a new one."
-                )
 
     @property
     def what_is_left(self) -> str:

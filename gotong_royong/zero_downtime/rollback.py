@@ -6,19 +6,21 @@ remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.apps import apps
 from django.db.migrations import Migration
-from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from gotong_royong.zero_downtime import history
+from gotong_royong.zero_downtime import history, models, undo
 from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.ledger import APP, checksum, exists
-from gotong_royong.zero_downtime.models import Run, Step, latest_steps
+from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, latest_steps
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
+
+if TYPE_CHECKING:
+    from gotong_royong.zero_downtime.executor import Executor
 
 
 class Applied(NamedTuple):
@@ -29,6 +31,8 @@ class Applied(NamedTuple):
 
     key: Key
     steps: tuple[Any, ...]
+    is_half: bool = False
+    """Whether a run failed in it and left a part of it, in no transaction."""
 
     def __str__(self) -> str:
         return ".".join(self.key)
@@ -44,7 +48,7 @@ class Applied(NamedTuple):
         return bool(self.steps) and all(step.faked for step in self.steps)
 
 
-def applied(executor: MigrationExecutor) -> list[Applied]:
+def applied(executor: "Executor") -> list[Applied]:
     """Return what is applied, without the ledger's own, in the order in which it was done, the last one first.
 
     The ledger tells the order. What was applied before it was there comes before all that it knows, in the order in
@@ -56,6 +60,7 @@ def applied(executor: MigrationExecutor) -> list[Applied]:
     recorded = {key: row.pk for key, row in MigrationRecorder(executor.connection).applied_migrations().items()}
     lost = {key_of(migration) for migration in history.lost(executor.connection, loader, memory)}
     found = {key for key in loader.applied_migrations.keys() | lost if key[0] != APP}
+    half = half_done(executor, found)
     covered = {part for key in found & nodes.keys() for part in _parts(loader, nodes[key])}
     places: dict[Applied, tuple[int, int]] = {}
     for key in found - covered:
@@ -66,7 +71,24 @@ def applied(executor: MigrationExecutor) -> list[Applied]:
             max((step.pk for step in steps), default=0),
             max(rows, default=recorded.get(key, 0)),
         )
+    places |= {one: (max(step.pk for step in one.steps), 0) for one in half}
     return sorted(places, key=lambda one: (places[one], one.key), reverse=True)
+
+
+def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
+    """Return of the other migrations those of which something is there: a run failed in them, in no transaction."""
+    alias, nodes = executor.connection.alias, executor.loader.graph.nodes
+    if not models.may("SELECT", Effect, alias):
+        return []
+    failed = Effect.objects.using(alias).filter(step__direction=Step.Direction.UP)
+    failed = failed.exclude(step__status=Status.SUCCEEDED)
+    keys = set(failed.values_list("step__app", "step__name").distinct()) & nodes.keys() - set(applied)
+    columns = "app", "name", "direction", "pk", "run", "checksum", "faked"
+    return [
+        Applied(key, tuple(models.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
+        for key in keys
+        if undo.is_half_done(nodes[key], executor.past(nodes[key]))
+    ]
 
 
 def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
@@ -77,7 +99,7 @@ def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
             yield from _parts(loader, part)
 
 
-def batch(executor: MigrationExecutor, done: list[Applied], run_id: int | None = None) -> list[Applied]:
+def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) -> list[Applied]:
     """Choose what one run applied and is still applied: the run with that id, else the one that did the last of it.
 
     Raises:
@@ -112,7 +134,7 @@ def last_steps(done: list[Applied], count: int) -> list[Applied]:
     return done[:count]
 
 
-def later_than(executor: MigrationExecutor, done: list[Applied], timestamp: str) -> list[Applied]:
+def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> list[Applied]:
     """Choose what is applied, of any app, and comes after ``timestamp``, and what depends on it.
 
     Raises:
@@ -131,7 +153,7 @@ def later_than(executor: MigrationExecutor, done: list[Applied], timestamp: str)
     return [one for one in done if one.key in later | needing]
 
 
-def refuse_unknown(executor: MigrationExecutor, chosen: list[Applied], *, accept_edited: bool = False) -> None:
+def refuse_unknown(executor: "Executor", chosen: list[Applied], *, accept_edited: bool = False) -> None:
     """Pass if there are the files that each of these was applied with.
 
     Raises:
@@ -150,7 +172,9 @@ def refuse_unknown(executor: MigrationExecutor, chosen: list[Applied], *, accept
         for step in one.steps:
             if (step.app, step.name) != one.key or step.faked or accept_edited:
                 continue
-            if history.is_edited(nodes[one.key], step):
+            if one.is_half:
+                undo.refuse_edited(nodes[one.key], executor.past(nodes[one.key]))
+            elif history.is_edited(nodes[one.key], step):
                 raise NotUndoable(
                     f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
                     f"  applied: SHA-256 {step.checksum}\n  now:     SHA-256 {checksum(nodes[one.key])}\n"
@@ -173,7 +197,7 @@ def _without_file(one: Applied) -> str:
     )
 
 
-def plan_of(executor: MigrationExecutor, chosen: set[Key], faked: Collection[Key] = ()) -> Plan:
+def plan_of(executor: "Executor", chosen: set[Key], faked: Collection[Key] = ()) -> Plan:
     """Return the steps down, newest first.
 
     Args:
@@ -194,7 +218,7 @@ def plan_of(executor: MigrationExecutor, chosen: set[Key], faked: Collection[Key
     plan = [(migration, True) for migration in reversed(full) if key_of(migration) in chosen]
     for migration, _ in plan:
         if key_of(migration) not in faked:
-            refuse_irreversible(migration)
+            undo.refuse_irreversible(migration, executor.past(migration))
     return plan
 
 
@@ -211,17 +235,3 @@ def difference(alias: str, before: list[Applied], after: list[Applied]) -> str:
         for (run, way), names in sorted(by_run.items())
     ]
     return "; ".join(said) or "what is applied has changed"
-
-
-def refuse_irreversible(migration: Migration) -> None:
-    """Pass if each operation of the migration has a way back.
-
-    Raises:
-        NotUndoable: names the one that has none.
-    """
-    for operation in migration.operations:
-        if not operation.reversible:
-            raise NotUndoable(
-                f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
-                "Give it a reverse_sql or reverse_code, or restore a backup."
-            )

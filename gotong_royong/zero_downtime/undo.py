@@ -14,8 +14,8 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.journal import Journal, Object, Past, Told
+from gotong_royong.zero_downtime.exceptions import EditedHalfway, NotUndoable
+from gotong_royong.zero_downtime.journal import Journal, Object, Past, Told, digest
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.states import Move, Rolling, transaction_of, with_inner
@@ -39,6 +39,11 @@ def runs_code(operation: Operation) -> bool:
     )
 
 
+def did_nothing(operation: Operation, told: Told) -> bool:
+    """Whether it is known that the operation has executed nothing; of code that is never known."""
+    return told.did_nothing and not runs_code(operation)
+
+
 def has_own_reverse(operation: Operation) -> bool:
     """Whether only its author knows what the operation's way back does."""
     return runs_code(operation) or any(isinstance(one, RunSQL) for one in with_inner(operation))
@@ -60,10 +65,25 @@ def refuse_irreversible(migration: Migration, past: Past) -> None:
     """
     for number, operation in enumerate(migration.operations, 1):
         told = past.of(number)
-        if told and told.ended and not told.did_nothing and not operation.reversible:
+        if told and told.ended and not did_nothing(operation, told) and not operation.reversible:
             raise NotUndoable(
                 f"{migration} cannot be taken back: {operation.describe()} has no reverse. Nothing was changed. "
                 "Give it a reverse_sql or reverse_code, or restore a backup."
+            )
+
+
+def refuse_edited(migration: Migration, past: Past) -> None:
+    """Make sure that the operations that have been done are still those of the file.
+
+    Raises:
+        EditedHalfway: if one is not.
+    """
+    for number, told in sorted(past.items()):
+        known = migration.operations[number - 1 : number]
+        if told.ended and told.digest and not (known and digest(known[0]) == told.digest):
+            raise EditedHalfway(
+                f"Run {told.run} has done operation {number} of {migration}, and by now the file says something else "
+                "there. Put that operation back into the file, and bring the change in a new one."
             )
 
 
@@ -100,7 +120,7 @@ def _take_back(migration: Migration, move: Move, editor: SchemaEditor, journal: 
     is_code = runs_code(operation)
     if told.reasons:
         yield Left(f"left alone, for so it was before {name}: {'; '.join(told.reasons)}", ours=False)
-    if told.did_nothing and not is_code:
+    if did_nothing(operation, told):
         return
     if not told.ended and not isinstance(operation, RunBackfill) and (is_code or not operation.reversible):
         yield Left(f"what {name} did before it failed stays")

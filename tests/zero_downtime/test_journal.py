@@ -172,7 +172,45 @@ class TestResume:
         migrated.write("0002_trial", 'column("items", "size"), column("items", "color")', NOT_ATOMIC)
         migrated.succeed("migrate")
         migrated.succeed("rollback", "--yes")
-        assert "size" not in str(seen(scratch))
+        assert "items | size" not in str(seen(scratch))
+
+
+class TestHalfRolledBack:
+    """A migration that failed in no transaction is taken back by the next rollback, before anything else is."""
+
+    @pytest.fixture
+    def half(self, migrated, scratch):
+        migrated.write("0002_size", 'column("items", "size")')
+        migrated.succeed("migrate")
+        was = seen(scratch)
+        migrated.write(
+            "0003_trial", f'column("items", "color"), {LABEL_MODEL}, {FAILS}, column("items", "x")', NOT_ATOMIC
+        )
+        said = migrated.fail("migrate")
+        assert "migrate again goes on from there" in said
+        return was
+
+    @pytest.mark.parametrize("arguments", [[], ["--steps", "1"], ["--run", "3"]])
+    def test_it_is_the_last_step(self, migrated, scratch, half, arguments):
+        planned = migrated.succeed("rollback", "--plan", *arguments)
+        assert "  shop.0003_trial (what run 3 did before it failed)\n" in planned
+        assert "0002" not in planned
+        assert "Took back 1 migration" in migrated.succeed("rollback", "--yes", *arguments)
+        assert seen(scratch) == half
+        assert "shop.0002_size\n" in migrated.succeed("rollback", "--plan")
+        migrated.write("0003_trial", 'column("items", "weight")')
+        migrated.succeed("migrate")
+
+    def test_an_edited_operation_is_refused(self, migrated, scratch, half):
+        was = seen(scratch)
+        migrated.write("0003_trial", 'column("items", "weight")', NOT_ATOMIC)
+        assert "Run 3 has done operation 1 of shop.0003_trial" in migrated.fail("rollback", "--yes")
+        assert seen(scratch) == was
+
+    def test_after_that_nothing_is_half_done(self, migrated, scratch, half):
+        migrated.succeed("rollback", "--yes", "--steps", "2")
+        assert "items | size" not in str(seen(scratch))
+        assert "shop.0001_items" in migrated.succeed("rollback", "--plan")
 
 
 class TestHalf:

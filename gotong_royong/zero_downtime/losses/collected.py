@@ -7,14 +7,13 @@ from django.db import Error, router
 from django.db.migrations import Migration
 from django.db.migrations.operations import RunPython
 
-from gotong_royong.zero_downtime import ledger
 from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.journal import Told
 from gotong_royong.zero_downtime.plan import only_looking, states_before
-from gotong_royong.zero_downtime.stages import Plan, key_of
+from gotong_royong.zero_downtime.stages import Plan
 from gotong_royong.zero_downtime.states import Move, Rolling
-from gotong_royong.zero_downtime.undo import runs_code
+from gotong_royong.zero_downtime.undo import did_nothing
 
 
 def collected(executor: Executor, plan: Plan) -> Iterator[tuple[Migration, Told, str, bool]]:
@@ -29,12 +28,11 @@ def collected(executor: Executor, plan: Plan) -> Iterator[tuple[Migration, Told,
             if type(migration).unapply is not Migration.unapply:
                 yield migration, Told(), f"runs code, {type(migration).__module__}", False
                 continue
-            past, rolling = ledger.past(connection.alias, key_of(migration)), Rolling(befores[migration])
-            past.complete = True
+            past, rolling = executor.past(migration), Rolling(befores[migration])
             numbered = [
                 (told, move)
                 for number, operation in enumerate(migration.operations, 1)
-                if (told := past.of(number)) and (runs_code(operation) or not told.did_nothing)
+                if (told := past.of(number)) and not did_nothing(operation, told)
                 for move in rolling.moves([operation], migration.app_label)
             ]
             with connection.schema_editor(collect_sql=True, atomic=False) as editor:

@@ -86,10 +86,12 @@ class Command(mistakes.Plain):
         executor.faked |= {one.key for one in chosen if one.is_faked}
         plan = rollback.plan_of(executor, {one.key for one in chosen}, executor.faked)
         found = self.look(executor, plan)
+        half = {one.key: one.runs[-1] for one in chosen if one.is_half}
         self.stdout.write(self.style.MIGRATE_HEADING("To be taken back, in this order:"))
         for migration, _ in plan:
-            faked = " (only its record: it was faked)" if key_of(migration) in executor.faked else ""
-            self.stdout.write(f"  {migration}{faked}")
+            run = half.get(key_of(migration))
+            what = " (only its record: it was faked)" if key_of(migration) in executor.faked else ""
+            self.stdout.write(f"  {migration}{f' (what run {run} did before it failed)' if run else what}")
             for loss in found.losses:
                 if loss.migration == migration:
                     self.stdout.write(self.style.WARNING(f"    {loss}"))
