@@ -11,7 +11,8 @@ from django.db import Error
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
 from gotong_royong.zero_downtime import catalog, statements
-from gotong_royong.zero_downtime.journal import DROP, Journal, Object
+from gotong_royong.zero_downtime.journal import Journal
+from gotong_royong.zero_downtime.statements import Object
 
 RENAMED = "name of "
 ASPECTS = ("TYPE", "NULL", "DEFAULT", "identity", "comment")
@@ -55,7 +56,7 @@ class JournalingEditor(DatabaseSchemaEditor):
             return
         objects = tuple(object for object in objects if object not in there)
         before = self._aspects(objects)
-        if DROP.search(text):
+        if statements.drops(text):
             self._gone |= self._definitions(objects)
         self.journal.executing(text, objects)
         try:
@@ -64,7 +65,7 @@ class JournalingEditor(DatabaseSchemaEditor):
             if "CONCURRENTLY" not in text.upper():  # which leaves an invalid index
                 self.journal.failed(text, objects)
             raise
-        if not DROP.search(text):
+        if not statements.drops(text):
             self._made.update(object for object in objects if object.kind in {"table", "column"})
             self._say_remade(self.journal, text, self._gone.keys() & objects)
         if before:
@@ -75,7 +76,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         if not (self.journal and self.journal.may_be_done(sql)):
             return {}
         looked = [statements.Condition(kind.upper(), name, table, False) for kind, table, name in objects]
-        wanted = not DROP.search(sql)
+        wanted = not statements.drops(sql)
         if not all(self._is_there(condition) is wanted for condition in looked):
             return {}
         return {object: f"{object} is already as an earlier try has made it" for object in objects}

@@ -254,3 +254,11 @@ class TestOwnTransaction:
         assert "division by zero" in shop.fail("migrate")
         shop.write("0002_column", sql(f"BEGIN; {self.ALTER}; COMMIT"), NOT_ATOMIC)
         shop.succeed("migrate")
+
+
+@pytest.mark.parametrize("comment", ["-- until we DROP the old one\n", "/* DROP TABLE items; */ "])
+def test_what_a_comment_says_is_not_done_and_needs_no_undoing(shop, items, comment):
+    made = f'migrations.RunSQL({comment + "CREATE TABLE others (id int)"!r}, "DROP TABLE others")'
+    shop.write("0002_others", f"{made}, {sql('SELECT 1 / 0')}", NOT_ATOMIC)
+    assert "The database is as it was before" in shop.fail("migrate", "--auto-rollback")
+    assert items.execute("SELECT to_regclass('others')").fetchone() == (None,)
