@@ -323,7 +323,7 @@ def pieces(sql: str) -> list[str]:
 
 def objects(sql: str) -> tuple[Object, ...]:
     """Return what the string makes or drops; nothing if any of its statements does not say that."""
-    each = [statement.objects for statement in split(sql)]
+    each = [statement.objects for statement in split(sql) if not statement.controls_transaction]
     return tuple(object for objects in each for object in objects) if all(each) else ()
 
 
