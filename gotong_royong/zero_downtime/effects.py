@@ -11,7 +11,8 @@ from django.db import Error
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
 from gotong_royong.zero_downtime import catalog, statements
-from gotong_royong.zero_downtime.journal import DROP, Journal, Object
+from gotong_royong.zero_downtime.journal import Journal
+from gotong_royong.zero_downtime.statements import Object
 
 RENAMED = "name of "
 ASPECTS = ("TYPE", "NULL", "DEFAULT", "identity", "comment")
@@ -43,6 +44,11 @@ class JournalingEditor(DatabaseSchemaEditor):
         if self.collect_sql or self.journal is None:
             super().execute(sql, params)
             return
+        pieces = [] if params or self.connection.in_atomic_block else statements.pieces(str(sql))
+        if len(pieces) > 1:
+            for piece in pieces:
+                self.execute(piece, params)
+            return
         text, objects = str(sql), self.objects_of(sql)
         if not self.touches(sql):
             self.left_out.update(objects or {None})
@@ -54,28 +60,46 @@ class JournalingEditor(DatabaseSchemaEditor):
         if there and there.keys() == set(objects):
             return
         objects = tuple(object for object in objects if object not in there)
-        before = self._aspects(objects)
-        if DROP.search(text):
+        before, there_before = self._aspects(objects), self._standing(text, objects)
+        if statements.drops(text):
             self._gone |= self._definitions(objects)
         self.journal.executing(text, objects)
         try:
             super().execute(sql, params)
         except Error:
-            if "CONCURRENTLY" not in text.upper():  # which leaves an invalid index
-                self.journal.failed(text, objects)
+            self.journal.failed(text, objects)
+            if left := self._left_by_a_failure(text, there_before):
+                self.journal.executing(text, left)
             raise
-        if not DROP.search(text):
+        if not statements.drops(text):
             self._made.update(object for object in objects if object.kind in {"table", "column"})
             self._say_remade(self.journal, text, self._gone.keys() & objects)
         if before:
             self._say_unchanged(self.journal, text, before, self._aspects(objects))
+
+    def _standing(self, sql: str, objects: tuple[Object, ...]) -> dict[Object, bool]:
+        """Return which of the objects are there if the statement may leave something where it fails; else nothing."""
+        if self.connection.in_atomic_block or not statements.is_patient(sql):
+            return {}
+        if build := statements.Statement(sql).build:
+            return dict.fromkeys(objects, catalog.index(self.connection, build.table, build.name) is not None)
+        looked = {one: statements.Condition(one.kind.upper(), one.name, one.table, True) for one in objects}
+        return {object: self._is_there(condition) for object, condition in looked.items()}
+
+    def _left_by_a_failure(self, sql: str, before: dict[Object, bool]) -> tuple[Object, ...]:
+        """Return what a statement that failed has made or dropped; if nobody can be asked, what it may have made."""
+        try:
+            after = self._standing(sql, tuple(before))
+        except Error:
+            return tuple(object for object, there in before.items() if not there)
+        return tuple(object for object in after if after[object] is not before[object])
 
     def _done_by_an_earlier_try(self, sql: str, objects: tuple[Object, ...]) -> dict[Object, str]:
         """Return all objects and why, if the journal tells that the SQL was executed and they are as it makes them."""
         if not (self.journal and self.journal.may_be_done(sql)):
             return {}
         looked = [statements.Condition(kind.upper(), name, table, False) for kind, table, name in objects]
-        wanted = not DROP.search(sql)
+        wanted = not statements.drops(sql)
         if not all(self._is_there(condition) is wanted for condition in looked):
             return {}
         return {object: f"{object} is already as an earlier try has made it" for object in objects}

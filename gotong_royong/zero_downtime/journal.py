@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from django.db.migrations.operations.base import Operation
 
-DROP = re.compile(r"\bDROP\b", re.IGNORECASE)
+from gotong_royong.zero_downtime.statements import Object, drops
 
 
 class Kind(StrEnum):
@@ -27,18 +27,6 @@ class Kind(StrEnum):
     SKIPPED = "skipped"
     FAILED = "failed"
     ENDED = "ended"
-
-
-class Object(NamedTuple):
-    """What a statement makes, changes or drops; ``table`` and ``name`` are quoted as they stand in it."""
-
-    kind: str
-    table: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        names = (name.replace('"', "") for name in (self.name, self.table) if name)
-        return f"{self.kind} {' on '.join(names)}"
 
 
 class Entry(NamedTuple):
@@ -86,7 +74,7 @@ class Told:
             self.statements += 1
             self.texts.add(entry.what)
             self.executed.update(entry.objects)
-            if DROP.search(entry.what):
+            if drops(entry.what):
                 self.dropped.update(entry.objects)
         elif entry.kind == Kind.SKIPPED:
             self.skipped.update(object for object in entry.objects if object not in self.executed)

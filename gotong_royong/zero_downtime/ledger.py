@@ -26,10 +26,11 @@ from django.utils import timezone
 from gotong_royong.zero_downtime import catalog, locks, models
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import LockLost, Nested, RolledBack, summary
-from gotong_royong.zero_downtime.journal import Entry, Kind, Object, Past
+from gotong_royong.zero_downtime.journal import Entry, Kind, Past
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key
+from gotong_royong.zero_downtime.statements import Object
 from gotong_royong.zero_downtime.watchdog import Report
 
 APP = "zero_downtime"

@@ -17,8 +17,6 @@ from psycopg.sql import Composable
 from sqlparse import tokens as kinds
 from sqlparse.lexer import Lexer
 
-from gotong_royong.zero_downtime.journal import Object
-
 LEXER = Lexer()
 LEXER.clear()  # type: ignore[no-untyped-call]
 LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
@@ -91,6 +89,7 @@ ADDED_OR_DROPPED = re.compile(
     rf"(?:ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
     rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
+DROP = re.compile(r"\bDROP\b")
 NO_KIND = {"UNIQUE", "CONCURRENTLY", "TEMP", "TEMPORARY", "UNLOGGED", "RECURSIVE", "GLOBAL", "LOCAL"}
 
 
@@ -99,6 +98,18 @@ class Build(NamedTuple):
 
     name: str
     table: str
+
+
+class Object(NamedTuple):
+    """What a statement makes, changes or drops; ``table`` and ``name`` are quoted as they stand in it."""
+
+    kind: str
+    table: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        names = (name.replace('"', "") for name in (self.name, self.table) if name)
+        return f"{self.kind} {' on '.join(names)}"
 
 
 class Condition(NamedTuple):
@@ -312,8 +323,13 @@ def pieces(sql: str) -> list[str]:
 
 def objects(sql: str) -> tuple[Object, ...]:
     """Return what the string makes or drops; nothing if any of its statements does not say that."""
-    each = [statement.objects for statement in split(sql)]
+    each = [statement.objects for statement in split(sql) if not statement.controls_transaction]
     return tuple(object for objects in each for object in objects) if all(each) else ()
+
+
+def drops(sql: str) -> bool:
+    """Whether a statement of the string drops anything."""
+    return "DROP" in sql.upper() and any(DROP.search(one.outline) for one in split(sql))
 
 
 def is_patient(sql: str) -> bool:

@@ -15,9 +15,10 @@ from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import EditedHalfway, NotUndoable
-from gotong_royong.zero_downtime.journal import Journal, Object, Past, Told, digest
+from gotong_royong.zero_downtime.journal import Journal, Past, Told, digest
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.schema import SchemaEditor
+from gotong_royong.zero_downtime.statements import Object
 from gotong_royong.zero_downtime.states import Move, Rolling, transaction_of, with_inner
 
 # What PostgreSQL says where the table, the column or another object is not there.

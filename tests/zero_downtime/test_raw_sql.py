@@ -254,3 +254,44 @@ class TestOwnTransaction:
         assert "division by zero" in shop.fail("migrate")
         shop.write("0002_column", sql(f"BEGIN; {self.ALTER}; COMMIT"), NOT_ATOMIC)
         shop.succeed("migrate")
+
+
+@pytest.mark.parametrize("comment", ["-- until we DROP the old one\n", "/* DROP TABLE items; */ "])
+def test_what_a_comment_says_is_not_done_and_needs_no_undoing(shop, items, comment):
+    made = f'migrations.RunSQL({comment + "CREATE TABLE others (id int)"!r}, "DROP TABLE others")'
+    shop.write("0002_others", f"{made}, {sql('SELECT 1 / 0')}", NOT_ATOMIC)
+    assert "The database is as it was before" in shop.fail("migrate", "--auto-rollback")
+    assert items.execute("SELECT to_regclass('others')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    ("refused", "reverse"),
+    [
+        ("-- no need to do this CONCURRENTLY\nCREATE TABLE items (id int)", "DROP TABLE items"),
+        ("CREATE INDEX CONCURRENTLY by_size ON items (size)", "DROP INDEX by_size"),
+        ("BEGIN; CREATE TABLE items (id int); COMMIT; SELECT 'VALIDATE'", "DROP TABLE items"),
+        ("CREATE TABLE items (id int); CREATE INDEX CONCURRENTLY i ON items (id)", "DROP TABLE items"),
+    ],
+)
+def test_what_was_refused_is_not_undone(shop, items, refused, reverse):
+    items.execute(BUILD)
+    shop.write("0002_items", f"migrations.RunSQL({refused!r}, {reverse!r})", NOT_ATOMIC)
+    assert "already exists" in shop.fail("migrate", "--auto-rollback")
+    assert items.execute(READ).fetchone() == (100,)
+    assert indexes(items) == [("by_size", True)]
+
+
+@pytest.mark.parametrize(
+    ("several", "reverse"),
+    [
+        ("CREATE TABLE others (id int); COMMIT; SELECT 1 / 0", "DROP TABLE others"),
+        ("CREATE TABLE others (id int); CREATE TABLE items (id int); ", "DROP TABLE others"),
+        ("-- x\nCREATE UNIQUE INDEX CONCURRENTLY others ON items ((1 / (size - 1)))", "DROP INDEX others"),
+    ],
+)
+def test_what_was_done_before_the_failure_is_undone(shop, items, several, reverse):
+    shop.write("0002_items", f"migrations.RunSQL({several!r}, {reverse!r})", NOT_ATOMIC)
+    said = shop.fail("migrate", "--auto-rollback")
+    assert "The database is as it was before" in said
+    assert items.execute("SELECT to_regclass('others')").fetchone() == (None,)
+    assert items.execute(READ).fetchone() == (100,)
