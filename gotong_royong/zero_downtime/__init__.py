@@ -8,7 +8,8 @@ The rooms, in the order in which they may import one another:
 - ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
   ``schema``: DDL that may run twice.
 - ``watchdog``: the session that sees whom a statement blocks. ``backstop``: the server, in its stead.
-  ``guard``: the lock budget around a run. ``code``: what code of a migration may count on, and whether it may run again.
+  ``guard``: the lock budget around a run. ``code``: what code of a migration may count on, and whether it may run
+  again.
 - ``models``: the ledger, Run and Step, and the backfills. ``ledger``: writes it. ``history``: what it remembers of the
   applied migrations, and whether their files have been edited. ``loader``: reads the migrations.
 - ``backfills``: changes of data over large tables, in the background; declared in an app's ``backfills.py``.
