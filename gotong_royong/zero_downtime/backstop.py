@@ -34,14 +34,19 @@ LOOP = """
 DO $backstop$
 DECLARE
     asked timestamptz := clock_timestamp();
+    last timestamptz;
+    is_there bool;
+    is_over bool;
     unwatched float8;
     longest float8;
 BEGIN
-    WHILE EXISTS (SELECT FROM pg_stat_activity WHERE pid = {us})
-          AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {watchdog} AND application_name = '{ended}') LOOP
+    LOOP
         PERFORM pg_sleep({pause});
         COMMIT;
-        SELECT coalesce(max(query_start), asked) INTO asked FROM pg_stat_activity WHERE pid = {watchdog};
+        SELECT bool_or(pid = {us}), bool_or(application_name = '{ended}'), max(query_start) FILTER (WHERE pid <> {us})
+        INTO is_there, is_over, last FROM pg_stat_activity WHERE pid IN ({us}, {watchdog});
+        EXIT WHEN is_over OR is_there IS NOT TRUE;
+        asked := coalesce(last, asked);
         unwatched := extract(epoch FROM clock_timestamp() - asked);
         CONTINUE WHEN unwatched < {budget} / 2;
         SELECT max(extract(epoch FROM clock_timestamp() - waitstart)) INTO longest
@@ -55,7 +60,7 @@ BEGIN
 END
 $backstop$
 """
-PAUSE = 0.05  # seconds, at most, for which it sleeps
+PAUSE = 0.02  # seconds, at most, for which it sleeps
 
 
 class Backstop:
@@ -69,13 +74,13 @@ class Backstop:
     """
 
     def __init__(self, session: "psycopg.Connection[Any]", *, us: int, watchdog: int, budget: float) -> None:
-        self.session, self.pid = session, session.info.backend_pid
+        self.session, self.us, self.pid = session, us, session.info.backend_pid
         self.lost = ""
         """What has ended it before its time."""
         self._heard, self._lock = list[str](), Lock()
         budget = max(budget, LEAST)
         facts = {"us": us, "watchdog": watchdog, "budget": budget, "pause": min(budget / 10, PAUSE)}
-        session.add_notice_handler(lambda notice: self._heard.append(notice.message_primary or ""))
+        session.add_notice_handler(self._hear)
         session.pgconn.send_query(LOOP.format(**facts, ended=ENDED, is_a_user=IS_A_USER).encode())
         session.pgconn.flush()
 
@@ -101,6 +106,10 @@ class Backstop:
             other.execute("SELECT pg_terminate_backend(%s)", [self.pid])
         with self._lock:
             self.session.close()
+
+    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "NOTICE":  # and not that the server ends its sessions
+            self._heard.append(notice.message_primary or "")
 
     def _is_at_work(self) -> bool:
         pgconn = self.session.pgconn

@@ -24,12 +24,14 @@ class Column(NamedTuple):
 class Index(NamedTuple):
     """An index in the schema of a table; ``here`` says whether it is on that table, ``name`` has its schema.
 
-    It counts as ``valid``, too, while another session is building it.
+    ``abandoned`` says whether a build left it invalid: while another session is building it, it is neither that nor
+    ``valid``.
     """
 
     name: str
     here: bool
     valid: bool
+    abandoned: bool
     definition: str
 
 
@@ -131,7 +133,7 @@ COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 # (https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING).
 INDEX = """
     SELECT format('%%I.%%I', nspname, c.relname), i.indrelid = t.oid,
-           i.indisvalid OR c.relkind = 'I' OR EXISTS (
+           i.indisvalid OR c.relkind = 'I', NOT i.indisvalid AND c.relkind <> 'I' AND NOT EXISTS (
                SELECT FROM pg_stat_progress_create_index AS building
                LEFT JOIN pg_locks AS l ON l.pid = building.pid AND l.database = building.datid AND l.granted
                     AND l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'

@@ -203,7 +203,7 @@ class Guard:
     def _invalid(self, build: statements.Build | None) -> list[str]:
         """Return the index if it is there, on that table, invalid, and nobody is building it."""
         found = catalog.index(self.connection, build.table, build.name) if build else None
-        return [found.name] if found and found.here and not found.valid else []
+        return [found.name] if found and found.here and found.abandoned else []
 
     def _drop(self, indexes: list[str]) -> None:
         """Drop the indexes. Takes SHARE UPDATE EXCLUSIVE on their tables, as a concurrent build does."""

@@ -263,11 +263,13 @@ class Steps:
 
 
 def past(alias: str, key: Key) -> Past:
-    """Return what the ledger tells of the migration since it was taken back last."""
+    """Return what the ledger tells of the migration since it was taken back last; nothing where none can be read."""
     awake(alias)
     past = Past()
+    if not models.may("SELECT", Effect, alias):
+        return past
     effects = Prefetch("effects", Effect.objects.using(alias))
-    steps = Step.objects.using(alias).filter(app=key[0], name=key[1]).order_by("pk")
+    steps = models.steps_since_reset(alias, key).order_by("pk")
     for step in steps.only("pk", "run", "direction", "status").prefetch_related(effects):
         told = sorted(step.effects.all(), key=lambda effect: effect.pk)
         is_up, is_done = step.direction == Step.Direction.UP, step.status == Status.SUCCEEDED

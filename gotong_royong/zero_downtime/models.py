@@ -211,6 +211,22 @@ def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, 
     return {(step.app, step.name): step for step in rows}
 
 
+def steps_since_reset(alias: str, key: Key) -> "models.QuerySet[Step]":
+    """Return the steps of a migration before which nothing is left of what earlier ones did.
+
+    That is so after a way back that left nothing, and before what was applied twice in a row. Each is looked for by the
+    index, from the end.
+    """
+    steps = Step.objects.using(alias).filter(app=key[0], name=key[1])
+    ends = steps.filter(status=Status.SUCCEEDED).order_by("-pk")
+    last = list(ends.values_list("pk", "direction")[:2])
+    if [direction for _, direction in last] == [Step.Direction.UP, Step.Direction.UP]:
+        return steps.filter(pk__gt=last[1][0])
+    some_stayed = models.Exists(Effect.objects.filter(step=models.OuterRef("pk"), kind=Kind.ENDED))
+    whole = ends.filter(~some_stayed | models.Q(run__command="rollback"), direction=Step.Direction.DOWN)
+    return steps.filter(pk__gt=whole.values_list("pk", flat=True).first() or 0)
+
+
 class Backfill(models.Model):
     """A change of data that goes through a table in the background; what it does is declared in the code."""
 

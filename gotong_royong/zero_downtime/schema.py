@@ -326,7 +326,7 @@ class SchemaEditor(JournalingEditor):
     def _drop_invalid_index(self, table: str, name: str) -> Index | None:
         """Return the index; drop it if a build that failed left it invalid. Takes SHARE UPDATE EXCLUSIVE for that."""
         found = catalog.index(self.connection, table, name)
-        if found is None or found.valid or not found.here:
+        if found is None or not found.abandoned or not found.here:
             return found
         logger.info("dropping index %s, which a failed build left invalid", on(table, name))
         drop = DROP_INDEX if self.connection.in_atomic_block else DROP_INDEX_CONCURRENTLY

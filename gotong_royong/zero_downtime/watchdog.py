@@ -112,7 +112,6 @@ class Watchdog(threading.Thread):
         self._names = look_up(connection, "search_path")
         self.session = self._open()
         self._backstop: Backstop | None = None
-        self._changing = threading.Lock()
         self.follow()
         self.blocked = Blocked()
         self.statement, self.is_patient = "", False
@@ -153,15 +152,13 @@ class Watchdog(threading.Thread):
     def follow(self) -> None:
         """Watch the session that the connection has now, and have the server watch it, too."""
         self.us: int = self.watched.connection.info.backend_pid
-        self._have_it_watched()
 
     def _have_it_watched(self) -> None:
-        with self._changing:
-            before, us, watchdog = self._backstop, self.us, self.session.info.backend_pid
-            session = self._open("migrate: backstop")
-            self._backstop = Backstop(session, us=us, watchdog=watchdog, budget=self.budget)
-            if before:
-                before.end(self.session)
+        before, us, watchdog = self._backstop, self.us, self.session.info.backend_pid
+        session = self._open("migrate: backstop")
+        self._backstop = Backstop(session, us=us, watchdog=watchdog, budget=self.budget)
+        if before:
+            before.end(self.session)
 
     def _listen(self) -> None:
         """Hear what the server has done in our stead.
@@ -205,12 +202,14 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         looked_at = 0.0
-        while not self._ended.wait(INTERVAL):
+        while not self._ended.wait(INTERVAL if looked_at else 0):
             now = time.monotonic()
             is_busy = self._busy_since is not None and now - self._busy_since > INTERVAL
             if is_busy or now - looked_at > self.budget * HEARTBEAT:
                 looked_at = now
                 try:
+                    if not self._backstop or self._backstop.us != self.us:
+                        self._have_it_watched()
                     self.look()
                     self._listen()
                 except psycopg.Error as error:
