@@ -185,9 +185,10 @@ class Executor(MigrationExecutor):
             if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
                 raise said from said.__cause__
             user = self.connection.settings_dict["USER"]
+            role = self.connection.ops.quote_name(user.replace('"', '""')) if user else "this role"
             raise NoLedger(
                 f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
-                f"Nothing was changed. GRANT CREATE ON SCHEMA public TO {user or 'this role'}, or migrate as the "
+                f"Nothing was changed. GRANT CREATE ON SCHEMA public TO {role}, or migrate as the "
                 "owner of the database."
             ) from error
         self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from django.core.checks import ERROR, WARNING, CheckMessage
 
 from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
+from gotong_royong.zero_downtime.linter.names import Name
 
 
 class Spot(NamedTuple):
@@ -101,14 +102,22 @@ def rule(
     return register
 
 
+class Gap(str):
+    """A gap for which there is no value, however it is to be filled."""
+
+    def __format__(self, how: str) -> str:
+        return str(self)
+
+
 def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> str:
     """Fill the gaps of a rule's sentence; one for which there is no value has its own name, written as in ``gap``."""
 
     class Values(dict[str, Any]):
         def __missing__(self, name: str) -> str:
-            return gap % name
+            return Gap(gap % name)
 
-    return sentence.format_map(Values(values))
+    named = {key: Name(value) if type(value) is str else value for key, value in values.items()}
+    return sentence.format_map(Values(named))
 
 
 def violations(trace: Trace) -> list[Violation]:
@@ -123,6 +132,7 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
     model = trace.running.get(spot.table) or trace.written.get(spot.table)
     values = {
         "table": spot.table,
+        "label": model._meta.label if model else spot.table,
         "model": model._meta.object_name if model else spot.table,
         "statement": text[:300],
         "lock": lock.sql if lock else "",
@@ -133,6 +143,15 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
         "columns": "columns",
         "name": "name",
         **spot.values,
+    }
+    name, column, columns = values["name"], values["column"], values["columns"]
+    written = trace.written.get(spot.table)
+    named = {str(field.column): field.name for field in written._meta.local_concrete_fields} if written else {}
+    values |= {
+        "field": named.get(column, column),
+        "name_key": f"{name}_key",
+        "column_length": f"{column}_length",
+        "table_columns": "_".join([spot.table, *getattr(columns, "names", [columns])]),
     }
     return Violation(
         rule,

@@ -7,6 +7,7 @@ advisory lock on the name of its own, and drops those that nobody holds
 """
 
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -46,6 +47,22 @@ OPTIONS = (
     "-c lock_timeout=0 -c statement_timeout=10s"
 )
 
+SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=(?:\\.|\S)+")
+
+# Where the configured search path leads to: migrations find these schemas there.
+MAKE_SCHEMAS = r"""
+    DO $$ DECLARE name text; BEGIN
+        FOR name IN
+            SELECT (parse_ident(part[1]))[1]
+            FROM regexp_matches(current_setting('search_path'), '"(?:[^"]|"")+"|[^",\s]+', 'g') AS part
+        LOOP
+            IF name <> '$user' AND name NOT LIKE 'pg\_%' AND to_regnamespace(quote_ident(name)) IS NULL THEN
+                EXECUTE format('CREATE SCHEMA %I', name);
+            END IF;
+        END LOOP;
+    END $$
+"""
+
 
 @contextmanager
 def scratch(
@@ -79,6 +96,8 @@ def scratch(
         if not filled:
             cursor.execute(CREATE % (name, "template1"))
         with _in_place_of(connection.alias, {**settings, "NAME": name}) as database:
+            with database.cursor() as own:
+                own.execute(MAKE_SCHEMAS)
             if fill and not filled:
                 fill(database)
                 if template:
@@ -164,7 +183,8 @@ def _server(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> I
 
 def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper) -> tuple[dict[str, Any], Any]:
     options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key not in NOT_HERE}
-    options["options"] = f"{options.get('options', '')} {OPTIONS}".strip()
+    path = SEARCH_PATH.search(str(like.settings_dict.get("OPTIONS", {}).get("options", "")))
+    options["options"] = " ".join(filter(None, [path and path[0], options.get("options"), OPTIONS]))
     settings = {**like.settings_dict, "PASSWORD": "", "PORT": "", **settings, "OPTIONS": options}
     server = like.copy()
     server.settings_dict = settings

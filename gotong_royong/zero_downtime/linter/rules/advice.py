@@ -113,8 +113,8 @@ atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql="DROP INDEX CONCURRENTLY IF EXISTS {name}",
-        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} …",
+        sql="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
+        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} …",
         state_operations=[...],  # what drops it now
     ),
 ]

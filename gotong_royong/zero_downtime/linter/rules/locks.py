@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Lock, Pass, Statement, Trace
+from gotong_royong.zero_downtime.linter.names import Name
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import (
     NOT_ATOMIC,
@@ -91,7 +92,7 @@ def long_locks(trace: Trace, id: str) -> Iterator[Spot]:
             if cause(statement, table) == id:
                 values: dict[str, Any] = {}
                 if index := new_index(statement, table):
-                    columns = ", ".join(column or "…" for column in index.columns)
+                    columns = Name.several(index.columns)
                     values = {"name": index.name, "columns": columns, "definition": index.definition}
                 if (change := validated(statement, table)) and isinstance(change.after, Constraint):
                     values = {"name": change.name, "definition": change.after.definition}
@@ -158,8 +159,8 @@ atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} ({columns})",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS {name}",
+        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} ({columns:sql_text})",
+        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
         state_operations=[...],  # what makes it now; a foreign key: AddField with db_index=False before that
     ),
 ]
@@ -192,12 +193,12 @@ atomic = False
 operations = [
     migrations.RunSQL(
         sql=[
-            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} ({columns})",
+            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} ({columns:sql_text})",
             # a moment's lock; leave it out if an index will do, and drop the constraint in reverse_sql if not
-            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}_key, "
-            "ADD CONSTRAINT {name}_key UNIQUE USING INDEX {name}",
+            "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name_key:sql_text}, "
+            "ADD CONSTRAINT {name_key:sql_text} UNIQUE USING INDEX {name:sql_text}",
         ],
-        reverse_sql="ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}_key",
+        reverse_sql="ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name_key:sql_text}",
         state_operations=[...],  # what makes it now
     ),
 ]
@@ -220,11 +221,11 @@ atomic = False
 operations = [
     migrations.RunSQL(
         sql=[
-            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, "
-            "ADD CONSTRAINT {name} {definition} NOT VALID",
-            "ALTER TABLE {table} VALIDATE CONSTRAINT {name}",
+            "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}, "
+            "ADD CONSTRAINT {name:sql_text} {definition:text} NOT VALID",
+            "ALTER TABLE {table:sql_text} VALIDATE CONSTRAINT {name:sql_text}",
         ],
-        reverse_sql="ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}",
+        reverse_sql="ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}",
         state_operations=[...],  # what makes it now; a foreign key: AddField with db_constraint=False before that
     ),
 ]
@@ -289,13 +290,13 @@ atomic = False
 operations = [
     migrations.RunSQL(
         sql=[
-            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, "
-            "ADD CONSTRAINT {name} CHECK ({column} IS NOT NULL) NOT VALID",
-            "ALTER TABLE {table} VALIDATE CONSTRAINT {name}",
-            "ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL",  # reads nothing: the CHECK is proof
-            "ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}",
+            "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}, "
+            "ADD CONSTRAINT {name:sql_text} CHECK ({column:sql_text} IS NOT NULL) NOT VALID",
+            "ALTER TABLE {table:sql_text} VALIDATE CONSTRAINT {name:sql_text}",
+            "ALTER TABLE {table:sql_text} ALTER COLUMN {column:sql_text} SET NOT NULL",  # the CHECK is proof
+            "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}",
         ],
-        reverse_sql="ALTER TABLE {table} ALTER COLUMN {column} DROP NOT NULL",
+        reverse_sql="ALTER TABLE {table:sql_text} ALTER COLUMN {column:sql_text} DROP NOT NULL",
         state_operations=[...],  # what makes it now
     ),
 ]

@@ -12,6 +12,7 @@ from django.db import models
 
 from gotong_royong.zero_downtime.linter.differences import unique_in
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
+from gotong_royong.zero_downtime.linter.names import Name
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import (
     CHECK_NOT_VALID,
@@ -94,7 +95,7 @@ def spot(trace: Trace, change: Change, **values: Any) -> Spot:
     effect="Every query of the running code on {table} fails: it is {what}.",
     instead=AFTER_THE_DEPLOY
     + """
-A table keeps its name when its model is renamed: class Meta: db_table = "{table}".
+A table keeps its name when its model is renamed: class Meta: db_table = "{table:text}".
 """,
     bad=operations('migrations.RenameModel("Order", "Purchase")'),
     good="""
@@ -127,7 +128,7 @@ def table_gone(trace: Trace) -> Iterator[Spot]:
     "once {column} is gone.",
     instead=AFTER_THE_DEPLOY
     + """
-A column keeps its name when its field is renamed: the new field gets db_column="{column}".
+A column keeps its name when its field is renamed: the new field gets db_column="{column:text}".
 """,
     bad=operations('migrations.RemoveField("order", "note")'),
     good=POST_DEPLOY + operations('migrations.RemoveField("order", "note")'),
@@ -148,7 +149,7 @@ def column_gone(trace: Trace) -> Iterator[Spot]:
 operations = [
     migrations.AddField(
         model_name="{model}",
-        name="{column}",
+        name="{field}",
         field=...,  # with db_default=<the default>, which stays in the database, or with null=True
     ),
 ]
@@ -191,7 +192,7 @@ def takes_all(old: str, new: str) -> bool:
 Add a new column of the wanted type, let the code write both, fill the new one in batches, read from it, and drop
 {column} in a migration with stage = Stage.POST_DEPLOY. To limit a text, prefer a check that is added NOT VALID:
 
-ALTER TABLE {table} ADD CONSTRAINT {column}_length CHECK (length({column}) <= …) NOT VALID
+ALTER TABLE {table:sql} ADD CONSTRAINT {column_length:sql} CHECK (length({column:sql}) <= …) NOT VALID
 """,
     bad=operations('migrations.AlterField("customer", "name", models.CharField(max_length=50))'),
     good=operations('migrations.AddField("customer", "short_name", models.CharField(max_length=50, null=True))'),
@@ -240,7 +241,7 @@ def unknown_unique(trace: Trace) -> Iterator[Spot]:
         if change.before or not isinstance(index, Index) or not index.unique or not set(index.columns) <= set(known):
             continue
         if frozenset(index.columns) not in unique_in(trace.running[change.table]):
-            yield spot(trace, change, columns=", ".join(index.columns))
+            yield spot(trace, change, columns=Name.several(index.columns))
 
 
 @rule(
@@ -249,8 +250,8 @@ def unknown_unique(trace: Trace) -> Iterator[Spot]:
     condition="A label of an enum type that was there before is renamed, or its type dropped.",
     effect="The running code writes and compares with '{label}' of {type}, and each such query fails.",
     instead="""
-Add the new label (ALTER TYPE {type} ADD VALUE IF NOT EXISTS '…'), let the code write it, change the rows in batches,
-and leave '{label}' where it is: an unused label costs nothing.
+Add the new label (ALTER TYPE {type:sql} ADD VALUE IF NOT EXISTS '…'), let the code write it, change the rows in
+batches, and leave '{label}' where it is: an unused label costs nothing.
 """,
     bad="""
 operations = [
@@ -325,4 +326,4 @@ def unknown_constraint(trace: Trace) -> Iterator[Spot]:
             keeps_to_it = {"f": keys, "c": chosen, "x": set()}[new.kind]
             if not set(new.columns) <= set(known) or new.name in has or set(new.columns) <= keeps_to_it:
                 continue
-            yield spot(trace, change, columns=", ".join(new.columns), definition=new.definition)
+            yield spot(trace, change, columns=Name.several(new.columns), definition=new.definition)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table, Trace
+from gotong_royong.zero_downtime.linter.names import Name
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import SEQUENCE, operations
 
@@ -20,7 +21,7 @@ REFERENCES = re.compile(r"REFERENCES .*?\((?P<column>[^,()]+)\)")
     instead="""
 Leave db_index of the field as it is, or build an index before the foreign key:
 
-CREATE INDEX CONCURRENTLY IF NOT EXISTS {table}_{columns} ON {table} ({columns})
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {table_columns:sql} ON {table:sql} ({columns:sql})
 """,
     bad="""
 operations = [
@@ -43,7 +44,7 @@ def foreign_key_without_index(trace: Trace) -> Iterator[Spot]:
     for table, key in new_constraints(trace, "f"):
         leading = [index.columns[: len(key.columns)] for index in table.indexes.values() if not index.partial]
         if not any(set(columns) == set(key.columns) for columns in leading):
-            yield Spot(trace.up, table=table.name, values={"columns": ", ".join(key.columns), "target": key.target})
+            yield Spot(trace.up, table=table.name, values={"columns": Name.several(key.columns), "target": key.target})
 
 
 @rule(
@@ -53,7 +54,7 @@ def foreign_key_without_index(trace: Trace) -> Iterator[Spot]:
     effect="{column} of {table} is {type}: after {most} rows, every INSERT fails, and making it larger then writes the "
     "whole table anew.",
     instead="""
-("{column}", models.BigAutoField(primary_key=True)),  # or DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+("{field:text}", models.BigAutoField(primary_key=True)),  # or DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 """,
     bad=operations('migrations.CreateModel("Item", [("id", models.AutoField(primary_key=True))])'),
     good=operations('migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True))])'),
@@ -186,7 +187,7 @@ def wide_index(trace: Trace) -> Iterator[Spot]:
             old, new = {change.name: change.before} if change.before else {}, {change.name: change.after}
         for name, index in new.items():
             if name not in old and not index.unique and len(index.columns) > WIDE:
-                values = {"name": name, "columns": ", ".join(column or "…" for column in index.columns)}
+                values = {"name": name, "columns": Name.several(index.columns)}
                 yield Spot(trace.up, table=change.table, values=values)
 
 

@@ -107,7 +107,7 @@ where the view has a unique index. Delete rows in batches that commit on their o
 atomic = False
 
 def fill(apps, schema_editor):
-    rows = apps.get_model("{app}", "{model}").objects.using(schema_editor.connection.alias).order_by("pk")
+    rows = apps.get_model("{label}").objects.using(schema_editor.connection.alias).order_by("pk")
     last = None
     while keys := list((rows.filter(pk__gt=last) if last else rows).values_list("pk", flat=True)[:1000]):
         rows.filter(pk__gte=keys[0], pk__lte=keys[-1]).update(...)  # or delete(), or bulk_create for them; it commits
