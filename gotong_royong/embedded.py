@@ -16,7 +16,6 @@ import hashlib
 import importlib.util
 import os
 import pwd
-import re
 import shlex
 import shutil
 import signal
@@ -33,6 +32,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import make_conninfo
+
+from gotong_royong.programs import begin, last_words, plain
 
 if TYPE_CHECKING:
     import psutil
@@ -183,7 +184,7 @@ def _serve(data: Path, programs: Path) -> "_Lock":
     for waited in _patiently("the embedded PostgreSQL to get ready"):
         lock = _Lock.read(data / "postmaster.pid")
         if lock and lock.data == str(data):  # and not from a copied folder
-            answer = psycopg.pq.PGconn.ping(lock.conninfo().encode())
+            answer = lock.ping()
             if answer == psycopg.pq.Ping.OK:
                 return lock
             if answer == psycopg.pq.Ping.REJECT:  # it starts, stops or recovers
@@ -213,6 +214,9 @@ class _Lock(NamedTuple):
 
     def conninfo(self) -> str:
         return make_conninfo(host=self.sockets, port=self.port, user=USER, dbname="postgres", connect_timeout=10)
+
+    def ping(self) -> psycopg.pq.Ping:
+        return psycopg.pq.Ping(psycopg.pq.PGconn.ping(os.fsencode(self.conninfo())))
 
 
 def _process(data: Path) -> "psutil.Process | None":
@@ -254,21 +258,28 @@ def _launch(data: Path, programs: Path) -> None:
     log = data / "server.log"
     if log.exists():
         log.replace(data / "server.log.1")
-    options = {"listen_addresses": "", "unix_socket_directories": str(sockets), "port": PORT}
-    command = [programs / "pg_ctl", "start", "--silent", "--wait", "--timeout=86400", "--pgdata", data, "--log", log]
-    command += ["--options", " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())]
+    folders = '"{}"'.format(str(sockets).replace('"', '""'))
+    options = {"listen_addresses": "", "unix_socket_directories": folders, "port": PORT}
+    command = [programs / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())]
     for waited in _patiently("the last queries of a killed server to end"):
-        code, output = _run(command, owner, "the embedded PostgreSQL to recover")
-        if code == 0:
+        if _answers(data, begin(command, owner, log)):
             return
         full = shutil.disk_usage(data).free < 2**16
-        words = (
-            "No space left on device"
-            if full
-            else _last_words(log.read_text(errors="replace") if log.exists() else output)
-        )
+        words = "No space left on device" if full else last_words(log.read_text(errors="replace"))
         if "shared memory block" not in words or waited > PATIENCE:
             raise _refusal(data, f"its server did not start and says “{words}”", f"read {log} and try again")
+
+
+def _answers(data: Path, server: "subprocess.Popen[str]") -> bool:
+    """Wait until the server that was begun takes connections, after which it is no child of ours; or has ended."""
+    for _ in _patiently("the embedded PostgreSQL to recover"):
+        if server.poll() is not None:
+            return False
+        lock = _Lock.read(data / "postmaster.pid")
+        if lock and lock.process == server.pid and lock.ping() == psycopg.pq.Ping.OK:
+            server.returncode = 0
+            return True
+    raise AssertionError("the waiting has no end of its own")
 
 
 # The folders
@@ -315,10 +326,11 @@ def _create(data: Path, programs: Path) -> tuple[int, int]:
     unfinished.mkdir(mode=0o700)
     try:
         os.chown(unfinished, *owner)
-        command = [programs / "initdb", "--auth=trust", "--encoding=UTF8", *LOCALES[_version()], "--username", USER]
-        code, output = _run([*command, "--pgdata", unfinished], owner, "the data folder to be made")
+        command = ["--auth=trust", "--encoding=UTF8", *LOCALES[_version()], "--username", USER, "--pgdata", unfinished]
+        with plain(programs) as copy:
+            code, output = _run([copy / "initdb", *command], owner, "the data folder to be made")
         if code:
-            raise _refusal(data, f"initdb says “{_last_words(output)}”")
+            raise _refusal(data, f"initdb says “{last_words(output)}”")
         unfinished.rename(data)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -367,21 +379,8 @@ def _open_way(owner: tuple[int, int], *paths: Path) -> None:
 
 
 def _run(command: list[Any], owner: tuple[int, int] | None, what: str) -> tuple[int, str]:
-    """Run a program, as the owner of the data folder and out of reach of Ctrl-C; return its exit code and output."""
-    as_owner: dict[str, Any] = {}
-    if owner and os.geteuid() == 0:
-        as_owner = {"user": owner[0], "group": owner[1], "extra_groups": []}
-    process = subprocess.Popen(  # noqa: S603
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        errors="replace",
-        cwd="/",
-        env={**os.environ, "LC_ALL": "C"},
-        start_new_session=True,
-        **as_owner,
-    )
+    """Run a program to its end; return its exit code and output."""
+    process = begin(command, owner)
     try:
         for _ in _patiently(what):
             if process.poll() is not None:
@@ -390,10 +389,3 @@ def _run(command: list[Any], owner: tuple[int, int] | None, what: str) -> tuple[
     except BaseException:
         process.kill()
         raise
-
-
-def _last_words(text: str) -> str:
-    """Why a program or server failed: the last error it wrote, or that the disk is full, of which others follow."""
-    errors = re.findall(r"(?:FATAL|PANIC|ERROR|error): .*", text)
-    full = [error for error in errors if "No space left" in error]
-    return " ".join((full or errors or [text])[-1].split())

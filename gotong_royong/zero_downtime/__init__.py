@@ -4,10 +4,12 @@ The rooms, in the order in which they may import one another:
 
 - ``conf``, ``exceptions``: settings, what can go wrong.
 - ``stages``: does a migration come before or after the deploy?
+- ``statements``: which statements a string of SQL holds, and what each of them is.
 - ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
 - ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
   ``schema``: DDL that may run twice.
-- ``watchdog``: the second session that sees whom a statement blocks. ``guard``: the lock budget around a run.
+- ``watchdog``: the session that sees whom a statement blocks. ``backstop``: the server, in its stead.
+  ``guard``: the lock budget around a run. ``code``: what code of a migration may count on, and may it run again?
 - ``models``: the ledger, Run and Step, and the backfills. ``ledger``: writes it. ``history``: what it remembers of the
   applied migrations, and whether their files have been edited. ``loader``: reads the migrations.
 - ``backfills``: changes of data over large tables, in the background; declared in an app's ``backfills.py``.

@@ -24,12 +24,14 @@ class Column(NamedTuple):
 class Index(NamedTuple):
     """An index in the schema of a table; ``here`` says whether it is on that table, ``name`` has its schema.
 
-    It counts as ``valid``, too, while another session is building it.
+    ``abandoned`` says whether a build left it invalid: while another session is building it, it is neither that nor
+    ``valid``.
     """
 
     name: str
     here: bool
     valid: bool
+    abandoned: bool
     definition: str
 
 
@@ -131,7 +133,7 @@ COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 # (https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING).
 INDEX = """
     SELECT format('%%I.%%I', nspname, c.relname), i.indrelid = t.oid,
-           i.indisvalid OR c.relkind = 'I' OR EXISTS (
+           i.indisvalid OR c.relkind = 'I', NOT i.indisvalid AND c.relkind <> 'I' AND NOT EXISTS (
                SELECT FROM pg_stat_progress_create_index AS building
                LEFT JOIN pg_locks AS l ON l.pid = building.pid AND l.database = building.datid AND l.granted
                     AND l.relation = i.indrelid AND l.mode = 'ShareUpdateExclusiveLock'
@@ -226,9 +228,9 @@ TABLES = """
                  WHERE conrelid = pg_class.oid AND contype = 'f' ORDER BY 1)
     FROM meant JOIN pg_class ON pg_class.oid = meant.oid
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN bool_and(pages = 0 OR relpages > 0) THEN
+        SELECT CASE WHEN bool_and(relpages > 0 OR (pages = 0 AND NOT is_taken)) THEN
                    sum(CASE WHEN pages = 0 THEN 0 ELSE reltuples / nullif(relpages, 0) * pages END)::bigint END AS rows,
-               coalesce(sum(pg_total_relation_size(part.oid)), 0)::bigint AS bytes
+               coalesce(sum(heap.bytes), 0)::bigint AS bytes
         FROM (
             WITH RECURSIVE tree (oid) AS (
                 SELECT pg_class.oid UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
@@ -237,7 +239,13 @@ TABLES = """
         ) AS tree
         JOIN pg_class AS part ON part.oid = tree.oid
         CROSS JOIN LATERAL (
-            SELECT pg_relation_size(part.oid) / current_setting('block_size')::int AS pages
+            SELECT is_taken, CASE WHEN is_taken THEN relpages ELSE pg_relation_size(part.oid) / block_size END AS pages,
+                   CASE WHEN is_taken THEN relpages * block_size ELSE pg_total_relation_size(part.oid) END AS bytes
+            FROM (
+                SELECT current_setting('block_size')::bigint AS block_size, EXISTS (
+                    SELECT FROM pg_locks WHERE relation = part.oid AND mode = 'AccessExclusiveLock'
+                ) AS is_taken
+            ) AS now
         ) AS heap
     ) AS size
     WHERE pg_class.relkind IN ('r', 'p', 'm')
@@ -340,7 +348,8 @@ def tables(connection: BaseDatabaseWrapper, names: Collection[str]) -> dict[str,
     """Return the tables that these names mean, and by their own names the tables that those point to.
 
     The name of an index means the table it is on, that of a foreign key the table it points to; names of anything else,
-    or of nothing, are left out. Takes ACCESS SHARE on each table for the moment of looking
+    or of nothing, are left out. Takes ACCESS SHARE on each table for the moment of looking, but not where somebody has
+    ACCESS EXCLUSIVE or waits for it: of those the size is told from when they were last vacuumed or analyzed
     (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE).
     """
     rows = _ask(connection, TABLES, names=sorted(names))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.db import ProgrammingError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.catalog import Part
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 
@@ -29,6 +29,10 @@ ADD_PART = {
     "index": "CREATE %s",
 }
 INDEX_ON_STAND_IN = f"INDEX {PART} ON {STAND_IN}"
+
+
+class NotComparable(Exception):
+    """The role may make no temporary table, or not use what the statement names."""
 
 
 class Filled(str):
@@ -73,6 +77,9 @@ def added(
         like: the table whose columns that table has; without it, the statement makes the table.
         without: the one column that it has not.
         parts: of the statement, other than its own.
+
+    Raises:
+        NotComparable: if the role may not do that.
     """
     template = str(sql.template).replace(" CONCURRENTLY", "")
     statement = template % {**sql.parts, "table": STAND_IN, **parts} + getattr(sql, "tail", "")
@@ -163,9 +170,14 @@ def _read_again(connection: BaseDatabaseWrapper, table: str, part: Part) -> Part
 
 @contextmanager
 def _rolled_back(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    with transaction.atomic(connection.alias):
-        yield
-        transaction.set_rollback(True, connection.alias)
+    try:
+        with transaction.atomic(connection.alias):
+            yield
+            transaction.set_rollback(True, connection.alias)
+    except ProgrammingError as error:
+        if locks.sqlstate(error) == locks.NOT_ALLOWED:
+            raise NotComparable from error
+        raise
 
 
 def _execute(connection: BaseDatabaseWrapper, sql: str, params: Any = None) -> None:

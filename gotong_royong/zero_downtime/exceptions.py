@@ -34,6 +34,14 @@ class BlockedTooLong(ZeroDowntimeError):
     """Somebody waited for us longer than the block budget, so our statement was canceled."""
 
 
+class GaveWay(ZeroDowntimeError):
+    """Python of a migration was interrupted by us, and is to run again: nothing of it is committed."""
+
+
+class Interrupted(ZeroDowntimeError):
+    """Python of a migration was interrupted by us, and some of it may be committed."""
+
+
 class Unwatched(ZeroDowntimeError):
     """Nobody watches any more whom we block, so our statement was canceled."""
 

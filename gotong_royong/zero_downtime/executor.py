@@ -254,7 +254,8 @@ class Executor(MigrationExecutor):
         except (ProgrammingError, ValueError) as error:
             is_done = isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY
             operation = step.journal.operation
-            if step.careful or not is_done or (operation and undo.runs_code(operation)):
+            is_code = bool(operation and undo.runs_code(operation))
+            if step.careful or not is_done or is_code or not step.guard.may_repeat:
                 raise
         step.careful = True
         return one_try(step, state)
@@ -268,7 +269,8 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and type(migration).apply is not Migration.apply:
-                state = migration.apply(state.clone(), editor)
+                with step.guard.carrying_out(*migration.operations):
+                    state = migration.apply(state.clone(), editor)
             elif editor:
                 self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
                 self._go_on(step, self._rolling, editor)
@@ -297,7 +299,8 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and (not self._exactly or type(migration).unapply is not Migration.unapply):
-                state = migration.unapply(state, editor)
+                with step.guard.carrying_out(*migration.operations):
+                    state = migration.unapply(state, editor)
             elif editor:
                 past = self._past(step)
                 run = self.run.pk if self.run and self.command == "migrate" else None
@@ -322,6 +325,7 @@ class Executor(MigrationExecutor):
             return nullcontext()
         editor = schema_editor_class(self.connection.SchemaEditorClass)(self.connection, atomic=step.migration.atomic)
         editor.careful, editor.journal = step.careful, step.journal
+        editor.carrying_out = step.guard.carrying_out
         return editor
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:

@@ -106,10 +106,10 @@ def look_up(connection: BaseDatabaseWrapper, *names: str) -> dict[str, str]:
 
 
 @contextmanager
-def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[None]:
+def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[dict[str, str]]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
 
-    Takes no lock.
+    Takes no lock. Yields what they were before.
 
     Args:
         values: as ``SET`` takes them (https://www.postgresql.org/docs/current/sql-set.html).
@@ -123,7 +123,7 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
     before = look_up(connection, *values)
     put(values)
     try:
-        yield
+        yield before
     finally:
         # A lost connection took its settings with it, and so does a transaction that will be rolled back.
         with suppress(Error):

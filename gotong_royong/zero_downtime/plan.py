@@ -19,8 +19,9 @@ from django.db.migrations.operations import RunPython
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.catalog import Table
+from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import in_full
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.stages import Plan, Stage, key_of
@@ -143,7 +144,8 @@ def _run_by(sql: str, *, as_code: bool = False) -> Iterator[Statement]:
 def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
     """Let nobody write in what happens inside; yield the names that the database is asked about, as they come.
 
-    The transactions are read-only, not the session, which behind a pooling proxy others would inherit.
+    The transactions are read-only, not the session, which behind a pooling proxy others would inherit. None lasts
+    longer than its question, and none waits for a lock for longer than a migration would.
     """
     asked: set[str] = set()
 
@@ -161,7 +163,10 @@ def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
     if free:
         session.read_only = True
     try:
-        with connection.execute_wrapper(look):
+        with (
+            locks.session_settings(connection, lock_timeout=locks.milliseconds(conf.LOCK_TIMEOUT)),
+            connection.execute_wrapper(look),
+        ):
             yield asked
     finally:
         if free:

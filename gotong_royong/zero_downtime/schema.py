@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from django.db import ProgrammingError
@@ -23,7 +23,7 @@ from django.db.models import Model
 
 from gotong_royong.zero_downtime import catalog, definitions
 from gotong_royong.zero_downtime.catalog import Constraint, Index, Part
-from gotong_royong.zero_downtime.definitions import Doubt, Template, added, on, plain
+from gotong_royong.zero_downtime.definitions import Doubt, NotComparable, Template, added, on, plain
 from gotong_royong.zero_downtime.effects import DROP_INDEX, JournalingEditor
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
 
@@ -49,6 +49,8 @@ class SchemaEditor(JournalingEditor):
     checks: dict[str, tuple[Callable[..., str], list[str]]]
     careful = True
     """Whether to look before each statement whether its effect is there."""
+    carrying_out: Callable[..., AbstractContextManager[Any]] = nullcontext
+    """Is told which operation the editor is used by, while it is."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -185,13 +187,17 @@ class SchemaEditor(JournalingEditor):
         return self.checks.get(getattr(sql, "template", ""), (None,))[0]
 
     def _done(self, sql: Any, params: Any) -> str:
-        """Say which effect of the statement is there already; an empty text if it is to be executed."""
-        if check := self._check(sql):
-            parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
-            known_to_be_missing = check in MAKING and parts[0] in self._new_tables and "CONCURR" not in sql.template
-            return "" if known_to_be_missing else check(self, sql, params, *parts)
-        if match := COLLATION.fullmatch(str(sql)):
-            return self._collation(**match.groupdict())
+        """Say which effect of the statement is there already; an empty text if it is to be executed.
+
+        What the role may not compare is executed: PostgreSQL says whether that can be.
+        """
+        with suppress(NotComparable):
+            if check := self._check(sql):
+                parts = [str(sql.parts[part]) for part in self.checks[sql.template][1]]
+                known_to_be_missing = check in MAKING and parts[0] in self._new_tables and "CONCURR" not in sql.template
+                return "" if known_to_be_missing else check(self, sql, params, *parts)
+            if match := COLLATION.fullmatch(str(sql)):
+                return self._collation(**match.groupdict())
         return ""
 
     # What a statement makes is there, and is what is wanted.
@@ -320,7 +326,7 @@ class SchemaEditor(JournalingEditor):
     def _drop_invalid_index(self, table: str, name: str) -> Index | None:
         """Return the index; drop it if a build that failed left it invalid. Takes SHARE UPDATE EXCLUSIVE for that."""
         found = catalog.index(self.connection, table, name)
-        if found is None or found.valid or not found.here:
+        if found is None or not found.abandoned or not found.here:
             return found
         logger.info("dropping index %s, which a failed build left invalid", on(table, name))
         drop = DROP_INDEX if self.connection.in_atomic_block else DROP_INDEX_CONCURRENTLY

@@ -38,6 +38,9 @@ LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
 SEVERAL = re.compile(r";\s*\S")  # is found in every string of several statements, and in some others
 # Is found in every string that holds more than one transaction, or a statement that may wait.
 MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|ABORT)\b", re.IGNORECASE)
+# Others queue behind these, whatever they want of the table; behind what else there is, only for the same rows.
+HOLDING_UP = {"ALTER", "CLUSTER", "COMMENT", "CREATE", "DROP", "LOCK", "REFRESH", "REINDEX", "TRUNCATE", "VACUUM"}
+MAY_HOLD_UP = re.compile(rf"\b(?:{'|'.join(sorted(HOLDING_UP))})\b", re.IGNORECASE)
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
@@ -317,6 +320,16 @@ def is_patient(sql: str) -> bool:
     """Whether the string may wait and run for long: one statement, and that a patient one."""
     statements = split(sql) if MATTERS.search(sql) else []
     return len(statements) == 1 and statements[0].is_patient
+
+
+def holds_up(sql: str) -> bool:
+    """Whether others queue behind a statement of the string while it waits for the lock of a table."""
+    return MAY_HOLD_UP.search(sql) is not None and any(one.verb in HOLDING_UP for one in split(sql))
+
+
+def commits(sql: str) -> bool:
+    """Whether a statement of the string ends a transaction."""
+    return MATTERS.search(sql) is not None and any(one.ends_transaction for one in split(sql))
 
 
 def _tokens(sql: str) -> Iterator[tuple[Any, str]]:

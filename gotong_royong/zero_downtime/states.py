@@ -6,7 +6,7 @@ operation gets an excerpt of it before and after, whose few models are rendered 
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -148,10 +148,13 @@ class Rolling:
         return model
 
 
-def transaction_of(operation: Operation, migration: Migration, editor: Any) -> AbstractContextManager[Any]:
-    """Open a transaction if Django gives the operation one of its own."""
+@contextmanager
+def transaction_of(operation: Operation, migration: Migration, editor: Any) -> Iterator[None]:
+    """Open a transaction if Django gives the operation one of its own; tell the guard which operation it is."""
     own = operation.atomic or (migration.atomic and operation.atomic is not False)
-    return atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext()
+    transaction = atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext()
+    with transaction, getattr(editor, "carrying_out", nullcontext)(operation):
+        yield
 
 
 def with_inner(*operations: Operation) -> Iterator[Operation]:

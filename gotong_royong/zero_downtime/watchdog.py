@@ -2,7 +2,7 @@
 
 ``lock_timeout`` bounds how long our statements wait. Once one has its lock, only a second session can see who waits
 for us, and end it: this room is that session, a thread that looks every 20 ms. Nobody can have waited longer than we
-have been at it, so it looks only once something lasts.
+have been at it, so it looks that often only once something lasts. Where the thread stands still, ``backstop`` does it.
 """
 
 import threading
@@ -16,32 +16,31 @@ import psycopg
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from gotong_royong.zero_downtime.backstop import IS_A_USER, Backstop
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched, ZeroDowntimeError, counted, summary
-from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, look_up, no_timeouts
+from gotong_royong.zero_downtime.locks import BLOCKERS, BLOCKS, PUT, described, look_up, milliseconds, no_timeouts
 
 Report = Callable[..., object]
 """Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
 
 INTERVAL = 0.02  # seconds between two looks
 BREAK = 0.5  # of the budget, for which nobody has waited when the next one who does is counted anew
+HEARTBEAT = 0.1  # of the budget, between two looks while nothing lasts, lest the server thinks that nobody watches
 WORTH_SAYING = 0.5  # seconds after which a statement is told of, and between two words on its progress
 
-OURS = ["migrate", "migrate: ledger", "migrate: watchdog"]
+OURS = ["migrate", "migrate: ledger", "migrate: watchdog", "migrate: backstop"]
 BACKFILL = "backfill"
 
-# Who waits for a lock, and whether as somebody who reads or writes: not to vacuum, to analyze or to build an index, and
-# not as one of ours. While no statement runs, one of ours that waits would wait for ever, so it counts.
-# A waiting session's row has no start in its first moment: https://www.postgresql.org/docs/current/view-pg-locks.html
-WAITING = r"""
+# Who waits for a lock, and whether as a user. One of our own sessions is none, but while no statement runs, it counts:
+# it would wait for ever. A waiting session's row has no start in its first moment:
+# https://www.postgresql.org/docs/current/view-pg-locks.html
+WAITING = f"""
     SELECT pid, extract(epoch FROM clock_timestamp() - coalesce(waitstart, clock_timestamp()))::float8,
            extract(epoch FROM waitstart)::float8, relation::regclass::text, mode, pg_blocking_pids(pid),
-           NOT (mode = 'ShareUpdateExclusiveLock' OR locktype = 'virtualxid' OR coalesce(
-               backend_type = 'autovacuum worker' OR application_name = %(backfill)s
-               OR (%(busy)s AND application_name = ANY(%(ours)s))
-               OR query ~* '^(\s|--[^\n]*\n|/\*.*?\*/)*(VACUUM|ANALY[SZ]E)\M', false)),
+           {IS_A_USER} AND NOT (%(busy)s AND coalesce(application_name = ANY(%(ours)s), false)),
            (SELECT virtualtransaction FROM pg_locks WHERE pid = %(us)s AND locktype = 'virtualxid' AND granted LIMIT 1)
     FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) WHERE NOT granted
-"""
+"""  # noqa: S608
 
 OUR_LOCK = """
     SELECT mode FROM pg_locks
@@ -110,13 +109,15 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.budget, self.queue_budget, self.report = budget, queue_budget, report
         self.watched = connection
-        self.follow()
         self._names = look_up(connection, "search_path")
         self.session = self._open()
+        self._backstop: Backstop | None = None
+        self.follow()
         self.blocked = Blocked()
         self.statement, self.is_patient = "", False
-        self.verdict: ZeroDowntimeError | None = None
-        """Why the running statement was canceled, if it was for good: the error that the step ends with."""
+        self.is_code = False
+        """Whether code of a migration's author is at work, which waits for its locks as long as it likes."""
+        self._verdict: ZeroDowntimeError | None = None
         self.gave_way = False
         """Whether it was canceled only to let others pass, and is to be tried again."""
         self.blockers: list[int] = []
@@ -134,11 +135,46 @@ class Watchdog(threading.Thread):
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self.join()
+        if self._backstop:
+            self._backstop.finish(self.session)
         self.session.close()
 
+    @property
+    def verdict(self) -> ZeroDowntimeError | None:
+        """Why the running statement was canceled, if it was for good: the error that the step ends with."""
+        self._listen()
+        return self._verdict
+
+    @verdict.setter
+    def verdict(self, verdict: ZeroDowntimeError | None) -> None:
+        self._verdict = verdict
+
     def follow(self) -> None:
-        """Watch the session that the connection has now."""
+        """Watch the session that the connection has now, and have the server watch it, too."""
         self.us: int = self.watched.connection.info.backend_pid
+
+    def _have_it_watched(self) -> None:
+        before, us, watchdog = self._backstop, self.us, self.session.info.backend_pid
+        session = self._open("migrate: backstop")
+        self._backstop = Backstop(session, us=us, watchdog=watchdog, budget=self.budget)
+        if before:
+            before.end(self.session)
+
+    def _listen(self) -> None:
+        """Hear what the server has done in our stead.
+
+        Raises:
+            psycopg.OperationalError: in the watchdog's thread, if the server watches no more.
+        """
+        if not self._backstop:
+            return
+        if said := self._backstop.heard():
+            self._verdict = self._verdict or BlockedTooLong(
+                f"The watchdog stood still, with this process or because nobody reads its output, and {said}. So the "
+                f"server let everybody in. The statement: {' '.join(self.statement.split())[:500]}"
+            )
+        if self._backstop.lost and threading.current_thread() is self:
+            raise psycopg.OperationalError(self._backstop.lost)
 
     def new_step(self) -> Blocked:
         """Forget the last step's waits and verdict; return where this one's will be."""
@@ -147,7 +183,8 @@ class Watchdog(threading.Thread):
         return self.blocked
 
     def new_try(self) -> None:
-        self.verdict, self.gave_way, self._canceled_at = None, False, None
+        self._listen()
+        self._verdict, self.gave_way, self._canceled_at = None, False, None
         self._busy_since = time.monotonic()
 
     def rest(self) -> None:
@@ -164,42 +201,51 @@ class Watchdog(threading.Thread):
         self.statement = ""
 
     def run(self) -> None:
-        while not self._ended.wait(INTERVAL):
-            if self._busy_since is not None and time.monotonic() - self._busy_since > INTERVAL:
+        looked_at = 0.0
+        while not self._ended.wait(INTERVAL if looked_at else 0):
+            now = time.monotonic()
+            is_busy = self._busy_since is not None and now - self._busy_since > INTERVAL
+            if is_busy or now - looked_at > self.budget * HEARTBEAT:
+                looked_at = now
                 try:
+                    if not self._backstop or self._backstop.us != self.us:
+                        self._have_it_watched()
                     self.look()
+                    self._listen()
                 except psycopg.Error as error:
                     self._look_again(error)
                 except Exception as error:  # noqa: BLE001 - a reporter's, say
                     self._end_with(Unwatched.failed(summary(error)))
 
-    def _open(self) -> "psycopg.Connection[Any]":
+    def _open(self, name: str = "migrate: watchdog") -> "psycopg.Connection[Any]":
         """Open a session that calls tables as the watched one does, under the role that may cancel its statements."""
-        parameters = {**self.watched.get_connection_params(), "application_name": "migrate: watchdog"}
+        parameters = {**self.watched.get_connection_params(), "application_name": name}
         session: psycopg.Connection[Any] = self.watched.get_new_connection(parameters)
         session.autocommit = True
         settings = no_timeouts(self.watched) | self._names
+        settings["client_connection_check_interval"] = milliseconds(self.budget)
         session.execute(PUT, [False, list(settings), list(settings.values())])
         return session
 
     def _look_again(self, error: psycopg.Error) -> None:
-        """Open another session in place of one that was lost; if there is none to be had, let nothing run unwatched."""
+        """Open other sessions in place of those that were lost; if none are to be had, let nothing run unwatched."""
         try:
             self.session.close()
             self.session = self._open()
+            self._have_it_watched()
         except (psycopg.Error, Error) as refusal:
             self._end_with(Unwatched.lost(summary(error), summary(refusal)))
 
     def _end_with(self, verdict: ZeroDowntimeError) -> None:
         """End the running statement, past the watchdog's own session."""
-        self.verdict = verdict
+        self._verdict = verdict
         if watched := self.watched.connection:  # Django lets go of one that it has found lost
             with suppress(psycopg.Error):
                 watched.cancel_safe(timeout=self.budget)
 
     def look(self) -> None:
         """See who waits now, remember it, and cancel our statement where that is due."""
-        values = {"us": self.us, "ours": OURS, "backfill": BACKFILL, "busy": bool(self.statement)}
+        values = {"us": self.us, "ours": OURS, "busy": bool(self.statement)}
         rows = [Wait(*row) for row in self.session.execute(WAITING, values)]
         ours = [wait for wait in rows if wait.pid == self.us]
         users = [wait for wait in behind(self.us, rows) if wait.is_a_user]
@@ -209,11 +255,12 @@ class Watchdog(threading.Thread):
         for wait in users:
             self.blocked.waits[wait.pid, wait.since] = wait.seconds
         kept_out = self._kept_out(users)
-        if kept_out > self.budget:
-            self._cancel(users, kept_out)
-        elif ours and kept_out > self.queue_budget and not self.is_patient:
+        in_queue = bool(ours) and not self.is_patient and not self.gave_way
+        if in_queue and kept_out > (self.budget if self.is_code else self.queue_budget):
             self.gave_way = True
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
+        elif kept_out > self.budget * (2 if self.gave_way else 1):
+            self._cancel(users, kept_out)
         elif self.statement and time.monotonic() > self._say_at:
             self._say_progress(waits=bool(ours))
 
@@ -244,7 +291,7 @@ class Watchdog(threading.Thread):
         now = time.monotonic()
         if self._canceled_at is None:
             self._canceled_at = now
-            self.verdict = BlockedTooLong(self._reason(users, kept_out))
+            self._verdict = BlockedTooLong(self._reason(users, kept_out))
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
         elif now - self._canceled_at > self.budget:
             self._canceled_at = now

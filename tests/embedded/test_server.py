@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from gotong_royong import embedded
-from tests.embedded.conftest import AS_NOBODY, NOBODY, REFUSED, environment, kill_server, python, server, servers
+from tests.embedded.conftest import (
+    AS_NOBODY,
+    NOBODY,
+    PROJECT,
+    REFUSED,
+    environment,
+    kill_server,
+    python,
+    server,
+    servers,
+)
 
 pytestmark = pytest.mark.once
 
@@ -98,6 +108,30 @@ def test_a_path_that_cannot_hold_a_socket(shared, use, name):
         assert f"somebody else made {sockets}, where its socket should be; remove it (rm -r '{sockets}')" in done.stdout
     finally:
         (shared / name).rename(shared / "pg")
+
+
+@pytest.mark.parametrize("name", ['$HOME\'s `id` "$(touch x)" \\\\ #;&|', "a%s %d", " spaces ", "ünï"])
+def test_no_shell_reads_a_path(shared, use, name):
+    (shared / "pg").rename(shared / name)
+    try:
+        user = use(shared, EMBEDDED_POSTGRES_DIR=str(shared / name))
+        assert user.sql("SELECT 1") == "1"
+        user.end()
+    finally:
+        (shared / name).rename(shared / "pg")
+
+
+def test_programs_may_stand_anywhere(folder, use):
+    """Copies of them, in a folder whose name is a command."""
+    wheel = Path(embedded.binaries()).parent.parent
+    strange = folder / '$(touch read-by-a-shell) "x" `id`'
+    for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+        shutil.copytree(part, strange / part.name, symlinks=True)
+    user = use(folder, PYTHONPATH=f"{strange}{os.pathsep}{PROJECT}")
+    assert str(strange) in user.ask("embedded.binaries()")
+    assert user.sql("SELECT 1") == "1"
+    user.end()
+    assert not [path for path in (folder, Path("/"), PROJECT) if (path / "read-by-a-shell").exists()]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")

@@ -9,6 +9,10 @@ from tests.test_migrations import conninfo, look, url
 from tests.zero_downtime.shop import finish
 
 PASSWORD = "for-tests-only"
+ITEM = """migrations.CreateModel("Item", [
+    ("id", models.AutoField(primary_key=True)), ("size", models.IntegerField(default=1)),
+])"""
+INDEX = 'migrations.AddIndex("item", models.Index(fields=["size"], name="by_size"))'
 
 
 @pytest.fixture
@@ -97,3 +101,22 @@ def test_a_role_that_may_not_see_what_others_do(shop, scratch, guest):
         said, process = run.stdout.readline(), holder.info.backend_pid
     assert finish(run).code == 0
     assert said == f"Waiting for another migrate, process {process} (user {user}).\n"
+
+
+def test_a_role_that_may_make_no_temporary_table(shop, scratch, guest):
+    """What it cannot compare is executed, and PostgreSQL says whether that can be."""
+    with scratch.cursor() as cursor:
+        cursor.execute(f"REVOKE TEMP ON DATABASE {scratch.alias} FROM PUBLIC")
+    grant(scratch, "CREATE ON SCHEMA public")
+    shop.write("0001_items", ITEM, "atomic = False")
+    shop.write("0002_fill", 'migrations.RunSQL("INSERT INTO shop_item (size) VALUES (1)", "")')
+    larger = 'migrations.AlterField("item", "size", models.BigIntegerField())'
+    shop.write("0003_size", f"{larger}, {INDEX}", "atomic = False")
+    shop.succeed("migrate", DATABASE_URL=guest)
+    before = look(scratch)
+    with scratch.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'shop'; TRUNCATE zero_downtime_run CASCADE")
+    said = shop.fail("migrate", DATABASE_URL=guest)
+    assert 'shop.0001_items failed in operation 1 of 1: ProgrammingError: relation "shop_item" already exists' in said
+    shop.succeed("migrate", "--fake", DATABASE_URL=guest)
+    assert look(scratch) == before

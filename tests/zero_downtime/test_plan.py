@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ModelState
+from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.executor import Executor
@@ -252,6 +253,14 @@ class TestLooking:
             runner.execute("SELECT pg_advisory_lock(%s)", [locks.RUNNER])
             assert "accounts.20260210120000_create_users_table (up, pre-deploy)" in plan(scratch, capsys)
         assert execute(scratch, "SELECT 1 FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+
+    def test_it_waits_for_nobody_who_has_a_table_and_tells_its_size(self, migrated, capsys):
+        with psycopg.connect(**conninfo(migrated)) as somebody:
+            somebody.execute("LOCK TABLE users")
+            said = plan(migrated, capsys, "accounts", "20260210230000").splitlines()
+            assert '    ALTER TABLE "users" ADD COLUMN "bio" text NULL;' in said
+            assert re.fullmatch(r"  touches users: about 2,000 rows, \d,?\d+ kB", said[-1])
+            assert migrated.connection.info.transaction_status == TransactionStatus.IDLE
 
     @pytest.mark.parametrize("atomic", [True, False])
     def test_an_operation_that_writes_past_the_editor_is_stopped(self, migrated, atomic):

@@ -8,7 +8,8 @@ import gotong_royong.zero_downtime
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions", "journal"},
-    {"statements", "stages", "locks", "catalog", "definitions", "effects", "schema", "watchdog", "guard"},
+    {"statements", "stages", "locks", "catalog", "definitions", "effects", "schema"},
+    {"backstop", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},

@@ -1,5 +1,6 @@
 """Does nobody wait for a run unseen, whatever becomes of its output, its reporter or its watchdog?"""
 
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Unwatched
 from gotong_royong.zero_downtime.models import Step
 from tests.test_migrations import conninfo, look
-from tests.zero_downtime.load import holding
+from tests.zero_downtime.load import holding, load
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_executor import ask, run
-from tests.zero_downtime.test_lost import AT_WORK, BUSY, wait_for
+from tests.zero_downtime.test_lost import AT_WORK, BUSY, SESSION, wait_for
 
 ACCENTED = 'migrations.RunSQL("SELECT pg_sleep(60) /* café */", migrations.RunSQL.noop)'
 ITEMS = "SELECT id FROM items"
-HOLDS = """
+HAS_LOCK = """
     SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database AND datname = current_database()
     WHERE locktype = 'advisory' AND classid::int8 = %s AND objid::int8 = %s
 """
@@ -151,7 +152,7 @@ def test_the_watch_follows_the_connection_to_another_session(shop, scratch, watc
     write_python(shop, "0002_size", PYTHON.format(closing=CLOSING[closing]), "atomic = False")
     process = shop.start("migrate")
     wait_for(watcher, process, BUSY, *AT_WORK)
-    (held,) = watcher.execute(HOLDS, [locks.AT_WORK >> 32, locks.AT_WORK & 0xFFFFFFFF]).fetchone()
+    (held,) = watcher.execute(HAS_LOCK, [locks.AT_WORK >> 32, locks.AT_WORK & 0xFFFFFFFF]).fetchone()
     assert held == wait_for(watcher, process, BUSY, *AT_WORK)
     assert is_let_in(scratch) < 2
     done = finish(process)
@@ -179,7 +180,7 @@ def test_timeouts_of_the_database_end_no_run(shop, scratch, watcher):
     index = "CREATE INDEX CONCURRENTLY by_id ON items (id)"
     shop.write("0003_index", f"migrations.RunSQL({index!r})", "atomic = False")
     calm = conninfo(scratch) | {"options": " ".join(f"-c {name}=0" for name in TIMEOUTS + newer)}
-    with holding(calm, "LOCK TABLE items IN ROW EXCLUSIVE MODE", 5):
+    with holding(calm, "LOCK TABLE items IN ROW EXCLUSIVE MODE", 2.5, from_first_wait=True):
         first, second = shop.start("migrate"), shop.start("migrate")
         outputs = [finish(first), finish(second)]
     assert [done.code for done in outputs] == [0, 0], outputs
@@ -282,12 +283,94 @@ def test_users_who_give_up_and_come_again_are_kept_out_no_longer_than_the_budget
 def test_users_behind_maintenance_are_kept_out_no_longer_than_the_budget(users):
     """Who waits for what waits for us waits for us."""
     with (
+        load(conninfo(users), READ),
         people(users, "VACUUM FULL users") as fared,
-        people(users, READ) as fared_too,
         holding(conninfo(users), WRITE, 30) as over,
     ):
         with pytest.raises(BlockedTooLong, match="1 session waited"):
             run(users, migrations.RunSQL(INDEX), atomic=False)
         over.set()
-        while not (fared and fared_too):
+        while not fared:
             time.sleep(0.01)
+
+
+def stop(process):
+    process.send_signal(signal.SIGSTOP)
+
+
+def do_nothing(process):
+    pass
+
+
+def let_it_say_something(process):
+    time.sleep(4)
+
+
+STANDING_STILL = {
+    # A regular expression keeps the GIL until it has found out that nothing matches.
+    "a library keeps the GIL": ("import re; re.match(r'(a|aa)+$', 'a' * 42 + 'b')", do_nothing),
+    "it is stopped in a statement": ("editor.execute('SELECT pg_sleep(60)')", stop),
+    "it is stopped in Python": ("import time; time.sleep(60)", stop),
+    "nobody reads what it prints": ("print('x' * 1_000_000)", do_nothing),
+    "nobody reads what the watchdog says": (
+        "import os; os.write(1, b'x' * 65_500); editor.execute('SELECT pg_sleep(60)')",
+        let_it_say_something,
+    ),
+}
+HOLDS = """
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'migrate' AND query ~ 'held|pg_sleep'
+"""
+HOG = """
+def code(apps, editor):
+    editor.execute("ALTER TABLE items ADD COLUMN size int")
+    editor.execute("SELECT 'held'")
+    {hog}
+"""
+
+
+@pytest.mark.parametrize("why", STANDING_STILL)
+def test_a_process_that_stands_still_keeps_nobody_waiting(shop, scratch, watcher, why):
+    shop.succeed("migrate")
+    hog, do = STANDING_STILL[why]
+    write_python(shop, "0002_size", HOG.format(hog=hog))
+    process = shop.start("migrate")
+    try:
+        while not watcher.execute(HOLDS).rowcount:
+            assert process.poll() is None
+        do(process)
+        assert is_let_in(scratch) < 3
+    finally:
+        process.kill()
+        finish(process)
+
+
+def test_what_the_server_has_ended_is_told(shop, scratch, watcher):
+    shop.succeed("migrate")
+    write_python(shop, "0002_size", HOG.format(hog="editor.execute('SELECT pg_sleep(60)')"))
+    process = shop.start("migrate")
+    wait_for(watcher, process, BUSY, *AT_WORK)
+    stop(process)
+    assert is_let_in(scratch) < 3
+    process.send_signal(signal.SIGCONT)
+    done = finish(process)
+    assert done.err.startswith("BlockedTooLong: shop.0002_size was stopped in operation 1 of 1. The watchdog stood")
+    assert "somebody waited for" in done.err
+    shop.write("0002_size", 'column("items", "size")')
+    shop.succeed("migrate")
+    ours = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'migrate%'"
+    assert not watcher.execute(ours).rowcount
+
+
+def test_the_backstop_is_put_in_place_again(shop, scratch, watcher):
+    shop.succeed("migrate")
+    write_python(shop, "0002_size", HOG.format(hog="editor.execute('SELECT pg_sleep(60)')"))
+    process = shop.start("migrate")
+    wait_for(watcher, process, BUSY, *AT_WORK)
+    first = wait_for(watcher, process, SESSION, "migrate: backstop")
+    watcher.execute("SELECT pg_terminate_backend(%s)", [first])
+    assert wait_for(watcher, process, f"{SESSION} AND pid <> %s", "migrate: backstop", first)
+    stop(process)
+    assert is_let_in(scratch) < 3
+    process.kill()
+    finish(process)

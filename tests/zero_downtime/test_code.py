@@ -1,0 +1,263 @@
+"""Is what code of a migration does, and catches, never taken for more or less than it is?"""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import DatabaseError, connections, migrations, transaction
+
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Interrupted, StepFailed
+from gotong_royong.zero_downtime.models import Step
+from gotong_royong.zero_downtime.operations import repeatable
+from tests.test_migrations import conninfo
+from tests.zero_downtime.load import holding
+from tests.zero_downtime.test_executor import ask, run
+from tests.zero_downtime.test_watched import SOMEBODY_WAITS
+
+ROWS = 6  # each of which is one at first
+PRICES = "CREATE TABLE prices (id int PRIMARY KEY, price int); INSERT INTO prices SELECT generate_series(1, 6), 1"
+RAISE = "UPDATE prices SET price = price * 100 WHERE id = %s"
+SUM = "SELECT sum(price) FROM prices"
+HOLD_5 = "SELECT FROM prices WHERE id = 5 FOR UPDATE"
+
+
+@pytest.fixture
+def shop(scratch, settings):
+    settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.5
+    call_command("migrate", "accounts", database=scratch.alias, verbosity=0)
+    with scratch.cursor() as cursor:
+        cursor.execute(PRICES)
+    return scratch
+
+
+def calls(function):
+    """Return an operation that calls the function with a cursor, and a list that grows with each call."""
+    made = []
+
+    def code(apps, editor):
+        made.append(1)
+        with editor.connection.cursor() as cursor:
+            function(cursor)
+
+    vars(code).update(vars(function))
+    return migrations.RunPython(code), made
+
+
+def raise_each(cursor, *numbers):
+    for number in numbers or range(1, ROWS + 1):
+        try:
+            with transaction.atomic(using=cursor.db.alias):
+                cursor.execute(RAISE, [number])
+        except DatabaseError:
+            pass  # as its author does, and goes on
+
+
+@contextmanager
+def somebody_who_wants(database, number):
+    """Wants a row as soon as somebody waits for a lock; yields for how long that took, once it did."""
+    took, over = [], threading.Event()
+
+    def want():
+        with psycopg.connect(**conninfo(database), autocommit=True, application_name="victim") as session:
+            while not session.execute(SOMEBODY_WAITS).rowcount:
+                if over.wait(0.01):
+                    return
+            started = time.monotonic()
+            session.execute("SELECT FROM prices WHERE id = %s FOR UPDATE", [number])
+            took.append(time.monotonic() - started)
+
+    thread = threading.Thread(target=want)
+    thread.start()
+    try:
+        yield took
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_code_waits_for_a_row_as_in_stock_django(shop, atomic):
+    operation, made = calls(raise_each)
+    with holding(conninfo(shop), HOLD_5, 1.5, from_first_wait=True):
+        step = run(shop, operation, atomic=atomic)
+    assert ask(shop, SUM) == (100 * ROWS,)
+    assert (step.tries, len(made)) == (1, 1)
+    assert step.lock_wait > 1.0
+
+
+def test_code_gives_way_once_somebody_waits_behind_it_and_is_run_again_as_a_whole(shop):
+    operation, made = calls(raise_each)
+    with holding(conninfo(shop), HOLD_5, 2.5, from_first_wait=True), somebody_who_wants(shop, 1) as took:
+        step = run(shop, operation)
+    assert ask(shop, SUM) == (100 * ROWS,)
+    assert step.tries == len(made) > 1
+    assert took[0] < 1.5
+
+
+def in_batches(cursor):
+    with transaction.atomic(using=cursor.db.alias):
+        cursor.execute(RAISE, [1])
+    with transaction.atomic(using=cursor.db.alias):
+        cursor.execute(RAISE, [2])
+        cursor.execute(RAISE, [5])
+
+
+def test_code_that_has_committed_something_is_not_run_again(shop):
+    operation, made = calls(in_batches)
+    said = pytest.raises(Interrupted, match="Its code was interrupted half-way: what that has committed stays")
+    with holding(conninfo(shop), HOLD_5, 30), somebody_who_wants(shop, 2), said:
+        run(shop, operation, atomic=False)
+    assert ask(shop, SUM) == (100 + ROWS - 1,)
+    assert len(made) == 1
+    assert Step.objects.using(shop.alias).latest("pk").status == "failed"
+
+
+def test_code_whose_transaction_is_its_own_is_run_again(shop):
+    operation, made = calls(raise_each)
+    operation.atomic = True
+    with holding(conninfo(shop), HOLD_5, 2.5, from_first_wait=True), somebody_who_wants(shop, 1):
+        run(shop, operation, atomic=False)
+    assert ask(shop, SUM) == (100 * ROWS,)
+    assert len(made) > 1
+
+
+def test_code_that_says_so_is_run_again(shop):
+    @repeatable
+    def set_each(cursor):
+        with transaction.atomic(using=cursor.db.alias):
+            cursor.execute("UPDATE prices SET price = 100 WHERE id = 1")
+        with transaction.atomic(using=cursor.db.alias):
+            cursor.execute("UPDATE prices SET price = 100 WHERE id = 2")
+            cursor.execute("UPDATE prices SET price = 100 WHERE id > 2")
+
+    operation, made = calls(set_each)
+    with holding(conninfo(shop), HOLD_5, 2.5, from_first_wait=True), somebody_who_wants(shop, 2):
+        run(shop, operation, atomic=False)
+    assert ask(shop, SUM) == (100 * ROWS,)
+    assert len(made) > 1
+
+
+def elsewhere(cursor, another):
+    with another.cursor() as other:
+        other.execute("CREATE TABLE audit (id int)")
+
+
+def commit(cursor, another):
+    cursor.execute("COMMIT")
+
+
+def in_a_thread(cursor, another):
+    def work():
+        with connections[cursor.db.alias].cursor() as other:
+            other.execute(RAISE, [1])
+        connections[cursor.db.alias].close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("committing", [elsewhere, commit, in_a_thread])
+def test_code_that_may_have_committed_in_a_roundabout_way_is_not_run_again(shop, another, committing):
+    def code(cursor):
+        committing(cursor, another)
+        cursor.execute("LOCK TABLE users")
+
+    operation, made = calls(code)
+    with holding(conninfo(shop), "SELECT FROM users", 30), pytest.raises(Interrupted, match="lock timeout"):
+        run(shop, operation)
+    assert len(made) == 1
+
+
+def key(cursor):
+    {}["price"]
+
+
+def value(cursor):
+    raise ValueError("no such price")
+
+
+def duplicate_key(cursor):
+    cursor.execute("INSERT INTO prices VALUES (1, 1)")
+
+
+def duplicate_table(cursor):
+    cursor.execute("CREATE TABLE prices (id int)")
+
+
+def nowait(cursor):
+    cursor.execute(f"{HOLD_5} NOWAIT")
+
+
+def lock_nowait(cursor):
+    cursor.execute("LOCK TABLE prices IN EXCLUSIVE MODE NOWAIT")
+
+
+def own_limit(cursor):
+    cursor.execute("SET LOCAL lock_timeout = '50ms'")
+    cursor.execute(RAISE, [5])
+
+
+@pytest.mark.parametrize("error", [key, value, duplicate_key, duplicate_table, nowait, lock_nowait, own_limit])
+@pytest.mark.parametrize("atomic", [True, False])
+def test_an_error_of_its_own_is_raised_at_once(shop, error, atomic):
+    def code(cursor):
+        with transaction.atomic(using=cursor.db.alias):
+            cursor.execute(RAISE, [1])
+        with transaction.atomic(using=cursor.db.alias):
+            error(cursor)
+
+    operation, made = calls(code)
+    with holding(conninfo(shop), HOLD_5, 30), pytest.raises(StepFailed):
+        run(shop, operation, atomic=atomic)
+    assert len(made) == 1
+    assert ask(shop, SUM) == ((ROWS if atomic else 99 + ROWS),)
+
+
+def test_a_limit_of_ours_that_code_passes_over_is_no_success(shop):
+    """Others would queue behind a lock of a table, so that has a limit; what was caught is raised at the end."""
+
+    def code(cursor):
+        try:
+            with transaction.atomic(using=cursor.db.alias):
+                cursor.execute("ALTER TABLE prices ADD COLUMN note text")
+        except DatabaseError:
+            pass
+
+    operation, made = calls(code)
+    with holding(conninfo(shop), "SELECT FROM prices", 1.0, from_first_wait=True):
+        run(shop, operation)
+    assert len(made) > 1
+    assert ask(shop, "SELECT note FROM prices LIMIT 1") == (None,)
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_verdict_that_code_passes_over_is_one(shop, atomic):
+    def code(cursor):
+        for _ in range(3):
+            try:
+                with transaction.atomic(using=cursor.db.alias):
+                    cursor.execute(RAISE, [1])
+                    cursor.execute("SELECT FROM pg_sleep(60), pg_advisory_lock(7)")
+            except Exception:  # noqa: BLE001, S110 - as its author does
+                pass
+
+    operation, made = calls(code)
+    with psycopg.connect(**conninfo(shop), autocommit=True) as session:
+
+        def want():
+            while not session.execute(SOMEBODY_WAITS).rowcount:
+                time.sleep(0.01)
+            session.execute("SELECT FROM prices WHERE id = 1 FOR UPDATE")
+
+        victim = threading.Thread(target=want)
+        victim.start()
+        with pytest.raises(BlockedTooLong) as caught:
+            run(shop, operation, atomic=atomic)
+        victim.join()
+    assert ("interrupted half-way" in str(caught.value)) is not atomic
+    assert len(made) == 1
+    assert ask(shop, SUM) == (ROWS,)
