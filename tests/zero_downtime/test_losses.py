@@ -183,6 +183,29 @@ CASES = {
         "CREATE VIEW notes AS SELECT note FROM shop_thing; CREATE MATERIALIZED VIEW more AS SELECT * FROM notes",
         ["drops with shop_thing.note: materialized view more, view notes"],
     ),
+    "a delete that cascades": (
+        raw("SELECT 1", "DELETE FROM shop_thing WHERE id > 0"),
+        "CREATE TABLE part (thing bigint REFERENCES shop_thing ON DELETE CASCADE, whole bigint REFERENCES shop_thing)",
+        ["loses 2 rows of shop_thing, and what points to them in part"],
+    ),
+    "a truncate that cascades": (
+        raw("SELECT 1", "TRUNCATE shop_thing CASCADE"),
+        "CREATE TABLE part (thing bigint REFERENCES shop_thing)",
+        ["loses 2 rows of shop_thing", "empties with shop_thing: part"],
+    ),
+    "what others have computed": (
+        raw(
+            "ALTER TABLE shop_thing ADD COLUMN double int GENERATED ALWAYS AS (weight * 2) STORED",
+            "ALTER TABLE shop_thing DROP COLUMN double",
+        ),
+        "",
+        [],
+    ),
+    "tables of the same name": (
+        raw("CREATE SCHEMA hall; CREATE TABLE hall.bag (id int)", "DROP TABLE hall.bag; DROP SCHEMA hall"),
+        "CREATE TABLE bag (id int); INSERT INTO bag VALUES (1); INSERT INTO hall.bag VALUES (1), (2)",
+        ["loses 2 rows of hall.bag", "runs DROP SCHEMA hall" + NOT_TOLD],
+    ),
     "a function and a key on a table": (
         TAG,
         "CREATE FUNCTION tags() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT count(*) FROM shop_tag; END; "
@@ -273,6 +296,16 @@ FAILING = {
         raw("SELECT 1", "ALTER TABLE shop_thing ADD COLUMN size int NOT NULL"),
         "",
         "must fail: shop_thing has rows, and size comes back NOT NULL without a value for them",
+    ),
+    "what is to be unique": (
+        f"{alter('name', 'TextField(unique=True)')}, {alter('name', 'TextField()')}",
+        "UPDATE shop_thing SET name = 'same'",
+        "must fail: shop_thing has several rows with the same name",
+    ),
+    "what is to be checked": (
+        raw("SELECT 1", "ALTER TABLE shop_thing ADD CONSTRAINT some CHECK (weight >= 2 OR (price IN (0, 1)))"),
+        "",
+        "must fail: 1 row of shop_thing would break the check ( weight >= 2 OR ( price IN ( 0 , 1 ) ) )",
     ),
     "a view on what raw SQL drops": (
         raw("CREATE TABLE bag (id int)", "DROP TABLE bag"),
