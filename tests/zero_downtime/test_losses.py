@@ -172,6 +172,14 @@ CASES = {
         "INSERT INTO labels DEFAULT VALUES",
         ["loses 1 row of labels"],
     ),
+    "a table that raw SQL renames and moves": (
+        raw(
+            "CREATE SCHEMA hall; CREATE TABLE hall.sack (id int)",
+            "ALTER TABLE hall.sack RENAME TO bag; ALTER TABLE hall.bag SET SCHEMA public; DROP TABLE bag",
+        ),
+        "INSERT INTO hall.sack VALUES (1)",
+        ["loses 1 row of hall.sack"],
+    ),
     "what is removed and comes back empty": (
         f'{field("note", "TextField(null=True)")}, migrations.RemoveField("thing", "note"), '
         f'{TAG}, migrations.DeleteModel("Tag")',

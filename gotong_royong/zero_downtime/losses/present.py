@@ -47,17 +47,24 @@ class Present:
         self.connection = connection
         self.tables_gone: set[int] = set()
         self._gone: set[tuple[str, int]] = set()
-        self._renamed: set[int] = set()
+        self._moved: set[int] = set()
         self._tables: dict[tuple[str, ...], Table | None] = {}
         self._columns: dict[tuple[int, str], str | None] = {}
 
     def table(self, name: str) -> Table | None:
-        """Return what bears the name; None if it is not there now."""
-        if parts(name) not in self._tables:
+        """Return what bears the name; None if it is not there now. The schema of a renamed one may be left out."""
+        key = parts(name)
+        if key not in self._tables:
             row = self._ask(TABLE, name)
-            is_taken = bool(row) and (row[0] in self.tables_gone or row[0] in self._renamed)
-            self._tables[parts(name)] = Table(*row) if row and not is_taken else None
-        return self._tables[parts(name)]
+            found = Table(*row) if row else None
+            moved = (
+                table
+                for other, table in self._tables.items()
+                if table and table.oid in self._moved and other[-1] == key[-1] and 1 in {len(other), len(key)}
+            )
+            is_taken = found and (found.oid in self._moved or found.oid in self.tables_gone)
+            self._tables[key] = next(moved, None if is_taken else found)
+        return self._tables[key]
 
     def column(self, table: Table, name: str) -> str | None:
         """Return what the column is called now, without quotes; None if it is not there now."""
@@ -69,10 +76,12 @@ class Present:
     def type(self, table: Table, column: str) -> str:
         return str((self._ask(TYPE, table.oid, column) or [""])[0])
 
-    def rename_table(self, old: str, new: str) -> None:
-        table = self.table(old)
-        self._tables[(*parts(old)[:-1], plain(new))], self._tables[parts(old)] = table, None
-        self._renamed |= {table.oid} if table else set()
+    def move_table(self, old: str, *new: str) -> None:
+        """Say that the way back has renamed the table, or put it into another schema: the parts of its new name."""
+        if table := self.table(old):
+            self._forget_names(table)
+            self._moved.add(table.oid)
+            self._tables[new] = table
 
     def rename_column(self, table: Table, old: str, new: str) -> None:
         self._columns[table.oid, plain(new)] = self.column(table, old)
@@ -85,10 +94,10 @@ class Present:
 
     def forget_table(self, name: str) -> None:
         """Say that the way back has dropped the table."""
-        if table := self._tables.get(parts(name)):
+        if table := self.table(name):
+            self._forget_names(table)
             self.tables_gone.add(table.oid)
             self._gone.add(("pg_class", table.oid))
-        self._tables[parts(name)] = None
 
     def forget_column(self, table: Table, name: str) -> None:
         """Say that the way back has dropped the column."""
@@ -130,6 +139,9 @@ class Present:
     def may_write(self, functions: list[str]) -> bool:
         """Whether a function of such a name is not PostgreSQL's and may change something."""
         return bool(functions and self._ask(FUNCTION, [plain(name) for name in functions]))
+
+    def _forget_names(self, table: Table) -> None:
+        self._tables |= {name: None for name, other in self._tables.items() if other == table}
 
     def count(self, question: str) -> int | Error:
         """Ask as one who only reads, sees all rows and waits no longer than the lock timeout."""

@@ -12,7 +12,7 @@ from gotong_royong.zero_downtime.exceptions import counted, summary
 from gotong_royong.zero_downtime.journal import Told
 from gotong_royong.zero_downtime.losses import words
 from gotong_royong.zero_downtime.losses.present import Present, Table
-from gotong_royong.zero_downtime.losses.words import named, plain, quoted
+from gotong_royong.zero_downtime.losses.words import named, parts, plain, quoted
 from gotong_royong.zero_downtime.statements import Statement, split
 
 
@@ -82,7 +82,9 @@ class Reader:
         for action in words.actions(statement):
             outline = action.outline
             if match := words.RENAME_TABLE.fullmatch(outline):
-                self.present.rename_table(name, named(action, match["new"]))
+                self.present.move_table(name, *parts(name)[:-1], plain(named(action, match["new"])))
+            elif match := words.SET_SCHEMA.fullmatch(outline):
+                self.present.move_table(name, plain(named(action, match["schema"])), plain(name))
             elif table is not None:
                 self._alter_one(table, action, outline)
 

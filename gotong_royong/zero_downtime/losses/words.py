@@ -23,6 +23,7 @@ FILL = re.compile(
 )
 ALTER_TABLE = re.compile(rf"ALTER TABLE {IF_EXISTS}(?:ONLY )?(?P<name>{NAME}) (?:\* )?")
 RENAME_TABLE = re.compile(rf"RENAME TO (?P<new>{NAME})")
+SET_SCHEMA = re.compile(rf"SET SCHEMA (?P<schema>{NAME})")
 RENAME_COLUMN = re.compile(rf"RENAME (?!CONSTRAINT )(?:COLUMN )?(?P<old>{NAME}) TO (?P<new>{NAME})")
 DROP_CONSTRAINT = re.compile(rf"DROP CONSTRAINT {IF_EXISTS}(?P<name>{NAME})")
 DROP_COLUMN = re.compile(rf"DROP (?:COLUMN )?{IF_EXISTS}(?P<name>{NAME})")
@@ -35,7 +36,9 @@ UNIQUE = re.compile(rf"ADD (?:CONSTRAINT {NAME} )?(?:UNIQUE|PRIMARY KEY) \((?P<c
 CHECK = re.compile(rf"ADD (?:CONSTRAINT {NAME} )?CHECK \(")
 
 WRITES = re.compile(rf"\b(?:DELETE FROM|UPDATE (?:ONLY )?{NAME} (?:(?:AS )?{NAME} )?SET|DO UPDATE|MERGE INTO)\b")
-DROPS_DATA = re.compile(r"DROP (?:SCHEMA|EXTENSION|SEQUENCE|OWNED|FOREIGN TABLE|DATABASE|SERVER)\b")
+DROPS_DATA = re.compile(
+    r"DROP (?:SCHEMA|EXTENSION|SEQUENCE|OWNED|FOREIGN TABLE|DATABASE|SERVER)\b|ALTER TYPE .* DROP ATTRIBUTE\b"
+)
 HAS_VALUE = re.compile(r"\b(?:DEFAULT|GENERATED|(?:BIG|SMALL)?SERIAL\d?)\b")
 CALL = re.compile(rf"(?P<name>{NAME}) \(")
 QUERIES = {"SELECT", "WITH", "VALUES", "INSERT"}
