@@ -146,6 +146,19 @@ CASES = {
         "INSERT INTO hall.sack VALUES (1)",
         ["loses 1 row of hall.sack"],
     ),
+    "names that need quotes": (
+        """migrations.CreateModel("User", [
+            ("id", models.BigAutoField(primary_key=True)), ("at", models.TextField(null=True, db_column="No.te")),
+        ], {"db_table": "Or.der"}), migrations.AddField("user", "note", models.TextField(null=True, db_column="select"))
+        """,
+        """INSERT INTO "Or.der" ("select") VALUES ('a')""",
+        ['loses 1 value of "Or.der".select', 'loses 1 row of "Or.der"'],
+    ),
+    "names of raw SQL that need quotes": (
+        raw('ALTER TABLE shop_thing ADD "a,""b" int', 'ALTER TABLE shop_thing DROP "a,""b";'),
+        'UPDATE shop_thing SET "a,""b" = 1',
+        ['loses 2 values of shop_thing.a,"b'],
+    ),
     "what is removed and comes back empty": (
         f'{field("note", "TextField(null=True)")}, migrations.RemoveField("thing", "note"), '
         f'{TAG}, migrations.DeleteModel("Tag")',
