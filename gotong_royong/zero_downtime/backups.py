@@ -4,6 +4,7 @@ The file holds this one database, without the server's roles and settings. Nothi
 ``pg_restore --clean --if-exists --dbname=…`` does.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -26,6 +28,7 @@ from gotong_royong.zero_downtime.watchdog import Report
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]")
 REPORT_EVERY = 5.0  # seconds
+JUST_MADE = 60.0  # seconds that a file may be there, empty and not yet locked
 
 ADVICE = {
     "No space left": "Free some space in the folder, or name another one.",
@@ -39,6 +42,7 @@ def take(connection: BaseDatabaseWrapper, folder: str | Path, report: Report) ->
     """Back the database up into ``<folder>/<database>_<UTC timestamp>.dump``, which only its owner may read.
 
     The file is called ``.part`` until it is complete, on the disk and readable, and removed if it does not get there.
+    What a process that was killed has left there of this database is removed first.
     pg_dump takes ACCESS SHARE on every table, for as long as it runs, and waits for that no longer than the patience
     (https://www.postgresql.org/docs/current/app-pgdump.html).
 
@@ -55,7 +59,9 @@ def take(connection: BaseDatabaseWrapper, folder: str | Path, report: Report) ->
     dump, restore = _program("pg_dump"), _program("pg_restore")
     connection.ensure_connection()
     database = connection.connection.info.dbname
-    part, file = _new_file(Path(folder).expanduser().resolve(), database)
+    folder, stem = Path(folder).expanduser().resolve(), NOT_IN_NAMES.sub("_", database)
+    _remove_cut_off(folder, stem, report)
+    part, file = _new_file(folder, stem)
 
     def progress() -> str:
         return f"{part.stat().st_size / 1e6:,.1f} MB in {time.monotonic() - started:.0f} s"
@@ -85,11 +91,26 @@ def _program(name: str) -> str:
     )
 
 
-def _new_file(folder: Path, database: str) -> tuple[Path, IO[bytes]]:
-    """Open a file that nobody else writes, under a name whose ``.dump`` nobody has."""
+def _remove_cut_off(folder: Path, stem: str, report: Report) -> None:
+    """Remove the dumps of this database that nobody writes any more, and that never got to their end."""
+    for part in folder.glob("*.dump.part"):
+        if re.fullmatch(rf"{re.escape(stem)}_\d{{14}}(_\d+)?\.dump\.part", part.name):
+            with suppress(OSError), part.open("rb") as file:  # locked by who writes it, if there is somebody
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = part.stat()
+                if found.st_size or time.time() - found.st_mtime > JUST_MADE:
+                    part.unlink()
+                    report("note", text=f"Removed {part}, a backup that was cut off.")
+
+
+def _new_file(folder: Path, stem: str) -> tuple[Path, IO[bytes]]:
+    """Open and lock a file that nobody else writes, under a name whose ``.dump`` nobody has.
+
+    The lock lasts until the last process that may write it, pg_dump included, is gone.
+    """
     if not folder.is_dir():
         raise BackupFailed(f"{folder} is not a folder", f"Make it (mkdir -p {folder}), or name another one.")
-    stem = f"{NOT_IN_NAMES.sub('_', database)}_{datetime.now(UTC):%Y%m%d%H%M%S}"
+    stem = f"{stem}_{datetime.now(UTC):%Y%m%d%H%M%S}"
     for number in count(1):
         path = folder / f"{stem}{'' if number == 1 else f'_{number}'}.dump"
         part = path.with_suffix(".dump.part")
@@ -99,7 +120,8 @@ def _new_file(folder: Path, database: str) -> tuple[Path, IO[bytes]]:
             continue
         except OSError as error:
             raise _failure(f"{folder} cannot be written: {error.strerror}") from None
-        if not path.exists():
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not path.exists() and part.exists():
             return part, file
         file.close()
         part.unlink(missing_ok=True)

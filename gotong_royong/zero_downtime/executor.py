@@ -147,6 +147,8 @@ class Executor(MigrationExecutor):
         if not plan:
             ledger.bury_the_dead(self.alias, self.report)
             self.report("nothing_to_do")
+            if self.backup_folder:
+                self.report("note", text="There is nothing to do, so no backup was made.")
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
         with ExitStack() as stack:

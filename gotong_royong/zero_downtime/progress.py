@@ -103,7 +103,8 @@ class Progress:
         """Say what failed where, what is ``left`` of it, and what to do."""
         migration, where = self.migration, self.where
         if isinstance(error, ZeroDowntimeError):
-            return error.saying(f"{migration} was stopped{where}. {error}\n{left}".rstrip())
+            reason = str(error).replace("migrate again", self.again)
+            return error.saying(f"{migration} was stopped{where}. {reason}\n{left}".rstrip())
         sentence = f"{migration} failed{where}: {in_full(error)}"
         if locks.is_lost(error):
             return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, {self.again}.")

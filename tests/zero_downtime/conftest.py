@@ -3,6 +3,7 @@ import pytest
 from tests.conftest import _database
 from tests.test_migrations import url
 from tests.zero_downtime.shop import ITEMS, Shop
+from tests.zero_downtime.things import THING
 
 
 @pytest.fixture
@@ -11,6 +12,13 @@ def shop(scratch, tmp_path):
     project = Shop(tmp_path, url(scratch))
     project.write("0001_items", ITEMS)
     return project
+
+
+@pytest.fixture
+def things(shop):
+    """One whose first migration makes a table with columns of several types."""
+    shop.write("0001_items", THING)
+    return shop
 
 
 @pytest.fixture

@@ -11,8 +11,11 @@ OLD_RUNS = """
         SELECT 'migrate', 'succeeded', 'maria@host', 1, now() FROM generate_series(1, 2000) RETURNING id
     )
     INSERT INTO zero_downtime_step (run_id, app, name, direction, status, checksum, finished_at)
-    SELECT old.id, step.app, step.name, CASE old.id % 2 WHEN 0 THEN 'up' ELSE 'down' END, 'succeeded', '', now()
-    FROM old CROSS JOIN (SELECT DISTINCT app, name FROM zero_downtime_step LIMIT 20) AS step
+    SELECT old.id, step.app, step.name, CASE old.id % 2 WHEN 0 THEN 'down' ELSE 'up' END, 'succeeded', '', now()
+    FROM old CROSS JOIN (
+        SELECT app, name, min(id) AS first FROM zero_downtime_step GROUP BY app, name ORDER BY first DESC LIMIT 20
+    ) AS step
+    ORDER BY old.id, first
 """
 READ = """
     SELECT sum(seq_tup_read)::int, sum(idx_tup_fetch)::int FROM pg_stat_user_tables

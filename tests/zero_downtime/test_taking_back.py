@@ -212,6 +212,34 @@ class TestOptions:
         assert recorded(scratch) == set()
 
 
+class TestFailed:
+    """Nobody who rolls back is told to migrate."""
+
+    @pytest.mark.parametrize(
+        "backwards",
+        ["ALTER TABLE shop_label DROP COLUMN nothing", "SELECT pg_terminate_backend(pg_backend_pid())"],
+    )
+    @pytest.mark.parametrize("attributes", ["", "atomic = False"])
+    def test_by_itself(self, labeled, scratch, backwards, attributes):
+        labeled.write("0005_trial", f'migrations.RunSQL("SELECT 1", "{backwards}")', attributes)
+        labeled.succeed("migrate")
+        said = labeled.fail("rollback", "--yes")
+        assert "roll back again" in said
+        assert "migrate again" not in said
+        assert "0005_trial" in recorded(scratch)
+
+    def test_for_a_lock(self, labeled, scratch):
+        labeled.settings("ZERO_DOWNTIME_PATIENCE = 0.5\n")
+        labeled.write("0005_color", 'migrations.AddField("label", "color", models.TextField(null=True))')
+        labeled.succeed("migrate")
+        with scratch.cursor() as cursor:
+            cursor.execute("BEGIN; LOCK TABLE shop_label IN ACCESS SHARE MODE")
+            said = labeled.fail("rollback", "--yes")
+            cursor.execute("COMMIT")
+        assert "and roll back again." in said
+        assert "migrate again" not in said
+
+
 class TestTwoAtOnce:
     @pytest.fixture
     def slow(self, labeled):

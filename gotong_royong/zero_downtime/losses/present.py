@@ -11,11 +11,21 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.catalog import Dependent
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.losses.words import plain
+from gotong_royong.zero_downtime.losses.words import parts, plain
 
 TABLE = "SELECT oid, oid::regclass::text FROM pg_class WHERE oid = to_regclass(%s)"
 TYPE = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = %s AND attname = %s AND attnum > 0"
 CONSTRAINT = "SELECT oid FROM pg_constraint WHERE conrelid = %s AND conname = %s"
+GENERATED = "SELECT true FROM pg_attribute WHERE attrelid = %s AND attname = %s AND attgenerated <> ''"
+POINTING = """
+    WITH RECURSIVE pointing (oid) AS (
+        SELECT %s::oid
+        UNION
+        SELECT conrelid FROM pointing JOIN pg_constraint ON confrelid = pointing.oid
+        WHERE contype = 'f' AND confdeltype = ANY (%s::"char"[])
+    )
+    SELECT array_agg(oid::regclass::text ORDER BY oid::regclass::text) FROM pointing
+"""
 VIEW = "SELECT true FROM pg_class WHERE oid = ANY (%s) AND relkind IN ('v', 'm')"
 FUNCTION = """
     SELECT true FROM pg_proc
@@ -37,15 +47,24 @@ class Present:
         self.connection = connection
         self.tables_gone: set[int] = set()
         self._gone: set[tuple[str, int]] = set()
-        self._tables: dict[str, Table | None] = {}
+        self._moved: set[int] = set()
+        self._tables: dict[tuple[str, ...], Table | None] = {}
         self._columns: dict[tuple[int, str], str | None] = {}
 
     def table(self, name: str) -> Table | None:
-        """Return what bears the name; None if it is not there now."""
-        if plain(name) not in self._tables:
+        """Return what bears the name; None if it is not there now. The schema of a renamed one may be left out."""
+        key = parts(name)
+        if key not in self._tables:
             row = self._ask(TABLE, name)
-            self._tables[plain(name)] = Table(*row) if row else None
-        return self._tables[plain(name)]
+            found = Table(*row) if row else None
+            moved = (
+                table
+                for other, table in self._tables.items()
+                if table and table.oid in self._moved and other[-1] == key[-1] and 1 in {len(other), len(key)}
+            )
+            is_taken = found and (found.oid in self._moved or found.oid in self.tables_gone)
+            self._tables[key] = next(moved, None if is_taken else found)
+        return self._tables[key]
 
     def column(self, table: Table, name: str) -> str | None:
         """Return what the column is called now, without quotes; None if it is not there now."""
@@ -57,8 +76,12 @@ class Present:
     def type(self, table: Table, column: str) -> str:
         return str((self._ask(TYPE, table.oid, column) or [""])[0])
 
-    def rename_table(self, old: str, new: str) -> None:
-        self._tables[plain(new)], self._tables[plain(old)] = self.table(old), None
+    def move_table(self, old: str, *new: str) -> None:
+        """Say that the way back has renamed the table, or put it into another schema: the parts of its new name."""
+        if table := self.table(old):
+            self._forget_names(table)
+            self._moved.add(table.oid)
+            self._tables[new] = table
 
     def rename_column(self, table: Table, old: str, new: str) -> None:
         self._columns[table.oid, plain(new)] = self.column(table, old)
@@ -71,10 +94,10 @@ class Present:
 
     def forget_table(self, name: str) -> None:
         """Say that the way back has dropped the table."""
-        if table := self._tables.get(plain(name)):
+        if table := self.table(name):
+            self._forget_names(table)
             self.tables_gone.add(table.oid)
             self._gone.add(("pg_class", table.oid))
-        self._tables[plain(name)] = None
 
     def forget_column(self, table: Table, name: str) -> None:
         """Say that the way back has dropped the column."""
@@ -95,6 +118,19 @@ class Present:
             if not {(one.catalog, one.oid), ("pg_class", one.table)} & self._gone
         ]
 
+    def pointing(self, table: Table, actions: str) -> list[str]:
+        """Return the tables whose foreign keys lead to this one.
+
+        Args:
+            actions: which of the keys, by what deleting does there, a letter each.
+        """
+        rows = (self._ask(POINTING, table.oid, list(actions)) or [[]])[0]
+        return list(rows)
+
+    def is_generated(self, table: Table, column: str) -> bool:
+        """Whether its values are made from those of other columns."""
+        return bool(self._ask(GENERATED, table.oid, column))
+
     def is_viewed(self, table: Table, column: str) -> bool:
         """Whether a view shows the column, whose type PostgreSQL does not alter then."""
         oids = [one.oid for one in self.dependents(table, column) if one.catalog == "pg_class"]
@@ -103,6 +139,9 @@ class Present:
     def may_write(self, functions: list[str]) -> bool:
         """Whether a function of such a name is not PostgreSQL's and may change something."""
         return bool(functions and self._ask(FUNCTION, [plain(name) for name in functions]))
+
+    def _forget_names(self, table: Table) -> None:
+        self._tables |= {name: None for name, other in self._tables.items() if other == table}
 
     def count(self, question: str) -> int | Error:
         """Ask as one who only reads, sees all rows and waits no longer than the lock timeout."""

@@ -12,7 +12,7 @@ from gotong_royong.zero_downtime.exceptions import counted, summary
 from gotong_royong.zero_downtime.journal import Told
 from gotong_royong.zero_downtime.losses import words
 from gotong_royong.zero_downtime.losses.present import Present, Table
-from gotong_royong.zero_downtime.losses.words import named, plain, quoted
+from gotong_royong.zero_downtime.losses.words import named, parts, plain, quoted
 from gotong_royong.zero_downtime.statements import Statement, split
 
 
@@ -82,7 +82,9 @@ class Reader:
         for action in words.actions(statement):
             outline = action.outline
             if match := words.RENAME_TABLE.fullmatch(outline):
-                self.present.rename_table(name, named(action, match["new"]))
+                self.present.move_table(name, *parts(name)[:-1], plain(named(action, match["new"])))
+            elif match := words.SET_SCHEMA.fullmatch(outline):
+                self.present.move_table(name, plain(named(action, match["schema"])), plain(name))
             elif table is not None:
                 self._alter_one(table, action, outline)
 
@@ -99,6 +101,10 @@ class Reader:
             self._alter_type(table, named(action, match["name"]), action)
         elif match := words.SET_NOT_NULL.fullmatch(outline):
             self._set_not_null(table, named(action, match["name"]))
+        elif match := words.UNIQUE.match(outline):
+            self._add_unique(table, [named(action, name) for name in match["columns"].strip().split(" , ")])
+        elif words.CHECK.match(outline) and not outline.endswith(" NOT VALID"):
+            self._add_check(table, words.checked(action))
 
     # Columns
 
@@ -107,12 +113,13 @@ class Reader:
         self.present.forget_column(table, name)
         if column is None or self._was_there("column", name):
             return
-        self._lose_counted("loses", "value", table, f"count({quoted(column)})", of=f"{table.name}.{column}")
+        if not self.present.is_generated(table, column):
+            self._lose_counted("loses", "value", table, f"count({quoted(column)})", of=f"{table.name}.{column}")
         self._lose_dependents(table, column, f"{table.name}.{column}", cascades)
 
     def _add_column(self, table: Table, name: str, outline: str) -> None:
         has_none = " NOT NULL" in outline and not words.HAS_VALUE.search(outline)
-        if has_none and self.present.count(f"SELECT count(*) FROM (SELECT FROM {table.name} LIMIT 1) AS t"):  # noqa: S608
+        if has_none and self.present.count(f"SELECT count(*) FROM (SELECT FROM {table.name} LIMIT 1) AS t") == 1:  # noqa: S608
             self._fail(f"{table.name} has rows, and {plain(name)} comes back NOT NULL without a value for them")
 
     def _set_not_null(self, table: Table, name: str) -> None:
@@ -120,7 +127,7 @@ class Reader:
         if column is None or (table.oid, column) in self._filled:
             return
         number = self.present.count(f"SELECT count(*) FROM {table.name} WHERE {quoted(column)} IS NULL")  # noqa: S608
-        if number and not isinstance(number, Error):
+        if not isinstance(number, Error) and number:
             self._fail(f"{table.name}.{column} may not be NULL then, and is in {counted(number, 'row')}")
 
     def _alter_type(self, table: Table, name: str, action: Statement) -> None:
@@ -148,6 +155,21 @@ class Reader:
         if new != old and self.present.is_viewed(table, column):
             self._fail(f"the type of {shown} cannot be altered, for a view shows it")
 
+    def _add_unique(self, table: Table, names: list[str]) -> None:
+        columns = [self.present.column(table, name) for name in names]
+        if None in columns:
+            return
+        listed = ", ".join(quoted(column) for column in columns if column)
+        rows = f"SELECT FROM {table.name} WHERE ({listed}) IS NOT NULL GROUP BY {listed} HAVING count(*) > 1 LIMIT 1"
+        if self.present.count(f"SELECT count(*) FROM ({rows}) AS t") == 1:  # noqa: S608
+            self._fail(f"{table.name} has several rows with the same {', '.join(map(plain, names))}")
+
+    def _add_check(self, table: Table, condition: str) -> None:
+        if not self.present.has_renamed(table, table.name):
+            number = self.present.count(f"SELECT count(*) FROM {table.name} WHERE NOT {condition}")  # noqa: S608
+            if number and not isinstance(number, Error):
+                self._fail(f"{counted(number, 'row')} of {table.name} would break the check {condition}")
+
     # Tables and rows
 
     def _drop_table(self, name: str, cascades: bool) -> None:
@@ -167,8 +189,8 @@ class Reader:
     def _truncate(self, name: str, cascades: bool) -> None:
         if table := self.present.table(name):
             self._lose_counted("loses", "row", table)
-            if cascades and any(one.table for one in self.present.dependents(table)):
-                self._lose(f"empties also what points to {table.name}")
+            if cascades and (others := self._others(table, "acdnr")):
+                self._lose(f"empties with {table.name}: {others}")
             self._is_blurred = True
 
     def _write(self, name: str, statement: Statement) -> None:
@@ -190,9 +212,13 @@ class Reader:
         if number and (condition is None or isinstance(number, Error)):
             self.not_told(self._migration, f"runs {words.shown(statement)}")
         elif number and not isinstance(number, Error):
-            did = "loses" if statement.verb == "DELETE" else "writes over"
-            self._lose(f"{did} {counted(number, 'row')} of {table.name}")
+            did, others = ("loses", self._others(table, "c")) if statement.verb == "DELETE" else ("writes over", "")
+            with_them = f", and what points to them in {others}" if others else ""
+            self._lose(f"{did} {counted(number, 'row')} of {table.name}{with_them}")
             self._is_blurred = True
+
+    def _others(self, table: Table, actions: str) -> str:
+        return ", ".join(name for name in self.present.pointing(table, actions) if name != table.name)
 
     def _was_there(self, kind: str, name: str) -> bool:
         """Whether the journal tells that it was there before the migration, so that it stays."""

@@ -23,6 +23,7 @@ FILL = re.compile(
 )
 ALTER_TABLE = re.compile(rf"ALTER TABLE {IF_EXISTS}(?:ONLY )?(?P<name>{NAME}) (?:\* )?")
 RENAME_TABLE = re.compile(rf"RENAME TO (?P<new>{NAME})")
+SET_SCHEMA = re.compile(rf"SET SCHEMA (?P<schema>{NAME})")
 RENAME_COLUMN = re.compile(rf"RENAME (?!CONSTRAINT )(?:COLUMN )?(?P<old>{NAME}) TO (?P<new>{NAME})")
 DROP_CONSTRAINT = re.compile(rf"DROP CONSTRAINT {IF_EXISTS}(?P<name>{NAME})")
 DROP_COLUMN = re.compile(rf"DROP (?:COLUMN )?{IF_EXISTS}(?P<name>{NAME})")
@@ -31,9 +32,13 @@ ADD_COLUMN = re.compile(
 )
 ALTER_TYPE = re.compile(rf"ALTER (?:COLUMN )?(?P<name>{NAME}) (?:SET DATA )?TYPE ")
 SET_NOT_NULL = re.compile(rf"ALTER (?:COLUMN )?(?P<name>{NAME}) SET NOT NULL")
+UNIQUE = re.compile(rf"ADD (?:CONSTRAINT {NAME} )?(?:UNIQUE|PRIMARY KEY) \((?P<columns> {NAME}(?: , {NAME})*) \)")
+CHECK = re.compile(rf"ADD (?:CONSTRAINT {NAME} )?CHECK \(")
 
 WRITES = re.compile(rf"\b(?:DELETE FROM|UPDATE (?:ONLY )?{NAME} (?:(?:AS )?{NAME} )?SET|DO UPDATE|MERGE INTO)\b")
-DROPS_DATA = re.compile(r"DROP (?:SCHEMA|EXTENSION|SEQUENCE|OWNED|FOREIGN TABLE|DATABASE|SERVER)\b")
+DROPS_DATA = re.compile(
+    r"DROP (?:SCHEMA|EXTENSION|SEQUENCE|OWNED|FOREIGN TABLE|DATABASE|SERVER)\b|ALTER TYPE .* DROP ATTRIBUTE\b"
+)
 HAS_VALUE = re.compile(r"\b(?:DEFAULT|GENERATED|(?:BIG|SMALL)?SERIAL\d?)\b")
 CALL = re.compile(rf"(?P<name>{NAME}) \(")
 QUERIES = {"SELECT", "WITH", "VALUES", "INSERT"}
@@ -72,6 +77,17 @@ def conversion(action: Statement) -> tuple[str, str]:
     return text(action.tokens[said.index("TYPE") + 1 : end]), text(action.tokens[using + 1 :])
 
 
+def checked(action: Statement) -> str:
+    """Return the condition of an ADD CHECK, in its brackets."""
+    said = [part.upper() for part in action.tokens]
+    depth, start = 0, said.index("CHECK") + 1
+    for place, part in enumerate(said[start:], start):
+        depth += (part == "(") - (part == ")")
+        if not depth:
+            return text(action.tokens[start : place + 1])
+    return "(true)"
+
+
 def condition(statement: Statement) -> str | None:
     """Return the WHERE of a DELETE or an UPDATE, or an empty text; None if it asks other tables or a cursor, too."""
     depth, where, said = 0, len(statement.tokens), [part.upper() for part in statement.tokens]
@@ -103,10 +119,15 @@ def named(statement: Statement, outlined: str) -> str:
     return re.sub(r'"(\d+)"', lambda found: statement.tokens[int(found[1])], outlined.lower())
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a name, without quotes."""
+    written: list[str] = re.findall(r'"(?:[^"]|"")*"|[^.]+', name)
+    return tuple(part[1:-1].replace('""', '"') if part.startswith('"') else part for part in written)
+
+
 def plain(name: str) -> str:
     """Return the last part of a name, without quotes."""
-    last: str = re.findall(r'"(?:[^"]|"")*"|[^.]+', name)[-1]
-    return last[1:-1].replace('""', '"') if last.startswith('"') else last
+    return parts(name)[-1]
 
 
 def quoted(name: str) -> str:
