@@ -196,7 +196,8 @@ CHANGE = "UPDATE users SET is_staff = false"
 SLEEPS = migrations.RunSQL("SELECT pg_sleep(60)")
 SOMEBODY_WAITS = """
     SELECT FROM pg_stat_activity
-    WHERE datname = current_database() AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')
+    WHERE datname = current_database() AND application_name = 'migrate'
+          AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')
 """
 ROW = "INSERT INTO users (username, email, password_hash) VALUES ('one', 'one@example.org', '!')"
 

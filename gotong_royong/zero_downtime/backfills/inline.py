@@ -43,11 +43,7 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
         return
     is_paused = row.status == Status.PAUSED
     then = f"it is paused until backfill resume {name}" if is_paused else steering.who_takes_up(name)
-    print(
-        f"\n    About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: {then}.",
-        end="",
-        flush=True,
-    )
+    _print(f"About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: {then}.")
     steering.pending.send(Backfill, name=name, alias=connection.alias)
 
 
@@ -214,4 +210,10 @@ def _at_once(name: str, connection: BaseDatabaseWrapper, model: type[models.Mode
 
 def _say(rows: int) -> None:
     if rows:
-        print(f"\n    {counted(rows, 'row')}, all done.", end="", flush=True)
+        _print(f"{counted(rows, 'row')}, all done.")
+
+
+def _print(text: str) -> None:
+    """Print beside the step; an output that is closed must not make it fail."""
+    with suppress(OSError, ValueError):
+        print(f"\n    {text}", end="", flush=True)
