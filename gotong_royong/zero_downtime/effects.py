@@ -10,7 +10,8 @@ from typing import Any
 from django.db import Error
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
-from gotong_royong.zero_downtime import catalog, statements
+from gotong_royong.zero_downtime import catalog, definitions, statements
+from gotong_royong.zero_downtime.exceptions import StillNeeded
 from gotong_royong.zero_downtime.journal import Journal
 from gotong_royong.zero_downtime.statements import Object
 
@@ -29,6 +30,9 @@ class JournalingEditor(DatabaseSchemaEditor):
     journal: Journal | None = None
     may_touch: Callable[[tuple[Object, ...]], bool] | None = None
     """Whether to execute a statement that concerns these objects; None for any statement."""
+    cascades = False
+    """Whether somebody has agreed that what depends on a table or a column goes with it."""
+    report: Callable[..., object] = staticmethod(lambda event, **facts: None)
     kinds: dict[str, tuple[str, list[str]]]
     """For each template of a statement the kind of its object, and the parts of the statement that name it."""
 
@@ -60,6 +64,8 @@ class JournalingEditor(DatabaseSchemaEditor):
         if there and there.keys() == set(objects):
             return
         objects = tuple(object for object in objects if object not in there)
+        if not self.cascades and "CASCADE" in text and statements.drops(text):
+            self._look_what_goes_along(objects, is_said=is_plain)
         before, there_before = self._aspects(objects), self._standing(text, objects)
         if statements.drops(text):
             self._gone |= self._definitions(objects)
@@ -76,6 +82,22 @@ class JournalingEditor(DatabaseSchemaEditor):
             self._say_remade(self.journal, text, self._gone.keys() & objects)
         if before:
             self._say_unchanged(self.journal, text, before, self._aspects(objects))
+
+    def _look_what_goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> None:
+        """Tell what CASCADE drops beside the tables and columns.
+
+        Raises:
+            StillNeeded: if that is more than foreign keys, and it is Django's CASCADE and not the author's.
+        """
+        for object in objects:
+            table = object.table or object.name if object.kind in {"table", "column"} else ""
+            if oid := catalog.table(self.connection, table) if table else None:
+                column = definitions.plain(object.name) if object.kind == "column" else ""
+                found = catalog.dependents(self.connection, oid, column)
+                if not is_said and any(one.catalog != "pg_constraint" for one in found):
+                    raise StillNeeded(str(object), [one.description for one in found])
+                for one in found:
+                    self.report("note", text=f"{one.description} goes with {object}, on which it depends.")
 
     def _standing(self, sql: str, objects: tuple[Object, ...]) -> dict[Object, bool]:
         """Return which of the objects are there if the statement may leave something where it fails; else nothing."""

@@ -81,6 +81,16 @@ class DefinitionDiffers(ZeroDowntimeError):
         )
 
 
+class StillNeeded(ZeroDowntimeError):
+    """Something would be dropped on which something else depends, which nobody has said to drop."""
+
+    def __init__(self, dropped: str, dependents: Iterable[str]) -> None:
+        super().__init__(
+            f"Dropping {dropped} would take along what depends on it: {', '.join(dependents)}. That was not dropped. "
+            "Drop it first, in this migration or one before it, with a reverse that makes it again."
+        )
+
+
 class EditedHalfway(ZeroDowntimeError):
     """A migration that is half done, and whose file says by now something else than what was done."""
 

@@ -335,7 +335,8 @@ class Executor(MigrationExecutor):
             return nullcontext()
         editor = schema_editor_class(self.connection.SchemaEditorClass)(self.connection, atomic=step.migration.atomic)
         editor.careful, editor.journal = step.careful, step.journal
-        editor.carrying_out = step.guard.carrying_out
+        editor.carrying_out, editor.report = step.guard.carrying_out, self.report
+        editor.cascades = self.command == "rollback"  # which has named what goes along
         return editor
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:

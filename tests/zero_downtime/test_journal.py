@@ -272,3 +272,37 @@ def test_the_journal_tells_what_happened(migrated, scratch):
         (4, "executed", "SELECT nowhere"),
         (4, "failed", "SELECT nowhere"),
     ]
+
+
+class TestCascade:
+    """What depends on what goes."""
+
+    @pytest.fixture
+    def label(self, migrated, scratch):
+        migrated.write("0002_label", LABEL_MODEL)
+        migrated.succeed("migrate")
+        return migrated
+
+    @pytest.mark.parametrize(
+        "operation", ['migrations.DeleteModel("Label")', 'migrations.RemoveField("Label", "text")']
+    )
+    @pytest.mark.parametrize("attributes", ["", NOT_ATOMIC], ids=["atomic", "not atomic"])
+    def test_a_view_is_not_dropped_with_it(self, label, scratch, operation, attributes):
+        sql(scratch, "CREATE VIEW texts AS SELECT text FROM shop_label")
+        was = seen(scratch)
+        label.write("0003_drop", operation, attributes)
+        said = label.fail("migrate")
+        assert "would take along what depends on it: view texts. That was not dropped." in said
+        assert seen(scratch) == was
+        sql(scratch, "DROP VIEW texts")
+        label.succeed("migrate")
+
+    def test_a_foreign_key_that_goes_with_it_is_named(self, label, scratch):
+        sql(scratch, "ALTER TABLE items ADD COLUMN label bigint REFERENCES shop_label")
+        label.write("0003_drop", 'migrations.DeleteModel("Label")')
+        assert "items_label_fkey on table items goes with table shop_label" in label.succeed("migrate")
+
+    def test_what_raw_sql_drops_is_named(self, label, scratch):
+        sql(scratch, "CREATE VIEW texts AS SELECT text FROM shop_label")
+        label.write("0003_drop", raw("DROP TABLE shop_label CASCADE", ""))
+        assert "view texts goes with table shop_label" in label.succeed("migrate")
