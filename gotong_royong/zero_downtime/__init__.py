@@ -9,6 +9,7 @@ The rooms, in the order in which they may import one another:
 - ``locks``: lock modes, the retry ladder, the lock that keeps two runs apart.
 - ``catalog``: questions to PostgreSQL's catalog. ``definitions``: is what is there what is wanted?
   ``effects``: what does a statement of Django's editor change? ``schema``: DDL that may run twice.
+  ``editors``: which editor does that on a connection?
 - ``watchdog``: the session that sees whom a statement blocks. ``backstop``: the server, in its stead.
   ``guard``: the lock budget around a run. ``code``: what code of a migration may count on, and may it run again?
 - ``models``: the ledger, Run and Step, and the backfills. ``ledger``: writes it. ``history``: what it remembers of the

@@ -17,6 +17,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
+from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
     NoLedger,
     NotUndoable,
@@ -32,7 +33,7 @@ from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress
-from gotong_royong.zero_downtime.schema import SchemaEditor, schema_editor_class, twice_is_once
+from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
 from gotong_royong.zero_downtime.states import Rolling
@@ -97,10 +98,9 @@ class Executor(MigrationExecutor):
         memory = history.remembered(self.alias, self.loader)
         if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
-        record: Any = self.record_migration  # whose type the stubs get wrong
         lost = history.lost(self.connection, self.loader, memory)
         for migration in lost:
-            record(migration)
+            self.record_migration(migration)  # type: ignore[call-arg, arg-type]
             if migration.replaces:
                 self.recorder.record_applied(*key_of(migration))
             self.report(
@@ -268,7 +268,6 @@ class Executor(MigrationExecutor):
 
     def _forwards(self, step: Progress, state: ProjectState) -> ProjectState:
         migration, journal = step.migration, step.journal
-        record: Any = self.record_migration
         if step.used:  # a failed try may have left it anyhow
             state = self._create_project_state(with_applied_migrations=True)
         step.used = True
@@ -283,7 +282,7 @@ class Executor(MigrationExecutor):
             if editor:
                 editor.run_deferred()
                 journal.before_commit()
-            record(migration)
+            self.record_migration(migration)  # type: ignore[call-arg, arg-type]
         return state
 
     def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
@@ -392,17 +391,8 @@ class Executor(MigrationExecutor):
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return RolledBack(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
-            f"{self._how_it_is_now(undone)}"
+            f"{undo.outcome(self.run, undone, self._left)}"
         )
-
-    def _how_it_is_now(self, undone: list[Migration]) -> str:
-        if not any(left.ours for left in self._left):
-            has_own = any(undo.has_own_reverse(operation) for migration in undone for operation in migration.operations)
-            condition = ", if the reverse SQL and code of these migrations are right" if has_own else ""
-            said = f"The database is as it was before {self.run}{condition}."
-        else:
-            said = f"The database is not as it was before {self.run}:"
-        return "\n  ".join([said, *(left.text for left in self._left)])
 
 
 def _is_interruption(error: BaseException | None) -> bool:

@@ -4,7 +4,7 @@ The journal tells what was done. What was there before is left alone, and what w
 operation that came to no end only what its statements made can be: what Python has done, nobody knows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from django.db import ProgrammingError
@@ -178,3 +178,14 @@ def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, 
     if told.ended or isinstance(operation, RunBackfill):
         return (lambda objects: told.skipped.isdisjoint(objects)) if told.skipped else None
     return lambda objects: bool(objects) and told.executed.issuperset(objects)
+
+
+def outcome(run: object, undone: Iterable[Migration], left: Collection[Left]) -> str:
+    """Say how the database is after the run's migrations were taken back, and what is left."""
+    if any(one.ours for one in left):
+        said = f"The database is not as it was before {run}:"
+    else:
+        has_own = any(has_own_reverse(operation) for migration in undone for operation in migration.operations)
+        condition = ", if the reverse SQL and code of these migrations are right" if has_own else ""
+        said = f"The database is as it was before {run}{condition}."
+    return "\n  ".join([said, *(one.text for one in left)])

@@ -6,7 +6,7 @@ import pytest
 from django.db.migrations import Migration
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime.schema import schema_editor_class
+from gotong_royong.zero_downtime.editors import schema_editor_class
 from tests.conftest import _database
 from tests.test_migrations import look
 from tests.zero_downtime.schema.cases import BASE, BASE_ROWS

@@ -10,8 +10,8 @@ from django.db.migrations import operations
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import ProjectState
 
+from gotong_royong.zero_downtime.editors import schema_editor_class
 from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
-from gotong_royong.zero_downtime.schema import schema_editor_class
 from gotong_royong.zero_downtime.states import Rolling
 from tests.test_constraints import ROWS
 from tests.test_migrations import GRAPH, steps_up
