@@ -85,7 +85,7 @@ class Executor(MigrationExecutor):
         """What is taken back though it is not applied: an earlier run failed in it."""
         self._exactly = command == "rollback"
         """Whether a way back leaves alone what was there before."""
-        self._left: list[undo.Left] = []
+        self.left: list[undo.Left] = []
         self._number = self._of = 0
         self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
@@ -226,7 +226,7 @@ class Executor(MigrationExecutor):
             return super().unapply_migration(state, migration, fake)
         step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or key_of(migration) in self.faked)
         state = self._carry_out(step, self._backwards, state)
-        self._left += step.left
+        self.left += step.left
         self._applied = [other for other in self._applied if other.migration != migration]
         return state
 
@@ -391,7 +391,7 @@ class Executor(MigrationExecutor):
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return RolledBack(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
-            f"{undo.outcome(self.run, undone, self._left)}"
+            f"{undo.outcome(self.run, undone, self.left)}"
         )
 
 

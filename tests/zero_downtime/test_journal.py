@@ -114,7 +114,7 @@ def test_what_was_there_before_is_left_alone(migrated, scratch, case, attributes
     assert seen(scratch) == was
     (migrated.migrations / "0003_fails.py").unlink()
     migrated.succeed("migrate")
-    migrated.succeed("rollback", "--yes")
+    assert "left alone, for so it was before" in migrated.succeed("rollback", "--yes")
     assert seen(scratch) == was
 
 
