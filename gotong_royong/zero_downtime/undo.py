@@ -13,7 +13,7 @@ from django.db.migrations.operations import AddField, CreateModel, DeleteModel, 
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import locks
+from gotong_royong.zero_downtime import locks, statements
 from gotong_royong.zero_downtime.exceptions import EditedHalfway, NotUndoable
 from gotong_royong.zero_downtime.journal import Journal, Past, Told, digest
 from gotong_royong.zero_downtime.operations import RunBackfill
@@ -169,7 +169,8 @@ def _not_brought_back(
         elif object in told.dropped - back.executed and object.kind in {"index", "constraint"}:
             new = ", ".join(sorted(map(str, back.executed - told.executed)))
             yield Left(f"{object}, which {name} dropped, is not back under its name{new and f': {new}'}")
-    if None in left_out and isinstance(operation, RunSQL):
+    is_raw = any(isinstance(one, RunSQL) for one in with_inner(operation))
+    if not told.ended and is_raw and any(not statements.objects(sql) for sql in told.texts):
         yield Left(f"what {name} did before it failed stays")
 
 

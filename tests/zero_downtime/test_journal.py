@@ -230,9 +230,19 @@ class TestHalf:
         backwards = ["DROP TABLE label", "DELETE FROM items", "ALTER TABLE items DROP COLUMN size"]
         migrated.write("0002_trial", raw(forwards, backwards), NOT_ATOMIC)
         said = migrated.fail("migrate", "--auto-rollback")
-        assert "what 'Raw SQL operation' of shop.0002_trial did before it failed stays" in said
+        assert "The database is as it was before run 2" in said
         assert seen(scratch)[0] == was[0]
         assert sql(scratch, "SELECT id FROM items") == [(1,)]
+
+    def test_of_several_statements_what_is_not_known_is_named(self, migrated, scratch):
+        forwards = ["ALTER TABLE items ADD COLUMN size int", "INSERT INTO items VALUES (7)", "SELECT nowhere"]
+        backwards = ["DELETE FROM items", "ALTER TABLE items DROP COLUMN size"]
+        migrated.write("0002_trial", raw(forwards, backwards), NOT_ATOMIC)
+        said = migrated.fail("migrate", "--auto-rollback")
+        assert "The database is not as it was before run 2 (migrate):" in said
+        assert "what 'Raw SQL operation' of shop.0002_trial did before it failed stays" in said
+        assert "items | size" not in str(seen(scratch))
+        assert sql(scratch, "SELECT id FROM items") == [(7,)]
 
 
 @pytest.mark.parametrize(
