@@ -126,6 +126,10 @@ NAMED = {
     "TYPE": "SELECT to_regtype(%(name)s) IS NOT NULL",
     "EXTENSION": "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name)",
 }
+NEW = {
+    **NAMED,
+    **dict.fromkeys(("TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), f"{TABLE_HERE} IS NOT NULL"),
+}
 COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 
 # The index of a partitioned table is not valid until each partition has one, which is no harm. Who may not see what
@@ -302,9 +306,13 @@ def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict
     return dict(zip(("TYPE", "NULL", "DEFAULT", "identity", "comment"), rows[0], strict=True)) if rows else {}
 
 
-def named(connection: BaseDatabaseWrapper, kind: str, name: str) -> bool | None:
-    """Whether there is a table, view, extension … of that name; None if that kind is not looked for."""
-    question = NAMED.get(kind)
+def named(connection: BaseDatabaseWrapper, kind: str, name: str, *, is_new: bool) -> bool | None:
+    """Whether there is a table, view, extension … of that name; None if that kind is not looked for.
+
+    Args:
+        is_new: whether to look where CREATE would make it, and not along the whole search path.
+    """
+    question = (NEW if is_new else NAMED).get(kind)
     return bool(_ask(connection, question, name=name)[0][0]) if question else None
 
 

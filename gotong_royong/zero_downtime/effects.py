@@ -11,7 +11,7 @@ from django.db import Error
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
 from gotong_royong.zero_downtime import catalog, definitions, statements
-from gotong_royong.zero_downtime.exceptions import StillNeeded
+from gotong_royong.zero_downtime.exceptions import StillNeeded, ZeroDowntimeError
 from gotong_royong.zero_downtime.journal import Journal
 from gotong_royong.zero_downtime.statements import Object
 
@@ -58,6 +58,9 @@ class JournalingEditor(DatabaseSchemaEditor):
             self.left_out.update(objects or {None})
             return
         is_plain = getattr(sql, "template", "") not in self.kinds
+        if is_plain and self._cannot_be_told(text):
+            self.journal.skipped(f"what there was already cannot be told: {' '.join(text.split())[:100]}")
+            objects = ()
         there = (self._done_by_an_earlier_try(text, objects) or self._there_already(text)) if is_plain else {}
         for object, reason in there.items():
             self.journal.skipped(reason, (object,))
@@ -69,11 +72,13 @@ class JournalingEditor(DatabaseSchemaEditor):
         before, there_before = self._aspects(objects), self._standing(text, objects)
         if statements.drops(text):
             self._gone |= self._definitions(objects)
+        is_lasting = not self.connection.in_atomic_block and statements.is_patient(text)
         self.journal.executing(text, objects)
         try:
             super().execute(sql, params)
         except Error:
-            self.journal.failed(text, objects)
+            if objects or not is_lasting:
+                self.journal.failed(text, objects)
             if left := self._left_by_a_failure(text, there_before):
                 self.journal.executing(text, left)
             raise
@@ -112,7 +117,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         """Return what a statement that failed has made or dropped; if nobody can be asked, what it may have made."""
         try:
             after = self._standing(sql, tuple(before))
-        except Error:
+        except (Error, ZeroDowntimeError):  # the session may be lost, or the watchdog let nothing more pass
             return tuple(object for object, there in before.items() if not there)
         return tuple(object for object in after if after[object] is not before[object])
 
@@ -132,12 +137,20 @@ class JournalingEditor(DatabaseSchemaEditor):
             return {}
         found: dict[Object, str] = {}
         for statement in statements.split(sql):
-            objects, conditions = statement.objects, statement.conditions
-            if len(objects) == len(conditions):
-                for object, condition in zip(objects, conditions, strict=True):
-                    if self._is_there(condition) is not condition.must_exist:
-                        found[object] = f"{object} is already {'gone' if condition.must_exist else 'there'}"
+            for object, condition in zip(statement.objects, statement.conditions, strict=False):
+                if self._is_there(condition) is not condition.must_exist:
+                    found[object] = f"{object} is already {'gone' if condition.must_exist else 'there'}"
         return found
+
+    def _cannot_be_told(self, sql: str) -> bool:
+        """Whether the SQL says IF EXISTS or IF NOT EXISTS of what cannot be looked up, or not of all that it names."""
+        if "EXISTS" not in sql.upper():
+            return False
+        return any(
+            statement.conditions
+            and (len(statement.objects) != len(statement.conditions) or "&" in str(statement.conditions))
+            for statement in statements.split(sql)
+        )
 
     def _is_there(self, condition: statements.Condition) -> bool:
         """Look whether it is there; where that cannot be told, it is as the statement wants it."""
@@ -150,7 +163,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         if kind in {"COLUMN", "CONSTRAINT"}:
             look = catalog.column if kind == "COLUMN" else catalog.constraint
             return look(self.connection, table, name) is not None
-        there = catalog.named(self.connection, kind, name)
+        there = catalog.named(self.connection, kind, name, is_new=not must_exist)
         return must_exist if there is None else there
 
     def _say_remade(self, journal: Journal, text: str, objects: set[Object]) -> None:

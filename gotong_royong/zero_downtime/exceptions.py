@@ -81,6 +81,16 @@ class DefinitionDiffers(ZeroDowntimeError):
         )
 
 
+class OwnTransaction(ZeroDowntimeError):
+    """SQL that ends the transaction of a migration that is to be one."""
+
+    def __init__(self, sql: str) -> None:
+        super().__init__(
+            f"The migration is one transaction, and its SQL would end that: {' '.join(sql.split())[:200]}. "
+            "That was not executed. Write atomic = False in the migration, or take out the COMMIT."
+        )
+
+
 class StillNeeded(ZeroDowntimeError):
     """Something would be dropped on which something else depends, which nobody has said to drop."""
 
@@ -124,6 +134,16 @@ class LockLost(ZeroDowntimeError):
         super().__init__(
             "The session that keeps other runs away was ended, and by now another run is at work on this database. "
             "This one has stopped. Once that one has ended, migrate again."
+        )
+
+
+class WithinTransaction(ZeroDowntimeError):
+    """A command that is called in a transaction."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This command is called within a transaction (transaction.atomic). Should that be rolled back, what the "
+            "ledger says would not be so. Nothing was changed. Call it outside of a transaction."
         )
 
 

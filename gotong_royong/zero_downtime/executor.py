@@ -16,7 +16,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
+from gotong_royong.zero_downtime import history, ledger, locks, models, rollback, undo
 from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
     NoLedger,
@@ -83,6 +83,7 @@ class Executor(MigrationExecutor):
         self._failed_step: Progress | None = None
         self._half: set[Key] = set()
         """What is taken back though it is not applied: an earlier run failed in it."""
+        self._failed_before: set[Key] = set()
         self._exactly = command == "rollback"
         """Whether a way back leaves alone what was there before."""
         self.left: list[undo.Left] = []
@@ -160,6 +161,7 @@ class Executor(MigrationExecutor):
             back = {key_of(migration): migration for migration, backwards in plan if backwards}
             self._half = back.keys() - self.loader.applied_migrations.keys()
             self.loader.applied_migrations |= back  # Django takes nothing else back
+            self._failed_before = models.failed(self.alias)
             self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
@@ -234,8 +236,9 @@ class Executor(MigrationExecutor):
         self, steps: ledger.Steps, guard: Guard, migration: Migration, direction: Step.Direction, *, faked: bool
     ) -> Progress:
         self._number += 1
-        stage = self._stages[key_of(migration)]
-        return Progress(steps, guard, migration, direction, stage=stage, faked=faked, number=self._number, of=self._of)
+        key, how = key_of(migration), dict[str, Any](faked=faked, number=self._number, of=self._of)
+        past = self.past(*key) if direction == Step.Direction.UP and key in self._failed_before else Past()
+        return Progress(steps, guard, migration, direction, past, stage=self._stages[key], **how)
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
         """Carry out one migration, again and again until it has its locks."""
@@ -321,12 +324,15 @@ class Executor(MigrationExecutor):
         for other in [*self._applied, *filter(None, [self._failed_step])]:
             if other.migration == step.migration:
                 return other.journal.told
-        return self.past(step.migration)
+        return self.past(*key_of(step.migration))
 
-    def past(self, migration: Migration) -> Past:
+    def past(self, app: str, name: str) -> Past:
         """Return what the ledger tells of a migration; of one that is applied there may be nothing, yet it is done."""
-        past = ledger.past(self.alias or self.connection.alias, key_of(migration))
-        past.complete = key_of(migration) in self.loader.applied_migrations.keys() - self._half
+        past = ledger.past(self.alias or self.connection.alias, (app, name))
+        is_applied = (app, name) in self.loader.applied_migrations.keys() - self._half
+        if past.complete and not is_applied:  # somebody took it back without the ledger
+            past = Past()
+        past.complete = is_applied
         return past
 
     def _editor(self, step: Progress) -> Any:
@@ -352,10 +358,9 @@ class Executor(MigrationExecutor):
             return self._undo_batch(step, failure)
         return failure.saying(f"{failure}{self._what_is_applied()}")
 
-    def _what_is_applied(self) -> str:
+    def _what_is_applied(self, advice: str = ": rollback takes it back") -> str:
         left = len(self._applied)
-        told = f"\nWhat {self.run} applied before that stays ({counted(left, 'step')}): rollback takes it back."
-        return told if left else ""
+        return f"\nWhat {self.run} applied before that stays ({counted(left, 'step')}){advice}." if left else ""
 
     def _undo_batch(self, failed: Progress, failure: ZeroDowntimeError) -> ZeroDowntimeError:
         """Undo what this run applied, newest first, and what the failed migration left half done.
@@ -366,15 +371,16 @@ class Executor(MigrationExecutor):
         self.auto_rollback = False
         failed.guard.watchdog.new_step()  # a verdict on what failed is none on the undo
         self._exactly, self._failed_step = True, failed
-        steps = [*([failed] if undo.is_half_done(failed.migration, failed.journal.told) else []), *self._applied[::-1]]
+        is_half = not failed.migration.atomic and undo.is_half_done(failed.migration, failed.journal.told)
+        steps = [*([failed] if is_half else []), *self._applied[::-1]]
         undone = [step.migration for step in steps]
         told = f"{failure}\n{failed.what_is_left}"
         try:
             self.loader.build_graph()
-            undo.refuse_irreversible(failed.migration, failed.journal.told)
+            undo.refuse_irreversible(failed.migration, failed.journal.lasting)
             plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied}, self.faked)
         except (NotUndoable, Error) as error:
-            return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied()}")
+            return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied('')}")
         try:
             self._number, self._of = 0, len(undone)
             half = [(self.loader.graph.nodes[key_of(failed.migration)], True)] if failed in steps else []
@@ -387,7 +393,11 @@ class Executor(MigrationExecutor):
 
             between_signals(self, [*half, *plan], take_back)
         except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
-            left = ", ".join(str(step.migration) for step in self._applied) or "half of the failed migration"
+            left = (
+                ", ".join(str(step.migration) for step in self._applied)
+                or (is_half and "half of the failed migration")
+                or "nothing"
+            )
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return RolledBack(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "

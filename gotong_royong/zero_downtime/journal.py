@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -132,7 +133,8 @@ class Journal:
         self, write: Callable[[list[Entry]], object], run: int, *, at_once: bool, past: Past | None = None
     ) -> None:
         self.write, self.run, self.at_once = write, run, at_once
-        self.told = past or Past()
+        self._earlier = past or Past()
+        self.told = deepcopy(self._earlier)
         self.operation: Operation | None = None
         self.number = 0
         self._waiting: list[Entry] = []
@@ -143,7 +145,12 @@ class Journal:
         """Forget what a transaction that was rolled back has done."""
         self._waiting, self._unsettled = [], []
         if not self.at_once:
-            self.told.clear()
+            self.told = deepcopy(self._earlier)
+
+    @property
+    def lasting(self) -> Past:
+        """What is told of that which is there whatever becomes of the transaction."""
+        return self.told if self.at_once else self._earlier
 
     def begin(self, number: int, operation: Operation) -> None:
         """Say that the operation begins; it is written with its first statement, unless it may do without any."""

@@ -25,7 +25,7 @@ from django.utils import timezone
 
 from gotong_royong.zero_downtime import catalog, locks, models
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import LockLost, Nested, RolledBack, summary
+from gotong_royong.zero_downtime.exceptions import LockLost, Nested, RolledBack, WithinTransaction, summary
 from gotong_royong.zero_downtime.journal import Entry, Kind, Past
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
@@ -156,12 +156,15 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
     Raises:
         Nested: if a migration of this process calls it, or another thread while a command of this process is at work.
         TransactionPooling: where such a lock means nothing.
+        WithinTransaction: if the connection is in a transaction, whose end decides about what the ledger says is done.
     """
     if outer := next((holder for holder in _holders if holder.connection is connection), None):
         if outer.run:
             raise Nested(str(outer.run))
         yield outer.session.alias
         return
+    if connection.in_atomic_block:
+        raise WithinTransaction
     with second_session(connection) as holder:
         other, alias = holder.session, holder.session.alias
         connection.ensure_connection()

@@ -91,7 +91,12 @@ class Step(models.Model):
 
     class Meta:
         db_table = "zero_downtime_step"
-        indexes = [models.Index(fields=["app", "name", "id"], name="zero_downtime_step_latest")]
+        indexes = [
+            models.Index(fields=["app", "name", "id"], name="zero_downtime_step_latest"),
+            models.Index(
+                fields=["id"], condition=~models.Q(status=Status.SUCCEEDED), name="zero_downtime_step_unfinished"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.app}.{self.name} {self.direction}"
@@ -209,6 +214,15 @@ def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, 
     steps = Step.objects.using(alias).filter(pk__in=latest)
     rows = steps.values_list("app", "name", "direction", *columns, named=True)
     return {(step.app, step.name): step for step in rows}
+
+
+def failed(alias: str) -> set[Key]:
+    """Return the migrations of which a step failed or was interrupted that had begun to do something for good."""
+    if connections[alias].vendor != "postgresql" or not may("SELECT", Effect, alias):
+        return set()
+    unfinished = Step.objects.using(alias).filter(direction=Step.Direction.UP).exclude(status=Status.SUCCEEDED)
+    lasting = unfinished.filter(models.Exists(Effect.objects.filter(step=models.OuterRef("pk"))))
+    return set(lasting.values_list("app", "name").distinct())
 
 
 def steps_since_reset(alias: str, key: Key) -> "models.QuerySet[Step]":

@@ -23,6 +23,7 @@ class Progress:
     """One migration of a run in one direction, from its beginning.
 
     Args:
+        past: what earlier runs have done of it.
         number, of: which step of how many it is.
         faked: whether it is only recorded.
     """
@@ -33,6 +34,7 @@ class Progress:
         guard: Guard,
         migration: Migration,
         direction: Step.Direction,
+        past: Past,
         *,
         stage: Stage,
         faked: bool,
@@ -57,10 +59,7 @@ class Progress:
             "of": of,
         }
         guard.report("step_started", **self._who, stage=stage.value, faked=faked)
-        past = Past() if migration.atomic or not self.is_up else ledger.past(steps.alias, key_of(migration))
-        self.journal = Journal(
-            steps.note, steps.run.pk, at_once=not migration.atomic, past=Past() if past.complete else past
-        )
+        self.journal = Journal(steps.note, steps.run.pk, at_once=not migration.atomic, past=past)
         steps.begin(migration, direction, faked=faked)
         self._blocked, self._started = guard.watchdog.new_step(), time.monotonic()
 
@@ -93,9 +92,12 @@ class Progress:
     @property
     def what_is_left(self) -> str:
         """Say what there is of it after it has failed."""
-        if self.migration.atomic:
+        is_half = is_half_done(self.migration, self.journal.lasting)
+        if self.migration.atomic and not is_half:
             return "Nothing of it is left."
-        if not is_half_done(self.migration, self.journal.told):
+        if self.migration.atomic:
+            return "What an earlier run did of it, before it was atomic, stays; nothing more of it is left."
+        if not is_half:
             return "It is not atomic, but it had done nothing yet."
         return f"It is not atomic, so what it did before that stays; {self.again} goes on from there."
 

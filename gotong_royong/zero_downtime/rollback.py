@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from gotong_royong.zero_downtime import history, models, undo
 from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.ledger import APP, checksum, exists
-from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, latest_steps
+from gotong_royong.zero_downtime.models import Run, Step, latest_steps
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 
 if TYPE_CHECKING:
@@ -78,16 +78,11 @@ def applied(executor: "Executor") -> list[Applied]:
 def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
     """Return of the other migrations those of which something is there: a run failed in them, in no transaction."""
     alias, nodes = executor.connection.alias, executor.loader.graph.nodes
-    if not models.may("SELECT", Effect, alias):
-        return []
-    failed = Effect.objects.using(alias).filter(step__direction=Step.Direction.UP)
-    failed = failed.exclude(step__status=Status.SUCCEEDED)
-    keys = set(failed.values_list("step__app", "step__name").distinct()) & nodes.keys() - set(applied)
     columns = "app", "name", "direction", "pk", "run", "checksum", "faked"
     return [
         Applied(key, tuple(models.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
-        for key in keys
-        if undo.is_half_done(nodes[key], executor.past(nodes[key]))
+        for key in models.failed(alias) - set(applied)
+        if undo.is_half_done(nodes.get(key), executor.past(*key))
     ]
 
 
@@ -113,7 +108,7 @@ def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) 
     wanted = done[0].runs[-1] if run_id is None else run_id
     chosen = [one for one in done if wanted in one.runs]
     for one in chosen:
-        if one.runs != [wanted]:
+        if one.runs != [wanted] and not one.is_half:
             raise NotUndoable(
                 f"{one} replaces what several runs applied ({', '.join(map(str, one.runs))}), and cannot be taken back "
                 "for one of them. Nothing was changed. Use --steps N."
@@ -173,7 +168,7 @@ def refuse_unknown(executor: "Executor", chosen: list[Applied], *, accept_edited
             if (step.app, step.name) != one.key or step.faked or accept_edited:
                 continue
             if one.is_half:
-                undo.refuse_edited(nodes[one.key], executor.past(nodes[one.key]))
+                undo.refuse_edited(nodes[one.key], executor.past(*one.key))
             elif history.is_edited(nodes[one.key], step):
                 raise NotUndoable(
                     f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
@@ -218,7 +213,7 @@ def plan_of(executor: "Executor", chosen: set[Key], faked: Collection[Key] = ())
     plan = [(migration, True) for migration in reversed(full) if key_of(migration) in chosen]
     for migration, _ in plan:
         if key_of(migration) not in faked:
-            undo.refuse_irreversible(migration, executor.past(migration))
+            undo.refuse_irreversible(migration, executor.past(*key_of(migration)))
     return plan
 
 

@@ -63,6 +63,20 @@ BUILD_UNNAMED = re.compile(
     r"(?:CREATE (?:UNIQUE )?INDEX CONCURRENTLY ON (?:ONLY )?"
     rf"|REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?)(?P<name>{NAME})"
 )
+ADDING = {
+    "INSERT",
+    "SELECT",
+    "SET",
+    "RESET",
+    "GRANT",
+    "COMMENT",
+    "ANALYZE",
+    "VACUUM",
+    "LOCK",
+    "BEGIN",
+    "COMMIT",
+    "REINDEX",
+}
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -81,8 +95,8 @@ KIND = (
     r"|AGGREGATE|TRIGGER|POLICY|RULE|COLLATION|STATISTICS)"
 )
 MADE = re.compile(
-    rf"CREATE (?:(?:UNIQUE|TEMP|TEMPORARY|UNLOGGED|RECURSIVE|CONSTRAINT) )*{KIND} (?:CONCURRENTLY )?(?:IF NOT EXISTS )?"
-    rf"(?!ON |\()(?P<names>{NAME})"
+    rf"CREATE (?:(?:UNIQUE|UNLOGGED|RECURSIVE|CONSTRAINT) )*{KIND} (?:CONCURRENTLY )?(?:IF NOT EXISTS )?"
+    rf"(?!ON |AUTHORIZATION |\()(?P<names>{NAME})"
 )
 DROPPED = re.compile(rf"DROP {KIND} (?:CONCURRENTLY )?(?:IF EXISTS )?(?P<names>{NAME}(?: , {NAME})*)")
 ADDED_OR_DROPPED = re.compile(
@@ -214,6 +228,10 @@ class Statement:
         """Each IF EXISTS and IF NOT EXISTS of it."""
         if "EXISTS" not in self.text.upper():
             return []
+        dropped = DROPPED.match(self.outline)
+        if dropped and CONDITION.match(self.outline):
+            names = map(self.written, dropped["names"].split(" , "))
+            return [Condition(dropped["kind"], name, "", must_exist=True) for name in names]
         altered = ALTERED.match(self.outline)
         table = altered["table"] if altered else ""
         return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
@@ -341,6 +359,11 @@ def is_patient(sql: str) -> bool:
 def holds_up(sql: str) -> bool:
     """Whether others queue behind a statement of the string while it waits for the lock of a table."""
     return MAY_HOLD_UP.search(sql) is not None and any(one.verb in HOLDING_UP for one in split(sql))
+
+
+def only_adds(sql: str) -> bool:
+    """Whether no statement of the string can have taken or changed what was there, unless it calls code."""
+    return all(one.verb in ADDING or (one.verb == "CREATE" and "OR REPLACE" not in one.outline) for one in split(sql))
 
 
 def commits(sql: str) -> bool:

@@ -50,12 +50,13 @@ def has_own_reverse(operation: Operation) -> bool:
     return runs_code(operation) or any(isinstance(one, RunSQL) for one in with_inner(operation))
 
 
-def is_half_done(migration: Migration, past: Past) -> bool:
-    """Whether something of a migration that failed may be there: none, if it is a transaction."""
-    begun = [migration.operations[number - 1 : number] for number in past]
-    return not migration.atomic and (
-        any(told.statements for told in past.values()) or any(runs_code(one) for (one,) in filter(None, begun))
-    )
+def is_half_done(migration: Migration | None, past: Past) -> bool:
+    """Whether something of a migration that failed may be there. Without its file any code may have done something."""
+    if past.complete:
+        return False
+    operations = migration.operations if migration else []
+    begun = [operations[number - 1] for number in past if 0 < number <= len(operations)]
+    return any(told.statements for told in past.values()) or len(begun) < len(past) or any(map(runs_code, begun))
 
 
 def refuse_irreversible(migration: Migration, past: Past) -> None:
@@ -101,6 +102,10 @@ def take_back(
     """
     rolling = Rolling(ProjectState(state.clone().models, state.real_apps))
     moves = [(operation, *rolling.step(operation, migration.app_label)) for operation in migration.operations]
+    for number in past.keys() - set(range(len(moves) + 1)):
+        yield Left(
+            f"operation {number} of {migration}, which run {past[number].run} did, stays: the file has it no more"
+        )
     for number, move in reversed(list(enumerate(moves, 1))):
         told = past.of(number)
         if told is None:
@@ -124,7 +129,7 @@ def _take_back(migration: Migration, move: Move, editor: SchemaEditor, journal: 
     if did_nothing(operation, told):
         return
     if not told.ended and not isinstance(operation, RunBackfill) and (is_code or not operation.reversible):
-        yield Left(f"what {name} did before it failed stays")
+        yield Left(f"what {name} did before it failed may stay")
         return
     editor.may_touch, editor.left_out = _told_to_touch(operation, told), set()
     try:
@@ -164,27 +169,37 @@ def _not_brought_back(
             yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
         elif object.kind.startswith("values"):
             yield Left(f"{object}: where there was NULL, what {name} put there stays")
-        elif object in left_out:
+        elif object in left_out or (None in left_out and object not in back.executed | told.dropped):
             yield Left(f"{object} stays as {name} made it: what would change it back concerns more than that")
         elif object in told.dropped - back.executed and object.kind in {"index", "constraint"}:
             new = ", ".join(sorted(map(str, back.executed - told.executed)))
             yield Left(f"{object}, which {name} dropped, is not back under its name{new and f': {new}'}")
-    is_raw = any(isinstance(one, RunSQL) for one in with_inner(operation))
-    if not told.ended and is_raw and any(not statements.objects(sql) for sql in told.texts):
-        yield Left(f"what {name} did before it failed stays")
+    unknown = [sql for sql in told.texts if not statements.objects(sql)] if _has_raw_sql(operation) else []
+    if unknown and not told.ended:
+        yield Left(f"what {name} did before it failed may stay")
+    elif unknown and told.reasons:
+        yield Left(f"what {name} did stays, as far as its statements do not name what they make")
+    elif not all(map(statements.only_adds, unknown)):
+        yield Left(f"what {name} changed or deleted is back only as far as its reverse SQL brings it back")
+
+
+def _has_raw_sql(operation: Operation) -> bool:
+    return any(isinstance(one, RunSQL) for one in with_inner(operation))
 
 
 def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, ...]], bool] | None:
     """Return which objects a way back may touch."""
-    if told.ended or isinstance(operation, RunBackfill):
-        return (lambda objects: told.skipped.isdisjoint(objects)) if told.skipped else None
+    if isinstance(operation, RunBackfill) or (told.ended and not told.reasons):
+        return None
+    if told.ended and not _has_raw_sql(operation):
+        return told.skipped.isdisjoint
     return lambda objects: bool(objects) and told.executed.issuperset(objects)
 
 
 def outcome(run: object, undone: Iterable[Migration], left: Collection[Left]) -> str:
     """Say how the database is after the run's migrations were taken back, and what is left."""
     if any(one.ours for one in left):
-        said = f"The database is not as it was before {run}:"
+        said = f"The database may not be as it was before {run}:"
     else:
         has_own = any(has_own_reverse(operation) for migration in undone for operation in migration.operations)
         condition = ", if the reverse SQL and code of these migrations are right" if has_own else ""

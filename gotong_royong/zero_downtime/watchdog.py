@@ -42,6 +42,11 @@ WAITING = f"""
     FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) WHERE NOT granted
 """  # noqa: S608
 
+END = """
+    SELECT CASE WHEN state LIKE 'idle%%' THEN pg_terminate_backend(pid) ELSE pg_cancel_backend(pid) END
+    FROM pg_stat_activity WHERE pid = %s
+"""
+
 OUR_LOCK = """
     SELECT mode FROM pg_locks
     WHERE pid = %(us)s AND granted AND relation::regclass::text = %(table)s
@@ -208,9 +213,9 @@ class Watchdog(threading.Thread):
             if is_busy or now - looked_at > self.budget * HEARTBEAT:
                 looked_at = now
                 try:
+                    self.look()
                     if not self._backstop or self._backstop.us != self.us:
                         self._have_it_watched()
-                    self.look()
                     self._listen()
                 except psycopg.Error as error:
                     self._look_again(error)
@@ -220,7 +225,7 @@ class Watchdog(threading.Thread):
     def _open(self, name: str = "migrate: watchdog") -> "psycopg.Connection[Any]":
         """Open a session that calls tables as the watched one does, under the role that may cancel its statements."""
         parameters = {**self.watched.get_connection_params(), "application_name": name}
-        session: psycopg.Connection[Any] = self.watched.get_new_connection(parameters)
+        session: psycopg.Connection[Any] = psycopg.connect(**parameters)  # past the project's pool, if it has one
         session.autocommit = True
         settings = no_timeouts(self.watched) | self._names
         settings["client_connection_check_interval"] = milliseconds(self.budget)
@@ -275,7 +280,8 @@ class Watchdog(threading.Thread):
         for wait in users:
             since, last = self._kept.get(wait.table, (now, 0.0))
             began = now - wait.seconds
-            since = min(since, began) if now - last < BREAK * self.budget else began
+            holds_on = bool(wait.table) or now - last < BREAK * self.budget  # a table is locked until the end
+            since = min(since, began) if holds_on else began
             self._kept[wait.table] = since, now
             longest = max(longest, now - since)
         return longest
@@ -292,7 +298,7 @@ class Watchdog(threading.Thread):
         if self._canceled_at is None:
             self._canceled_at = now
             self._verdict = BlockedTooLong(self._reason(users, kept_out))
-            self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
+            self.session.execute(END, [self.us])
         elif now - self._canceled_at > self.budget:
             self._canceled_at = now
             self.session.execute("SELECT pg_terminate_backend(%s)", [self.us])

@@ -128,7 +128,7 @@ def test_killed_before_each_statement(killer, key):
 
 
 def take_back(killer, database, before):
-    killer.run(database, "rollback", "--steps", "1", "--yes")
+    killer.run(database, "rollback", "--steps", "1", "--yes", "--all")
     assert killer.look(database) == before
 
 

@@ -126,7 +126,7 @@ def test_a_second_postgresql_has_a_ledger_of_its_own(two, scratch, another):
     assert "notes_item" not in str(look(scratch)["columns"])
     assert "[X] 0001_note" in two.succeed("showmigrations", "--database", "other")
     assert "run 1" in two.succeed("showmigrations", "notes", "--database", "other")
-    two.succeed("rollback", "--yes", "--database", "other")
+    two.succeed("rollback", "--yes", "--all", "--database", "other")
     assert "notes_item" not in str(look(another)["columns"])
 
 

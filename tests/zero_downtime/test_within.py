@@ -4,8 +4,9 @@ import threading
 
 import pytest
 from django.core.management import call_command
-from django.db import connections
+from django.db import connections, transaction
 
+from gotong_royong.zero_downtime.exceptions import WithinTransaction
 from gotong_royong.zero_downtime.models import Run
 from tests.zero_downtime.test_stages import applied
 
@@ -101,3 +102,12 @@ def test_a_receiver_may_migrate(shop, scratch):
         ("succeeded", ["other"]),
         ("succeeded", ["shop"]),
     ]
+
+
+@pytest.mark.parametrize("command", ["migrate", "rollback"])
+def test_within_a_transaction_of_the_caller(scratch, command):
+    """Whose end would undo what the ledger says is done."""
+    call_command("migrate", "sessions", database=scratch.alias, verbosity=0)
+    with transaction.atomic(using=scratch.alias), pytest.raises(WithinTransaction):
+        call_command(command, database=scratch.alias, verbosity=0)
+    assert Run.objects.using(scratch.alias).count() == 1

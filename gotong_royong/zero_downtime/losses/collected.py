@@ -11,7 +11,7 @@ from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.journal import Told
 from gotong_royong.zero_downtime.plan import only_looking, states_before
-from gotong_royong.zero_downtime.stages import Plan
+from gotong_royong.zero_downtime.stages import Plan, key_of
 from gotong_royong.zero_downtime.states import Move, Rolling
 from gotong_royong.zero_downtime.undo import did_nothing
 
@@ -28,7 +28,7 @@ def collected(executor: Executor, plan: Plan) -> Iterator[tuple[Migration, Told,
             if type(migration).unapply is not Migration.unapply:
                 yield migration, Told(), f"runs code, {type(migration).__module__}", False
                 continue
-            past, rolling = executor.past(migration), Rolling(befores[migration])
+            past, rolling = executor.past(*key_of(migration)), Rolling(befores[migration])
             numbered = [
                 (told, move)
                 for number, operation in enumerate(migration.operations, 1)

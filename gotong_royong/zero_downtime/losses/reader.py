@@ -222,7 +222,10 @@ class Reader:
 
     def _was_there(self, kind: str, name: str) -> bool:
         """Whether the journal tells that it was there before the migration, so that it stays."""
-        return any(one.kind == kind and quoted(plain(name)) in {one.name, one.table} for one in self._told.skipped)
+        wanted = plain(name)
+        return any(
+            one.kind == kind and wanted in map(plain, filter(None, (one.name, one.table))) for one in self._told.skipped
+        )
 
     # How that is said
 

@@ -22,6 +22,10 @@ class Migration(migrations.Migration):
             name='zero_downtime_step_migration',
         ),
         migrations.AddIndex(
+            model_name='step',
+            index=models.Index(condition=models.Q(('status', 'succeeded'), _negated=True), fields=['id'], name='zero_downtime_step_unfinished'),
+        ),
+        migrations.AddIndex(
             model_name='run',
             index=models.Index(condition=models.Q(('status', 'running')), fields=['id'], name='zero_downtime_run_running'),
         ),

@@ -64,7 +64,13 @@ class Command(mistakes.Plain):
                     "Nothing more was changed. Look what there is to take back now: rollback --plan."
                 )
             plan, found = self.show(executor, chosen, options)
-            self.agree(executor, plan, found, options, is_all=len(chosen) == len(done))
+            self.agree(
+                executor,
+                plan,
+                found,
+                options,
+                is_all=len(chosen) == len(done) and not all(one.is_faked for one in chosen),
+            )
             how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
             between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
             self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
