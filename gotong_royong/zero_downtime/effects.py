@@ -147,9 +147,10 @@ class JournalingEditor(DatabaseSchemaEditor):
         if "EXISTS" not in sql.upper():
             return False
         return any(
-            statement.conditions
-            and (len(statement.objects) != len(statement.conditions) or "&" in str(statement.conditions))
+            "&" in condition.name + condition.table or self._is_there(condition) is not condition.must_exist
             for statement in statements.split(sql)
+            if len(statement.objects) != len(statement.conditions)
+            for condition in statement.conditions
         )
 
     def _is_there(self, condition: statements.Condition) -> bool:

@@ -238,6 +238,7 @@ class Executor(MigrationExecutor):
         self._number += 1
         key, how = key_of(migration), dict[str, Any](faked=faked, number=self._number, of=self._of)
         past = self.past(*key) if direction == Step.Direction.UP and key in self._failed_before else Past()
+        past = Past() if past.complete else past
         return Progress(steps, guard, migration, direction, past, stage=self._stages[key], **how)
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:

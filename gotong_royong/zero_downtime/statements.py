@@ -229,7 +229,7 @@ class Statement:
         if "EXISTS" not in self.text.upper():
             return []
         dropped = DROPPED.match(self.outline)
-        if dropped and CONDITION.match(self.outline):
+        if dropped and " , " in dropped["names"] and CONDITION.match(self.outline):
             names = map(self.written, dropped["names"].split(" , "))
             return [Condition(dropped["kind"], name, "", must_exist=True) for name in names]
         altered = ALTERED.match(self.outline)

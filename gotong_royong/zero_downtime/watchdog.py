@@ -213,9 +213,9 @@ class Watchdog(threading.Thread):
             if is_busy or now - looked_at > self.budget * HEARTBEAT:
                 looked_at = now
                 try:
-                    self.look()
                     if not self._backstop or self._backstop.us != self.us:
                         self._have_it_watched()
+                    self.look()
                     self._listen()
                 except psycopg.Error as error:
                     self._look_again(error)
