@@ -32,7 +32,7 @@ from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
-from gotong_royong.zero_downtime.progress import Progress
+from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
@@ -347,7 +347,7 @@ class Executor(MigrationExecutor):
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:
         """Write how a step failed, undo the batch if that is wanted, and return what to raise."""
-        if _is_interruption(error) or not isinstance(error, Exception):
+        if is_interruption(error) or not isinstance(error, Exception):
             with suppress(Error):
                 step.end_unless_committed(Status.INTERRUPTED, "")
             return KeyboardInterrupt() if isinstance(error, Exception) else error
@@ -394,18 +394,10 @@ class Executor(MigrationExecutor):
 
             between_signals(self, [*half, *plan], take_back)
         except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
-            left = (
-                ", ".join(str(step.migration) for step in self._applied)
-                or (is_half and "half of the failed migration")
-                or "nothing"
-            )
+            stays = [str(step.migration) for step in self._applied] or ["half of the failed migration"] * is_half
+            left = ", ".join(stays) or "nothing"
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return RolledBack(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
             f"{undo.outcome(self.run, undone, self.left)}"
         )
-
-
-def _is_interruption(error: BaseException | None) -> bool:
-    """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__context__))

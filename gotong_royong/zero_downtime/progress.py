@@ -117,3 +117,8 @@ class Progress:
         place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
         advice = f"Mend it and {self.again}; --traceback shows where it came from."
         return StepFailed(f"{sentence}{place}\n{' '.join(filter(None, [left, advice]))}")
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or is_interruption(error.__context__))

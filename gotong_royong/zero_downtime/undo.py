@@ -204,4 +204,4 @@ def outcome(run: object, undone: Iterable[Migration], left: Collection[Left]) ->
         has_own = any(has_own_reverse(operation) for migration in undone for operation in migration.operations)
         condition = ", if the reverse SQL and code of these migrations are right" if has_own else ""
         said = f"The database is as it was before {run}{condition}."
-    return "\n  ".join([said, *(one.text for one in left)])
+    return "\n  ".join([said, *dict.fromkeys(one.text for one in left)])

@@ -3,7 +3,16 @@
 import pytest
 from psycopg import sql
 
-from gotong_royong.zero_downtime.statements import Build, Condition, Statement, is_patient, pieces, split, text_of
+from gotong_royong.zero_downtime.statements import (
+    Build,
+    Condition,
+    Statement,
+    is_patient,
+    only_adds,
+    pieces,
+    split,
+    text_of,
+)
 
 CASE = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END;"
 
@@ -229,3 +238,20 @@ def test_whatever_a_cursor_takes_has_a_text(scratch):
         build = sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} (a)").format(sql.Identifier('a "b'), sql.Identifier("T"))
         assert Statement(text_of(build, scratch)).build == Build('"a ""b"', '"T"')
         assert text_of(b"SELECT 'a'", scratch) == text_of("SELECT 'a'", scratch)
+
+
+@pytest.mark.parametrize(
+    ("string", "adds"),
+    [
+        ("INSERT INTO t VALUES (1); COMMENT ON TABLE t IS 'DELETE'", True),
+        ("ALTER TABLE t VALIDATE CONSTRAINT c", True),
+        ("CREATE VIEW v AS SELECT 1", True),
+        ("CREATE OR REPLACE VIEW v AS SELECT 1", False),
+        ("-- INSERT\nDELETE FROM t", False),
+        ("INSERT INTO t VALUES (1); TRUNCATE t", False),
+        ("DO $$ BEGIN DELETE FROM t; END $$", False),
+        ("ALTER TABLE t ALTER c TYPE int", False),
+    ],
+)
+def test_which_may_have_taken_something_away(string, adds):
+    assert bool(only_adds(string)) is adds

@@ -74,8 +74,8 @@ class Command(mistakes.Plain):
             how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
             between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
             self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
-            for left in executor.left:
-                self.stdout.write(f"  {left.text}")
+            for text in dict.fromkeys(left.text for left in executor.left):
+                self.stdout.write(f"  {text}")
 
     def choose(self, executor: Executor, done: list[Applied], options: dict[str, Any]) -> list[Applied]:
         for option in ("steps", "run"):
