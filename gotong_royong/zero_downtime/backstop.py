@@ -74,7 +74,7 @@ class Backstop:
     """
 
     def __init__(self, session: "psycopg.Connection[Any]", *, us: int, watchdog: int, budget: float) -> None:
-        self.session, self.us, self.pid = session, us, session.info.backend_pid
+        self.session, self.us, self.watchdog, self.pid = session, us, watchdog, session.info.backend_pid
         self.lost = ""
         """What has ended it before its time."""
         self._heard, self._lock = list[str](), Lock()

@@ -117,6 +117,7 @@ class Watchdog(threading.Thread):
         self._names = look_up(connection, "search_path")
         self.session = self._open()
         self._backstop: Backstop | None = None
+        self._opening = threading.Lock()
         self.follow()
         self.blocked = Blocked()
         self.statement, self.is_patient = "", False
@@ -157,13 +158,19 @@ class Watchdog(threading.Thread):
     def follow(self) -> None:
         """Watch the session that the connection has now, and have the server watch it, too."""
         self.us: int = self.watched.connection.info.backend_pid
+        with suppress(psycopg.Error):  # then the watchdog's thread tries again, and gives the verdict
+            self._have_it_watched()
 
     def _have_it_watched(self) -> None:
-        before, us, watchdog = self._backstop, self.us, self.session.info.backend_pid
-        session = self._open("migrate: backstop")
-        self._backstop = Backstop(session, us=us, watchdog=watchdog, budget=self.budget)
-        if before:
-            before.end(self.session)
+        """Have the server watch the session, before anything is executed in it that might keep others waiting."""
+        with self._opening:
+            before, us, watchdog = self._backstop, self.us, self.session.info.backend_pid
+            if before and (before.us, before.watchdog) == (us, watchdog) and not before.lost:
+                return
+            session = self._open("migrate: backstop")
+            self._backstop = Backstop(session, us=us, watchdog=watchdog, budget=self.budget)
+            if before:
+                before.end(self.session)
 
     def _listen(self) -> None:
         """Hear what the server has done in our stead.
@@ -213,8 +220,7 @@ class Watchdog(threading.Thread):
             if is_busy or now - looked_at > self.budget * HEARTBEAT:
                 looked_at = now
                 try:
-                    if not self._backstop or self._backstop.us != self.us:
-                        self._have_it_watched()
+                    self._have_it_watched()
                     self.look()
                     self._listen()
                 except psycopg.Error as error:
