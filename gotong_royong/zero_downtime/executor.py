@@ -36,7 +36,7 @@ from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
-from gotong_royong.zero_downtime.states import Rolling
+from gotong_royong.zero_downtime.states import Rolling, has_own_transaction
 from gotong_royong.zero_downtime.watchdog import Report
 
 # What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
@@ -298,7 +298,12 @@ class Executor(MigrationExecutor):
                 rolling.forwards(operation, migration.app_label)
                 continue
             journal.begin(number, operation)
-            rolling.perform(operation, migration, editor)
+            try:
+                rolling.perform(operation, migration, editor)
+            except Exception as error:
+                if has_own_transaction(operation, migration) and not locks.is_lost(error):
+                    journal.undone()
+                raise
             if not migration.atomic:
                 editor.run_deferred()
             journal.end(settled=editor.settled)
