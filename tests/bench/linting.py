@@ -3,12 +3,14 @@
 import argparse
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from tests import memory
 from tests.bench.contenders import LINTER, OURS, STOCK, Contender, Ended, database, migrate, succeed
 from tests.bench.synthetic import write_project
 
@@ -57,13 +59,12 @@ def judged(ended: Ended) -> Ended:
 
 @contextmanager
 def without_a_cache() -> Iterator[None]:
-    """Let our linter keep its server in a folder of its own meanwhile."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    with TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("XDG_CACHE_HOME")
-            if before is not None:
-                os.environ["XDG_CACHE_HOME"] = before
+    """Let our linter keep its server in a folder of its own meanwhile, as fast as the one that the others use."""
+    before, folder = dict(os.environ), memory.temporary("lint-")
+    os.environ["XDG_CACHE_HOME"] = f"{folder}"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder)

@@ -14,8 +14,9 @@ import psutil
 import psycopg
 import pytest
 from django.conf import settings
+from django.contrib.postgres.operations import CITextExtension, CreateExtension, TrigramExtension
 from django.core.exceptions import ImproperlyConfigured
-from django.db import ProgrammingError, connection, connections
+from django.db import ProgrammingError, connection, connections, transaction
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
@@ -232,6 +233,57 @@ def test_migrations_run_as_a_role_that_owns_only_their_database():
                                 password=password)  # fmt: skip
     with scratch(connection) as database:
         assert ask("SHOW search_path", through=database) != "nowhere"
+
+
+@pytest.fixture
+def database():
+    """One on a server that has many extensions, if there is such a one."""
+    older = {programs(version) for version in range(14, 19)}
+    many = [one for one in older if one.folder.is_relative_to("/usr/lib/postgresql")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[scratch.__module__], "programs", lambda version: (many or [programs(version)])[0])
+        with scratch(connection) as database:
+            yield database
+
+
+class TestExtensions:
+    """Those that the server has are created, also those that only a superuser may create, and nothing else is."""
+
+    def is_there(self, database, name):
+        if not ask("SELECT count(*) FROM pg_available_extensions WHERE name = %s", name, through=database):
+            pytest.skip(f"this server has no extension {name}")
+
+    @pytest.mark.parametrize(
+        ("name", "sql"),
+        [
+            ("citext", "CREATE EXTENSION IF NOT EXISTS citext"),
+            ("pageinspect", "-- look\nCREATE EXTENSION pageinspect; CREATE TABLE looked_at ()"),
+            ("pageinspect", 'create/**/extension "pageinspect" WITH SCHEMA public CASCADE'),
+        ],
+    )
+    @pytest.mark.parametrize("atomic", [True, False])
+    def test_one_is_created_and_dropped(self, database, name, sql, atomic):
+        self.is_there(database, name)
+        with database.schema_editor(atomic=atomic) as editor:
+            editor.execute(sql)
+            assert ask("SELECT count(*) FROM pg_extension WHERE extname = %s", name, through=database) == 1
+            assert not ask("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", through=database)
+            with pytest.raises(ProgrammingError), transaction.atomic(database.alias):
+                ask("CREATE ROLE more", through=database)
+            editor.execute(f"DROP EXTENSION {name}; DROP TABLE IF EXISTS looked_at")
+
+    @pytest.mark.parametrize("operation", [TrigramExtension(), CITextExtension(), CreateExtension("pgrowlocks")])
+    def test_django_s_operations(self, database, operation):
+        self.is_there(database, operation.name)
+        with database.schema_editor() as editor:
+            operation.database_forwards("shop", editor, None, None)
+            operation.database_backwards("shop", editor, None, None)
+
+    @pytest.mark.parametrize("name", ["dblink", "postgres_fdw", "file_fdw"])
+    def test_one_that_reaches_other_servers_is_not(self, database, name):
+        self.is_there(database, name)
+        with pytest.raises(ProgrammingError, match="permission denied to create extension"):
+            ask(f"CREATE EXTENSION {name}", through=database)
 
 
 class TestTheConfiguredServer:
