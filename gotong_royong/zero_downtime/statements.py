@@ -86,10 +86,7 @@ UPDATE = re.compile(
 )
 BRACKETS = re.compile(r"\([^()]*\) ?")
 SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
-CONDITION = re.compile(
-    r"\b(?:CREATE|DROP|ALTER|ADD|RENAME) (?P<kind>(?:(?!ADD|DROP|RENAME)[A-Z]+ )*?)IF (?P<missing>NOT )?EXISTS "
-    rf"(?:ONLY )?(?P<name>{NAME})(?: ON (?:ONLY )?(?P<table>{NAME}))?"
-)
+CONDITION = re.compile(r"(?:CREATE|DROP|ALTER) .*\bIF (?:NOT )?EXISTS\b")
 KIND = (
     r"(?P<kind>(?:FOREIGN )?TABLE|INDEX|(?:MATERIALIZED )?VIEW|SEQUENCE|SCHEMA|EXTENSION|TYPE|DOMAIN|FUNCTION|PROCEDURE"
     r"|AGGREGATE|TRIGGER|POLICY|RULE|COLLATION|STATISTICS)"
@@ -100,11 +97,10 @@ MADE = re.compile(
 )
 DROPPED = re.compile(rf"DROP {KIND} (?:CONCURRENTLY )?(?:IF EXISTS )?(?P<names>{NAME}(?: , {NAME})*)")
 ADDED_OR_DROPPED = re.compile(
-    rf"(?:ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
+    rf"(?P<verb>ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
     rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 DROP = re.compile(r"\bDROP\b")
-NO_KIND = {"UNIQUE", "CONCURRENTLY", "TEMP", "TEMPORARY", "UNLOGGED", "RECURSIVE", "GLOBAL", "LOCAL"}
 
 
 class Build(NamedTuple):
@@ -124,18 +120,6 @@ class Object(NamedTuple):
     def __str__(self) -> str:
         names = (name.replace('"', "") for name in (self.name, self.table) if name)
         return f"{self.kind} {' on '.join(names)}"
-
-
-class Condition(NamedTuple):
-    """What must not be there (IF NOT EXISTS), or must (IF EXISTS), for the statement to do something.
-
-    ``kind`` is a word such as TABLE, INDEX or COLUMN; ``table`` is that of a part of one.
-    """
-
-    kind: str
-    name: str
-    table: str
-    must_exist: bool
 
 
 class Statement:
@@ -224,40 +208,33 @@ class Statement:
         return "" if "&" in name else name
 
     @property
-    def conditions(self) -> list[Condition]:
-        """Each IF EXISTS and IF NOT EXISTS of it."""
-        if "EXISTS" not in self.text.upper():
-            return []
-        dropped = DROPPED.match(self.outline)
-        if dropped and " , " in dropped["names"] and CONDITION.match(self.outline):
-            names = map(self.written, dropped["names"].split(" , "))
-            return [Condition(dropped["kind"], name, "", must_exist=True) for name in names]
-        altered = ALTERED.match(self.outline)
-        table = altered["table"] if altered else ""
-        return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
-
-    @property
     def objects(self) -> list[Object]:
         """What it makes or drops, if it says that of all it does; names that need no quotes have none."""
+        return [object for object, _ in self.changes]
+
+    @cached_property
+    def changes(self) -> list[tuple[Object, bool]]:
+        """Each of its ``objects``, and whether it makes that."""
         if self.verb == "ALTER":
-            return self._altered_parts()
-        found = (
-            (MADE if self.verb == "CREATE" else DROPPED).match(self.outline)
-            if self.verb in {"CREATE", "DROP"}
-            else None
-        )
+            return self._changed_parts()
+        makes = self.verb == "CREATE"
+        found = (MADE if makes else DROPPED).match(self.outline) if self.verb in {"CREATE", "DROP"} else None
         if found is None:
             return []
-        return [Object(found["kind"].lower(), "", self._plain(name)) for name in found["names"].split(" , ")]
+        return [(Object(found["kind"].lower(), "", self._plain(name)), makes) for name in found["names"].split(" , ")]
 
-    def _altered_parts(self) -> list[Object]:
+    def _changed_parts(self) -> list[tuple[Object, bool]]:
         outline = self._outline_outside_brackets.removesuffix(" ;")
         if not (altered := ALTERED.match(outline)):
             return []
-        actions = [ADDED_OR_DROPPED.match(action) for action in outline[altered.end() :].split(" , ")]
         table = self._plain(altered["table"])
-        parts = [Object((one["kind"] or "column").lower(), table, self._plain(one["name"])) for one in actions if one]
-        return parts if len(parts) == len(actions) else []
+        found = [ADDED_OR_DROPPED.match(action) for action in outline[altered.end() :].split(" , ")]
+        parts = [
+            (Object((one["kind"] or "column").lower(), table, self._plain(one["name"])), one["verb"] == "ADD")
+            for one in found
+            if one
+        ]
+        return parts if len(parts) == len(found) else []
 
     @property
     def columns_set(self) -> list[tuple[str, str]]:
@@ -279,11 +256,6 @@ class Statement:
     def _may_be_patient(self) -> bool:
         text = self.text.upper()
         return "CONCURRENTLY" in text or "VALIDATE" in text
-
-    def _condition(self, found: "re.Match[str]", altered: str) -> Condition:
-        kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
-        table = found["table"] or ("" if kind == "TABLE" else altered)
-        return Condition(kind, self.written(found["name"]), self.written(table), not found["missing"])
 
     def _plain(self, outlined: str) -> str:
         name = self.written(outlined)
@@ -348,6 +320,11 @@ def objects(sql: str) -> tuple[Object, ...]:
 def drops(sql: str) -> bool:
     """Whether a statement of the string drops anything."""
     return "DROP" in sql.upper() and any(DROP.search(one.outline) for one in split(sql))
+
+
+def has_condition(sql: str) -> bool:
+    """Whether a statement of the string makes or drops something IF EXISTS or IF NOT EXISTS."""
+    return "EXISTS" in sql.upper() and any(CONDITION.match(one.outline) for one in split(sql))
 
 
 def is_patient(sql: str) -> bool:

@@ -5,7 +5,6 @@ import time
 
 import psycopg
 import pytest
-from django.core.management import call_command
 from django.db import migrations
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
@@ -24,22 +23,9 @@ SETTINGS = """
 """
 
 
-@pytest.fixture(scope="module")
-def template(django_db_setup, django_db_blocker):
-    from tests.conftest import _database
-
-    with django_db_blocker.unblock(), _database() as database:
-        call_command("migrate", "tasks", database=database.alias, verbosity=0)
-        database.close()
-        yield database.alias
-
-
 @pytest.fixture
-def migrated(template, django_db_blocker):
-    from tests.conftest import _database
-
-    with django_db_blocker.unblock(), _database(template) as database:
-        yield database
+def migrated(copied):
+    return copied("tasks")
 
 
 def test_a_deadlock_is_tried_again(migrated, settings):
