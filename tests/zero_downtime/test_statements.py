@@ -3,6 +3,7 @@
 import pytest
 from psycopg import sql
 
+from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.statements import (
     Build,
     Condition,
@@ -213,7 +214,7 @@ def test_what_it_depends_on_that_something_is_there(string, conditions):
     ],
 )
 def test_what_an_update_sets(string, columns):
-    assert set(Statement(string).columns_set) == columns
+    assert set(columns_set(Statement(string))) == columns
 
 
 @pytest.mark.parametrize(
