@@ -8,7 +8,7 @@ import gotong_royong.zero_downtime
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions"},
-    {"statements", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
+    {"statements", "changes", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
     {"backstop", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
