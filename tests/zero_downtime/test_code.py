@@ -17,6 +17,8 @@ from tests.zero_downtime.shop import ITEMS, Shop
 from tests.zero_downtime.test_executor import ask, run
 from tests.zero_downtime.test_watched import SOMEBODY_WAITS
 
+pytestmark = pytest.mark.once
+
 ROWS = 6  # each of which is one at first
 PRICES = "CREATE TABLE prices (id int PRIMARY KEY, price int); INSERT INTO prices SELECT generate_series(1, 6), 1"
 RAISE = "UPDATE prices SET price = price * 100 WHERE id = %s"
