@@ -26,7 +26,7 @@ from gotong_royong.zero_downtime.linter.selection import select
 from gotong_royong.zero_downtime.linter.server import Programs, programs
 from tests import memory
 
-pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+pytestmark = [pytest.mark.once, pytest.mark.django_db(transaction=True, databases="__all__")]
 
 KILLED = """
 import os, time, django, psutil
