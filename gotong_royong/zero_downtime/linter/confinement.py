@@ -3,13 +3,38 @@
 Programs that it starts and libraries with sockets of their own, as psycopg has, are not held back.
 """
 
+import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from io import StringIO
+from pathlib import Path
 from typing import Any
+
+from gotong_royong.zero_downtime.stages import Key
+
+
+class Watch:
+    """Whom the linter tells where it is, if it runs apart."""
+
+    at: Key | None = None
+
+    def tell(self, *said: Any) -> None:
+        """Say something, as JSON lets it through."""
+
+    def begin(self, key: Key) -> None:
+        """Say that what comes is the doing of this migration."""
+        self.at = key
+        self.tell("at", *key)
+
+    def go_on(self, doing: str) -> None:
+        """Say that what comes is the doing of no migration."""
+        self.at = None
+        self.tell("doing", doing)
+
+
+watch = Watch()
 
 
 class TooLong(KeyboardInterrupt):
@@ -34,7 +59,7 @@ def confined(limit: float) -> Iterator[None]:
         raise NetworkRefused("The linter lets no migration reach the network.")
 
     with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(StringIO()))
+        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         if _can_be_interrupted():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
             stack.callback(allow, 0)
@@ -49,7 +74,18 @@ def _can_be_interrupted() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def allow(seconds: float) -> None:
-    """Begin to count anew; 0 ends the counting."""
+def allow(seconds: float, operation: int = 0) -> None:
+    """Begin to count anew, for this operation; 0 ends the counting."""
+    watch.tell("allowed", seconds, operation)
     if _can_be_interrupted():
         signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def call(run: Callable[..., object], *arguments: Any) -> None:
+    """Call code of a migration; a copy of this process that it makes and does not end itself ends there."""
+    process = os.getpid()
+    try:
+        run(*arguments)
+    finally:
+        if os.getpid() != process:
+            os._exit(0)

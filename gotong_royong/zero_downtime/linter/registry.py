@@ -90,6 +90,16 @@ class Violation:
 RULES: dict[str, Rule] = {}
 
 
+def as_told(one: Violation) -> dict[str, Any]:
+    """Return what JSON lets through, of which ``as_found`` makes a violation again."""
+    return {**vars(one), "rule": one.rule.id}
+
+
+def as_found(told: dict[str, Any]) -> Violation:
+    direction = Direction(told["direction"]) if told["direction"] else None
+    return Violation(**{**told, "rule": RULES[told["rule"]], "direction": direction})
+
+
 def rule(
     id: str, title: str, *, condition: str, effect: str, instead: str, bad: str = "", good: str = ""
 ) -> Callable[[Judge], Judge]:

@@ -7,7 +7,7 @@ is run all the same.
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
+from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, call, confined, watch
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
@@ -56,12 +56,25 @@ class _Undo(Exception):
     """Ends a transaction that has shown what it does."""
 
 
-def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
-    """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
+def fill(
+    connection: BaseDatabaseWrapper,
+    loader: MigrationLoader,
+    keys: Collection[Key],
+    stopped: Collection[Key] = (),
+) -> None:
+    """Run migrations without looking, as the ground on which others are judged; what fails is left out.
+
+    Args:
+        stopped: those that are not to be run.
+    """
     rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
     observer = Observer(connection)
     for key in keys:
         migration, before = loader.graph.nodes[key], rolling.snapshot()
+        if key in stopped:
+            _follow(rolling, migration)
+            continue
+        watch.begin(key)
         try:
             with (
                 confined(LIMIT * len(migration.operations)),
@@ -69,11 +82,12 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
                 for operation in migration.operations:
-                    rolling.perform(operation, migration, editor)
+                    call(rolling.perform, operation, migration, editor)
         except FAILS:  # whatever it is, it is no failure of those under judgement
             _recover(connection)
             rolling = before
             _follow(rolling, migration)
+    watch.go_on("")
 
 
 def traces(
@@ -85,6 +99,7 @@ def traces(
     *,
     one_deploy: bool = False,
     limit: float = LIMIT,
+    stopped: Mapping[Key, Failure] = {},
 ) -> Iterator[Trace]:
     """Run the migrations of ``plan``, and yield a trace of each that is in ``judged``.
 
@@ -92,6 +107,7 @@ def traces(
         ground: what has been run in the database already.
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
         limit: seconds for each operation.
+        stopped: those that are not to be run, and why.
     """
     rolling = _rolled(loader, ground)
     observer = Observer(connection)
@@ -108,7 +124,12 @@ def traces(
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
-        moves, up = run.up(migration, rolling, rehearse=key in judged)
+        watch.begin(key)
+        if key in stopped:
+            _follow(rolling, migration)
+            moves, up = list[Move](), Pass(Direction.UP, failure=stopped[key])
+        else:
+            moves, up = run.up(migration, rolling, rehearse=key in judged)
         written = Code(rolling, code_before)
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
@@ -234,26 +255,26 @@ class _Runner:
         tables = [table for table in self.observer.catalog.values() if table.name in used]
         if not tables:
             return
-        allow(min(self.limit, LIMIT_OF_REHEARSAL))
+        allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
         with (
             suppress(*FAILS),  # on rows that are made up, nothing has to succeed
             self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
             transaction.atomic(self.connection.alias),
         ):
             self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            run(migration.app_label, editor, old, new)
+            call(run, migration.app_label, editor, old, new)
             raise _Undo
-        allow(self.limit)
+        allow(self.limit, number)
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
-        allow(self.limit)
+        allow(self.limit, number)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
         alone = not editor.atomic_migration and _has_transaction(migration, number)
         with transaction.atomic(self.connection.alias) if alone else nullcontext():
-            run(migration.app_label, editor, old, new)
+            call(run, migration.app_label, editor, old, new)
         self.observer.put_off.update((str(sql), number) for sql in editor.deferred_sql[put_off:])
 
     def _pass(self, migration: Migration, direction: Direction, run: Any, *, undo: bool = False) -> Pass:
@@ -317,9 +338,17 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
         connection.connect()
 
 
-def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Whether it is such an error, or was raised while one was handled."""
-    return error is not None and (isinstance(error, kind) or _is_because_of(error.__cause__ or error.__context__, kind))
+def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it is such an error, was raised while one was handled, or carries one, as libraries' own errors do."""
+    known: dict[int, BaseException] = {}
+    found: list[Any] = [error]
+    while found:
+        one = found.pop()
+        if isinstance(one, BaseException) and id(one) not in known:
+            known[id(one)] = one
+            found += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+            found += getattr(one, "exceptions", ())
+    return any(isinstance(one, kind) for one in known.values())
 
 
 def _is_code(operation: Operation) -> bool:
