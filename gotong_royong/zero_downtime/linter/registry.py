@@ -107,7 +107,13 @@ IN_GENERAL = FORWARDS | {"unique": "", "body": "(<columns>)", "kind": "UNIQUE", 
 def rule(
     id: str, title: str, *, condition: str, effect: str, instead: str, back: str = "", bad: str = "", good: str = ""
 ) -> Callable[[Judge], Judge]:
-    """Register the decorated function as the judge of a rule."""
+    """Register the decorated function as the judge of a rule.
+
+    Raises:
+        ValueError: if another rule has the id.
+    """
+    if id in RULES:
+        raise ValueError(id)
 
     def register(judge: Judge) -> Judge:
         examples = bad.strip("\n"), good.strip("\n")

@@ -124,7 +124,7 @@ operations = [
     good=NOT_ATOMIC + operations(DROP_CREATED),
 )
 def index_dropped(trace: Trace) -> Iterator[Spot]:
-    new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104", "E112"}}
+    new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104", "E113"}}
     for passed, statement in statements(trace):
         for change in statement.changes:
             before, lock = change.before, statement.held.get(change.table)

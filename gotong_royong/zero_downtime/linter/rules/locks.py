@@ -104,7 +104,7 @@ def cause(statement: Statement, table: str) -> str:
     if table in statement.rewrites:
         return "E102"
     if index:
-        return "E103" if not index.constraint else "E112" if exclusion(statement, index) else "E104"
+        return "E103" if not index.constraint else "E113" if exclusion(statement, index) else "E104"
     if change:
         return "E106" if change.before else "E105"
     if made_not_null(statement, table):
@@ -241,19 +241,19 @@ operations = [
 
 
 long_lock(
-    "E112",
+    "E113",
     "An exclusion constraint is built while others wait",
     condition="A statement adds an exclusion constraint to a table of before.",
     effect="{lock} on {table} blocks {blocks} while the index of {name} is built from all rows: {statement}",
     instead="""
 PostgreSQL builds no exclusion constraint CONCURRENTLY. While the table is small, say so:
 
-IgnoreRules("E112", reason="It has a thousand rows.")
+IgnoreRules("E113", reason="It has a thousand rows.")
 
 Else make a new table with the constraint, keep it up to date by a trigger, and move the rows there in batches.
 """,
     bad=POST_DEPLOY + operations(EXCLUSION),
-    good=POST_DEPLOY + operations('IgnoreRules("E112", reason="It has a thousand rows.")', EXCLUSION),
+    good=POST_DEPLOY + operations('IgnoreRules("E113", reason="It has a thousand rows.")', EXCLUSION),
 )
 
 
