@@ -118,18 +118,22 @@ ASPECTS = """
     FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
 """
-RELATION = "SELECT to_regclass(%(name)s) IS NOT NULL"
+# An index is made in the schema of its table, which may be another one than the search path finds.
+INDEX_NAMED = """
+    SELECT CASE WHEN %(is_new)s AND NOT coalesce(indisvalid, true) THEN NULL ELSE coalesce(oid::text, (
+        SELECT '?' FROM pg_class WHERE relkind IN ('i', 'I')
+        AND relname = (parse_ident(%(name)s))[cardinality(parse_ident(%(name)s))]::name LIMIT 1)) END
+    FROM to_regclass(%(name)s) AS oid LEFT JOIN pg_index ON indexrelid = oid
+"""
 NAMED = {
-    **dict.fromkeys(("TABLE", "FOREIGN TABLE", "INDEX", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), RELATION),
-    "VALID INDEX": ("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND indisvalid)"),
-    "SCHEMA": "SELECT to_regnamespace(%(name)s) IS NOT NULL",
-    "TYPE": "SELECT to_regtype(%(name)s) IS NOT NULL",
-    "EXTENSION": "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name)",
+    "index": INDEX_NAMED,
+    **dict.fromkeys(("function", "procedure", "aggregate"), "SELECT to_regproc(%(name)s)::oid::text"),
+    **dict.fromkeys(("type", "domain"), "SELECT to_regtype(%(name)s)::oid::text"),
+    "schema": "SELECT to_regnamespace(%(name)s)::oid::text",
+    "collation": "SELECT to_regcollation(%(name)s)::oid::text",
+    "extension": "SELECT max(oid)::text FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name",
 }
-NEW = {
-    **NAMED,
-    **dict.fromkeys(("TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW", "SEQUENCE"), f"{TABLE_HERE} IS NOT NULL"),
-}
+RELATIONS = {"table", "foreign table", "view", "materialized view", "sequence"}
 COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 
 # The index of a partitioned table is not valid until each partition has one, which is no harm. Who may not see what
@@ -283,8 +287,7 @@ DEPENDENTS = """
 
 def table(connection: BaseDatabaseWrapper, name: str) -> int | None:
     """Return the OID of the table that the name means in a statement."""
-    oid: int | None = _ask(connection, TABLE, name=name)[0][0]
-    return oid
+    return _ask(connection, TABLE, name=name)[0][0]  # type: ignore[no-any-return]
 
 
 def table_here(connection: BaseDatabaseWrapper, name: str) -> int | None:
@@ -306,14 +309,20 @@ def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict
     return dict(zip(("TYPE", "NULL", "DEFAULT", "identity", "comment"), rows[0], strict=True)) if rows else {}
 
 
-def named(connection: BaseDatabaseWrapper, kind: str, name: str, *, is_new: bool) -> bool | None:
-    """Whether there is a table, view, extension … of that name; None if that kind is not looked for.
+def named(connection: BaseDatabaseWrapper, kind: str, name: str, *, is_new: bool) -> str | None:
+    """Return the OID of the table, view, extension … of that name, None if there is none, "?" if that cannot be told.
 
     Args:
-        is_new: whether to look where CREATE would make it, and not along the whole search path.
+        is_new: whether to look where CREATE would make it, and not along the whole search path. An index that a failed
+            build left is none then.
     """
-    question = (NEW if is_new else NAMED).get(kind)
-    return bool(_ask(connection, question, name=name)[0][0]) if question else None
+    if kind in RELATIONS:
+        found = (table_here if is_new else table)(connection, name)
+        return str(found) if found else None
+    if kind not in NAMED:
+        return "?"
+    there: str | None = _ask(connection, NAMED[kind], name=name, is_new=is_new)[0][0]
+    return there
 
 
 def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | None:

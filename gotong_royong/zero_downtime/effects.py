@@ -17,11 +17,10 @@ from gotong_royong.zero_downtime.statements import Object
 
 RENAMED = "name of "
 ASPECTS = ("TYPE", "NULL", "DEFAULT", "identity", "comment")
-REMADE = {"constraint": catalog.constraint, "index": catalog.index}
 DROP_CONSTRAINT, DROP_INDEX = "ALTER TABLE %s DROP CONSTRAINT %s", "DROP INDEX %s"
 
-
-Aspects = dict[Object, str | None]
+UNKNOWN = "?"
+Look = dict[Object, str | None]
 
 
 class JournalingEditor(DatabaseSchemaEditor):
@@ -41,7 +40,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         self.left_out: set[Object | None] = set()
         """What it was not allowed to touch; None for what is not known."""
         self._made: set[Object] = set()
-        self._gone: Aspects = {}
+        self._gone: Look = {}
 
     def execute(self, sql: Any, params: Any = ()) -> None:
         """Execute the statement if it may be, and write down before that it is executed."""
@@ -58,35 +57,32 @@ class JournalingEditor(DatabaseSchemaEditor):
             self.left_out.update(objects or {None})
             return
         is_plain = getattr(sql, "template", "") not in self.kinds
-        if is_plain and self._cannot_be_told(text):
-            self.journal.skipped(f"what there was already cannot be told: {' '.join(text.split())[:100]}")
-            objects = ()
-        there = (self._done_by_an_earlier_try(text, objects) or self._there_already(text)) if is_plain else {}
+        there = self._there_already(text, objects) if is_plain else {}
         for object, reason in there.items():
-            self.journal.skipped(reason, (object,))
-        if there and there.keys() == set(objects):
+            self.journal.skipped(reason, (object,) if object else ())
+        if objects and there.keys() == set(objects):
             return
-        objects = tuple(object for object in objects if object not in there)
+        objects = () if None in there else tuple(object for object in objects if object not in there)
         if not self.cascades and "CASCADE" in text and statements.drops(text):
             self._look_what_goes_along(objects, is_said=is_plain)
-        before, there_before = self._aspects(objects), self._standing(text, objects)
-        if statements.drops(text):
-            self._gone |= self._definitions(objects)
         is_lasting = not self.connection.in_atomic_block and statements.is_patient(text)
+        settable, standing = self._settable(objects), self._look(objects) if is_lasting else {}
+        if statements.drops(text):
+            self._gone |= self._remakable(objects)
         self.journal.executing(text, objects)
         try:
             super().execute(sql, params)
         except Error:
             if objects or not is_lasting:
                 self.journal.failed(text, objects)
-            if left := self._left_by_a_failure(text, there_before):
+            if left := self._left_by_a_failure(standing):
                 self.journal.executing(text, left)
             raise
         if not statements.drops(text):
             self._made.update(object for object in objects if object.kind in {"table", "column"})
             self._say_remade(self.journal, text, self._gone.keys() & objects)
-        if before:
-            self._say_unchanged(self.journal, text, before, self._aspects(objects))
+        if settable:
+            self._say_unchanged(self.journal, text, settable)
 
     def _look_what_goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> None:
         """Tell what CASCADE drops beside the tables and columns.
@@ -104,83 +100,89 @@ class JournalingEditor(DatabaseSchemaEditor):
                 for one in found:
                     self.report("note", text=f"{one.description} goes with {object}, on which it depends.")
 
-    def _standing(self, sql: str, objects: tuple[Object, ...]) -> dict[Object, bool]:
-        """Return which of the objects are there if the statement may leave something where it fails; else nothing."""
-        if self.connection.in_atomic_block or not statements.is_patient(sql):
-            return {}
-        if build := statements.Statement(sql).build:
-            return dict.fromkeys(objects, catalog.index(self.connection, build.table, build.name) is not None)
-        looked = {one: statements.Condition(one.kind.upper(), one.name, one.table, True) for one in objects}
-        return {object: self._is_there(condition) for object, condition in looked.items()}
+    def _there_already(self, sql: str, objects: tuple[Object, ...]) -> dict[Object | None, str]:
+        """Return what the SQL need not make, or drop, and why: an earlier try has, or it says IF [NOT] EXISTS.
 
-    def _left_by_a_failure(self, sql: str, before: dict[Object, bool]) -> tuple[Object, ...]:
+        Where that cannot be told of all that it makes or drops, the key is None.
+        """
+        is_repeated = self.journal is not None and self.journal.may_be_done(sql)
+        is_conditional = statements.has_condition(sql)
+        if not is_repeated and not is_conditional:
+            return {}
+        makes = dict(change for one in statements.split(sql) for change in one.changes)
+        look = {object: self._look_at(*object, is_new=is_made) for object, is_made in makes.items()}
+        done = {one for one, is_made in makes.items() if look[one] != UNKNOWN and (look[one] is not None) is is_made}
+        if is_repeated and objects and done.issuperset(objects):
+            return {object: f"{object} is already as an earlier try has made it" for object in objects}
+        if not is_conditional:
+            return {}
+        if len(objects) != len(makes) or not objects or UNKNOWN in look.values():
+            return {None: f"what there was already cannot be told: {' '.join(sql.split())[:100]}"}
+        return {one: f"{one} is already {'there' if makes[one] else 'gone'}" for one in objects if one in done}
+
+    def _look(self, objects: Iterable[Object]) -> Look:
+        return {object: self._look_at(*object) for object in objects}
+
+    def _look_at(self, kind: str, table: str, name: str, *, is_new: bool = False) -> str | None:
+        """Return what the catalog says of an object: None if it is not there, UNKNOWN if that cannot be told.
+
+        Args:
+            is_new: whether to look where CREATE would make it. An index that a failed build left is none then.
+        """
+        if "&" in table + name:  # no function of PostgreSQL reads U&"…"
+            return UNKNOWN
+        aspect = kind.partition(" ")[0]
+        if aspect in ASPECTS:
+            return catalog.aspects(self.connection, table, name).get(aspect)
+        if kind == "index" and table:
+            index = catalog.index(self.connection, table, name)
+            return index.definition if index and (index.valid or not is_new) else None
+        if kind in {"column", "constraint"} and catalog.table(self.connection, table) is None:
+            return UNKNOWN
+        if kind == "column":
+            return name if catalog.column(self.connection, table, name) else None
+        if kind == "constraint":
+            constraint = catalog.constraint(self.connection, table, name)
+            return constraint.definition if constraint else None
+        return catalog.named(self.connection, kind, name, is_new=is_new)
+
+    def _left_by_a_failure(self, before: Look) -> tuple[Object, ...]:
         """Return what a statement that failed has made or dropped; if nobody can be asked, what it may have made."""
         try:
-            after = self._standing(sql, tuple(before))
+            after = self._look(before)
         except (Error, ZeroDowntimeError):  # the session may be lost, or the watchdog let nothing more pass
-            return tuple(object for object, there in before.items() if not there)
-        return tuple(object for object in after if after[object] is not before[object])
-
-    def _done_by_an_earlier_try(self, sql: str, objects: tuple[Object, ...]) -> dict[Object, str]:
-        """Return all objects and why, if the journal tells that the SQL was executed and they are as it makes them."""
-        if not (self.journal and self.journal.may_be_done(sql)):
-            return {}
-        looked = [statements.Condition(kind.upper(), name, table, False) for kind, table, name in objects]
-        wanted = not statements.drops(sql)
-        if not all(self._is_there(condition) is wanted for condition in looked):
-            return {}
-        return {object: f"{object} is already as an earlier try has made it" for object in objects}
-
-    def _there_already(self, sql: str) -> dict[Object, str]:
-        """Return what the SQL does not make, or drop, because it says IF NOT EXISTS, or IF EXISTS; and why."""
-        if "EXISTS" not in sql.upper():
-            return {}
-        found: dict[Object, str] = {}
-        for statement in statements.split(sql):
-            for object, condition in zip(statement.objects, statement.conditions, strict=False):
-                if self._is_there(condition) is not condition.must_exist:
-                    found[object] = f"{object} is already {'gone' if condition.must_exist else 'there'}"
-        return found
-
-    def _cannot_be_told(self, sql: str) -> bool:
-        """Whether the SQL says IF EXISTS or IF NOT EXISTS of what cannot be looked up, or not of all that it names."""
-        if "EXISTS" not in sql.upper():
-            return False
-        return any(
-            "&" in condition.name + condition.table or self._is_there(condition) is not condition.must_exist
-            for statement in statements.split(sql)
-            if len(statement.objects) != len(statement.conditions)
-            for condition in statement.conditions
-        )
-
-    def _is_there(self, condition: statements.Condition) -> bool:
-        """Look whether it is there; where that cannot be told, it is as the statement wants it."""
-        kind, name, table, must_exist = condition
-        if kind == "INDEX" and not must_exist:
-            kind = "VALID INDEX"
-        if kind == "VALID INDEX" and table:
-            index = catalog.index(self.connection, table, name)
-            return index is not None and index.valid
-        if kind in {"COLUMN", "CONSTRAINT"}:
-            look = catalog.column if kind == "COLUMN" else catalog.constraint
-            return look(self.connection, table, name) is not None
-        there = catalog.named(self.connection, kind, name, is_new=not must_exist)
-        return must_exist if there is None else there
+            return tuple(object for object, there in before.items() if there is None)
+        return tuple(object for object in after if after[object] != before[object])
 
     def _say_remade(self, journal: Journal, text: str, objects: set[Object]) -> None:
-        for object, definition in self._definitions(objects).items():
+        for object, definition in self._remakable(objects).items():
             if definition == self._gone.pop(object):
                 journal.failed(text, (object,))  # what made it
                 journal.failed(text, (object,))  # and what dropped it
                 journal.skipped(f"{object} is already as wanted", (object,))
 
-    def _say_unchanged(self, journal: Journal, text: str, before: Aspects, after: Aspects) -> None:
+    def _say_unchanged(self, journal: Journal, text: str, before: Look) -> None:
+        after = self._look(before)
         if unchanged := [object for object in before if before[object] == after[object]]:
             journal.failed(text, tuple(before))
             if changed := tuple(object for object in before if object not in unchanged):
                 journal.executing(text, changed)
             for object in unchanged:
                 journal.skipped(f"{object} is already as wanted", (object,))
+
+    def _remakable(self, objects: Iterable[Object]) -> Look:
+        """Return how the catalog defines those that are an index or a constraint and are there."""
+        look = self._look(one for one in objects if one.kind in {"index", "constraint"} and one.table)
+        return {object: definition for object, definition in look.items() if definition not in {None, UNKNOWN}}
+
+    def _settable(self, objects: Iterable[Object]) -> Look:
+        """Return what the catalog says of those that can be set to what they are, unless they are made just now."""
+        return self._look(
+            one
+            for one in objects
+            if one.kind.partition(" ")[0] in ASPECTS
+            and self._made.isdisjoint({Object("table", one.table), Object("column", one.table, one.name)})
+        )
 
     def touches(self, sql: Any) -> bool:
         """Whether the statement may be executed."""
@@ -213,22 +215,3 @@ class JournalingEditor(DatabaseSchemaEditor):
                 self.execute(DROP_CONSTRAINT % (table, name), None)
             elif kind == "index" and catalog.index(self.connection, table, name):
                 self.execute(DROP_INDEX % name, None)
-
-    def _definitions(self, objects: Iterable[Object]) -> Aspects:
-        """Return how the catalog defines those that are an index or a constraint and are there."""
-        looked = {
-            object: REMADE[object.kind](self.connection, object.table, object.name)
-            for object in objects
-            if object.kind in REMADE and object.table
-        }
-        return {object: found.definition for object, found in looked.items() if found}
-
-    def _aspects(self, objects: tuple[Object, ...]) -> Aspects:
-        """Return what the catalog says of those that can be set to what they are, unless they are made just now."""
-        told: Aspects = {}
-        for object in objects:
-            aspect = object.kind.partition(" ")[0]
-            made = {Object("table", object.table), Object("column", object.table, object.name)}
-            if aspect in ASPECTS and self._made.isdisjoint(made):
-                told[object] = catalog.aspects(self.connection, object.table, object.name).get(aspect)
-        return told

@@ -69,6 +69,21 @@ class NoLedger(ZeroDowntimeError):
     """The ledger's tables are not there and cannot be made."""
 
 
+class LedgerNotReadable(ZeroDowntimeError):
+    """The ledger's tables are there, and this role may not read them: what it does not see, it must not call unknown.
+
+    Args:
+        tables: those that it may not read, with their schema, and the role, quoted.
+    """
+
+    def __init__(self, tables: Iterable[str], role: str) -> None:
+        names = ", ".join(tables)
+        super().__init__(
+            f"The ledger is there, and this role may not read it: it lacks SELECT on {names}. "
+            f"Use the role that owns them, or GRANT SELECT ON {names} TO {role}."
+        )
+
+
 class DefinitionDiffers(ZeroDowntimeError):
     """What a migration wants to make is there already, and is something else."""
 

@@ -16,10 +16,9 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import history, ledger, locks, models, rollback, undo
+from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
 from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
-    NoLedger,
     NotUndoable,
     RolledBack,
     ZeroDowntimeError,
@@ -36,7 +35,7 @@ from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
-from gotong_royong.zero_downtime.states import Rolling
+from gotong_royong.zero_downtime.states import Rolling, has_own_transaction
 from gotong_royong.zero_downtime.watchdog import Report
 
 # What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
@@ -161,7 +160,7 @@ class Executor(MigrationExecutor):
             back = {key_of(migration): migration for migration, backwards in plan if backwards}
             self._half = back.keys() - self.loader.applied_migrations.keys()
             self.loader.applied_migrations |= back  # Django takes nothing else back
-            self._failed_before = models.failed(self.alias)
+            self._failed_before = history.failed(self.alias)
             self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
@@ -188,13 +187,7 @@ class Executor(MigrationExecutor):
         except (Error, MigrationSchemaMissing) as error:
             if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
                 raise said from said.__cause__
-            user = self.connection.settings_dict["USER"]
-            role = self.connection.ops.quote_name(user.replace('"', '""')) if user else "this role"
-            raise NoLedger(
-                f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
-                f"Nothing was changed. GRANT CREATE ON SCHEMA public TO {role}, or migrate as the "
-                "owner of the database."
-            ) from error
+            raise ledger.no_ledger(self.connection, error) from error
         self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}
         return [migration for migration, _ in plan]
 
@@ -298,7 +291,12 @@ class Executor(MigrationExecutor):
                 rolling.forwards(operation, migration.app_label)
                 continue
             journal.begin(number, operation)
-            rolling.perform(operation, migration, editor)
+            try:
+                rolling.perform(operation, migration, editor)
+            except Exception as error:
+                if has_own_transaction(operation, migration) and not locks.is_lost(error):
+                    journal.undone()
+                raise
             if not migration.atomic:
                 editor.run_deferred()
             journal.end(settled=editor.settled)
@@ -329,7 +327,9 @@ class Executor(MigrationExecutor):
 
     def past(self, app: str, name: str) -> Past:
         """Return what the ledger tells of a migration; of one that is applied there may be nothing, yet it is done."""
-        past = ledger.past(self.alias or self.connection.alias, (app, name))
+        if self.alias:
+            ledger.awake(self.alias)
+        past = history.past(self.alias or self.connection.alias, (app, name))
         is_applied = (app, name) in self.loader.applied_migrations.keys() - self._half
         if past.complete and not is_applied:  # somebody took it back without the ledger
             past = Past()

@@ -4,7 +4,6 @@ It writes on a session of its own, which a migration's rollback does not reach. 
 keeps other runs away, so both end with the process.
 """
 
-import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -20,37 +20,44 @@ from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
-from django.db.models import Prefetch
+from django.db.models import Q
 from django.utils import timezone
+from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime import catalog, locks, models
+from gotong_royong.zero_downtime import catalog, history, locks
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import LockLost, Nested, RolledBack, WithinTransaction, summary
-from gotong_royong.zero_downtime.journal import Entry, Kind, Past
-from gotong_royong.zero_downtime.loader import file_of
-from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
-from gotong_royong.zero_downtime.stages import Key
-from gotong_royong.zero_downtime.statements import Object
+from gotong_royong.zero_downtime.exceptions import LockLost, Nested, NoLedger, RolledBack, WithinTransaction, summary
+from gotong_royong.zero_downtime.journal import Entry, Kind
+from gotong_royong.zero_downtime.loader import checksum
+from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, whoami
 from gotong_royong.zero_downtime.watchdog import Report
 
 APP = "zero_downtime"
 
-END_STEP = f"""
-    UPDATE {Step._meta.db_table}
+END_STEP = """
+    UPDATE {step}
     SET status = %s, error = %s, tries = %s, lock_wait = %s, longest_blocked = %s, total_blocked = %s,
         blocked_sessions = %s, finished_at = %s
     WHERE id = %s
-"""  # noqa: S608
+"""
 BEGIN_STEP = f"""
     WITH ended AS ({END_STEP})
-    INSERT INTO {Step._meta.db_table} (run_id, app, name, direction, faked, checksum)
+    INSERT INTO {{step}} (run_id, app, name, direction, faked, checksum)
     VALUES (%s, %s, %s, %s, %s, %s) RETURNING id
 """  # noqa: S608
-
-NOTE = f"""
-    INSERT INTO {Effect._meta.db_table} (step_id, operation, kind, what, objects_named)
+NOTE = """
+    INSERT INTO {effect} (step_id, operation, kind, what, objects_named)
     SELECT %s, * FROM unnest(%s::int[], %s::text[], %s::text[], %s::jsonb[])
-"""  # noqa: S608
+"""
+
+# Where a table without a schema is made: https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATH
+SCHEMA = """
+    SELECT quote_ident(nspname), quote_ident(current_user)
+    FROM regexp_matches(current_setting('search_path'), '"((?:[^"]|"")+)"|([^",\\s]+)', 'g')
+         WITH ORDINALITY AS said (name, place)
+    JOIN pg_namespace ON nspname = replace(coalesce(replace(name[1], '""', '"'), lower(name[2])), '$user', current_user)
+    ORDER BY place LIMIT 1
+"""
 
 NO_STEP: list[Any] = [None] * 9
 """The parameters with which ``END_STEP`` changes no row."""
@@ -93,7 +100,8 @@ _holders: list[Holder] = []
 
 
 def _open(session: BaseDatabaseWrapper, settings: dict[str, str]) -> None:
-    settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **settings}
+    bounded = {"lock_timeout": locks.milliseconds(conf.PATIENCE)}  # somebody may have locked a table of the ledger
+    settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **bounded, **settings}
     with session.cursor() as cursor:
         cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
         # The next commit of the migrating session takes to the disk what the ledger wrote before it.
@@ -154,6 +162,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
     waited for within the same process: a receiver of Django's signals joins its command, which is between two steps.
 
     Raises:
+        ImproperlyConfigured: if a time by which runs keep is none.
         Nested: if a migration of this process calls it, or another thread while a command of this process is at work.
         TransactionPooling: where such a lock means nothing.
         WithinTransaction: if the connection is in a transaction, whose end decides about what the ledger says is done.
@@ -163,9 +172,12 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             raise Nested(str(outer.run))
         yield outer.session.alias
         return
-    if connection.in_atomic_block:
+    conf.refuse_odd_times()
+    session = connection.connection
+    is_open = session and session.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
+    if connection.in_atomic_block or is_open:
         raise WithinTransaction
-    with second_session(connection) as holder:
+    with locks.session_of_its_own(connection), second_session(connection) as holder:
         other, alias = holder.session, holder.session.alias
         connection.ensure_connection()
         locks.refuse_transaction_pooling(other, connection)
@@ -210,6 +222,19 @@ def unrouted() -> Iterator[None]:
         router.routers = before
 
 
+def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger:
+    """Say that its tables cannot be made, why, and which right is missing in which schema."""
+    with connection.cursor() as cursor:
+        cursor.execute(SCHEMA)
+        ((schema, role),) = cursor.fetchall() or [(None, "")]
+    advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
+    nowhere = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
+    return NoLedger(
+        f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
+        f"Nothing was changed. {advice if schema else nowhere}"
+    )
+
+
 def exists(connection: BaseDatabaseWrapper) -> bool:
     """Whether the database has a ledger."""
     return catalog.table(connection, Step._meta.db_table) is not None
@@ -225,16 +250,19 @@ class Steps:
         self.alias, self.run = alias, run
         self.succeeded = 0
         self._id, self._end = 0, NO_STEP
+        tables = history.tables(alias)
+        names = {"step": tables[Step], "effect": tables[Effect]}
+        self._end_step, self._begin_step, self._note = (sql.format(**names) for sql in (END_STEP, BEGIN_STEP, NOTE))
 
     def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
         values = [self.run.pk, migration.app_label, migration.name, direction.value, faked, checksum(migration)]
-        ((self._id,),) = self._execute(BEGIN_STEP, [*self._end, *values]).fetchall()
+        ((self._id,),) = self._execute(self._begin_step, [*self._end, *values]).fetchall()
         self._end = NO_STEP
 
     def note(self, entries: list[Entry]) -> None:
         """Write entries of the journal of the step that has begun."""
         columns = zip(*((e.operation, e.kind.value, e.what, json.dumps(e.objects)) for e in entries), strict=True)
-        self._execute(NOTE, [self._id, *map(list, columns)])
+        self._execute(self._note, [self._id, *map(list, columns)])
 
     def end(self, status: Status, error: str, facts: dict[str, Any]) -> None:
         """Remember how the step ended; ``facts`` in the order of the columns from ``tries`` on."""
@@ -246,7 +274,7 @@ class Steps:
 
     def flush(self) -> None:
         if self._end is not NO_STEP:
-            self._execute(END_STEP, self._end)
+            self._execute(self._end_step, self._end)
             self._end = NO_STEP
 
     def _execute(self, sql: str, values: list[Any]) -> psycopg.Cursor[Any]:
@@ -266,41 +294,39 @@ class Steps:
             return psycopg.Cursor(connection.connection).execute(sql, values)
 
 
-def past(alias: str, key: Key) -> Past:
-    """Return what the ledger tells of the migration since it was taken back last; nothing where none can be read."""
-    awake(alias)
-    past = Past()
-    if not models.may("SELECT", Effect, alias):
-        return past
-    effects = Prefetch("effects", Effect.objects.using(alias))
-    steps = models.steps_since_reset(alias, key).order_by("pk")
-    for step in steps.only("pk", "run", "direction", "status").prefetch_related(effects):
-        told = sorted(step.effects.all(), key=lambda effect: effect.pk)
-        is_up, is_done = step.direction == Step.Direction.UP, step.status == Status.SUCCEEDED
-        if is_up and past.complete:  # somebody took it back without the ledger
-            past = Past()
-        entries = [
-            Entry(e.operation, Kind(e.kind), e.what, tuple(Object(*each) for each in e.objects_named)) for e in told
-        ]
-        if is_up:
-            for entry in entries:
-                past.add(entry, step.run_id)
-            past.complete = is_done
-            continue
-        for number in (entry.operation for entry in entries if entry.kind == Kind.ENDED):
-            past.pop(number, None)
-            past.taken_back.add(number)
-        if is_done:
-            past = past.rest() if past.taken_back else Past()
-    return past
-
-
 def bury_the_dead(alias: str, report: Report) -> None:
     """Mark and tell the runs that never said how they ended, if this role may. Hold the runner's lock meanwhile."""
-    if not alias or not models.may("UPDATE", Run, alias):
+    if not alias or not history.may_write(alias):
         return
-    for dead in models.bury_the_dead(alias):
+    for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
+        _close(dead, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
         report("note", text=f"Found {dead.described}, whose process died.")
+
+
+def _close(run: Run, status: Status, error: str = "") -> None:
+    """Write how a run ended, and before it how those of its steps ended that could not say so themselves.
+
+    A step stands in django_migrations from the moment of its commit, whatever it could say here.
+    """
+    alias, now = str(run._state.db), timezone.now()
+    for step in run.steps.using(alias).filter(status=Status.RUNNING):
+        done = history.is_done(alias, (step.app, step.name), step.direction)
+        step.status, step.finished_at = Status.SUCCEEDED if done else status, now
+        step.save(using=alias, update_fields=["status", "finished_at"])
+    # What is written first holds: this may have been interrupted, and be done again.
+    Run.objects.using(alias).filter(pk=run.pk, status=Status.RUNNING).update(
+        status=status, error=error, finished_at=now
+    )
+
+
+def _prune(alias: str, days: int) -> None:
+    """Delete runs that started more than ``days`` days ago, and their steps.
+
+    Those stay whose journal a way back or the next run may need: something was left out, or a step is half done.
+    """
+    needed = Effect.objects.using(alias).filter(Q(kind=Kind.SKIPPED) | ~Q(step__status=Status.SUCCEEDED))
+    old = Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days))
+    old.exclude(pk__in=needed.values("step__run")).delete()
 
 
 @contextmanager
@@ -308,9 +334,7 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
     """Open a run of so many steps, and say in it how it ended."""
     bury_the_dead(alias, report)
     started = time.monotonic()
-    run = Run.objects.using(alias).create(
-        command=command, who=models.whoami(), process=os.getpid(), revision=revision()
-    )
+    run = Run.objects.using(alias).create(command=command, who=whoami(), process=os.getpid(), revision=revision())
     report("run_started", run=run.pk, command=command, steps=count)
     steps = Steps(alias, run)
     holder = next(holder for holder in _holders if holder.session is connections[alias])
@@ -326,39 +350,26 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
         awake(alias)
         with connections[alias].cursor() as cursor:
             cursor.execute("SET synchronous_commit = on")
-        models.finish(run, Status.SUCCEEDED)
+        _close(run, Status.SUCCEEDED)
     except BaseException as error:
         status = _status_after(error)
         with suppress(Error):  # the database may be what went away
             steps.flush()
             awake(alias)
-            models.close(run, status, summary(error))
+            _close(run, status, summary(error))
         say_end(status, summary(error))
         raise
     finally:
         holder.run = None
     say_end(Status.SUCCEEDED)
     if conf.KEEP_RUNS is not None:
-        models.prune(alias, conf.KEEP_RUNS)
+        _prune(alias, conf.KEEP_RUNS)
 
 
 def _status_after(error: BaseException) -> Status:
     if isinstance(error, KeyboardInterrupt):
         return Status.INTERRUPTED
     return Status.ROLLED_BACK if isinstance(error, RolledBack) else Status.FAILED
-
-
-def checksum(migration: Migration) -> str:
-    """Return the SHA-256 of the file that the migration stands in; nothing if there is none."""
-    try:
-        # A file object for each of a thousand would take twice the time.
-        file = os.open(file_of(migration), os.O_RDONLY)
-    except OSError:
-        return ""
-    try:
-        return hashlib.sha256(os.read(file, os.fstat(file).st_size)).hexdigest()
-    finally:
-        os.close(file)
 
 
 def revision() -> str:

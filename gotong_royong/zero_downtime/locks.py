@@ -131,6 +131,28 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
                 put(before)
 
 
+@contextmanager
+def session_of_its_own(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Give the connection a session that ends when it is closed, and that commits what is done, during the block.
+
+    A pool would keep the session, with its locks and settings, for others. With AUTOCOMMIT = False Django commits
+    nothing of a migration.
+    """
+    settings = connection.settings_dict
+    options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
+    ours = {**settings, "AUTOCOMMIT": True, "OPTIONS": options}
+    if ours == settings:
+        yield
+        return
+    connection.close()
+    connection.settings_dict = ours
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict = settings
+
+
 def retrying(
     action: Callable[[int], T],
     *,

@@ -161,6 +161,8 @@ def _of_database(error: Error | psycopg.Error) -> str:
     """Say where the server is that does not answer, or what it says; without the password and without rows."""
     reason, state = " ".join(str(error).split()).rstrip("."), locks.sqlstate(error)
     said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
+    if isinstance(said_by, psycopg.Error) and said_by.diag.message_primary:
+        reason = said_by.diag.message_primary
     if isinstance(error, NotSupportedError):
         return f"{reason}. Upgrade the server, or set DATABASE_URL to another one."
     if isinstance(said_by, psycopg.Error) and (tried := said_by.pgconn):
@@ -173,6 +175,9 @@ def _of_database(error: Error | psycopg.Error) -> str:
         return f"{reason}. Use the role that owns the tables, or GRANT this one what it lacks."
     if state == locks.READ_ONLY:
         return f"{reason}. The server is a standby, or the database is set to be only read. Use one that takes writes."
+    if state == locks.LOCK_NOT_AVAILABLE:
+        who = "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock'"
+        return f"{reason}. Another session has locked what this reads. End it, or do that again later: {who} finds it."
     if locks.is_lost(error):
         return f"The connection to the database was lost: {reason}. Once it is back, do that again."
     return f"{summary(error)}. --traceback shows where it came from."

@@ -7,37 +7,22 @@ Django's own table says; here stands who applied them, when, and who had to wait
 import getpass
 import os
 import socket
-from collections.abc import Collection
-from datetime import timedelta
 from typing import Any
 
-from django.db import connections, models
-from django.db.migrations.recorder import MigrationRecorder
-from django.db.models.expressions import RawSQL
-from django.utils import timezone
+from django.db import models
 
 from gotong_royong.zero_downtime.journal import Kind
-from gotong_royong.zero_downtime.stages import Key
 
 
 class Status(models.TextChoices):
+    """Of a run or a step, which begins as running and ends as one of the others."""
+
     RUNNING = "running"
     SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    ROLLED_BACK = "rolled_back"
-    INTERRUPTED = "interrupted"
-    DIED = "died"
-
-
-TRANSITIONS = {
-    Status.RUNNING: {
-        Status.SUCCEEDED,  # every step did
-        Status.FAILED,  # a step did, what came before it stays
-        Status.ROLLED_BACK,  # a step failed, and those before it were undone
-        Status.INTERRUPTED,  # Ctrl-C or SIGTERM
-        Status.DIED,  # its process is gone and could not say why; the next run says so
-    },
-}
+    FAILED = "failed"  # what came before it stays
+    ROLLED_BACK = "rolled_back"  # a step failed, and those before it were undone
+    INTERRUPTED = "interrupted"  # by Ctrl-C or SIGTERM
+    DIED = "died"  # its process is gone and could not say why; the next run says so
 
 
 class Run(models.Model):
@@ -127,118 +112,6 @@ def whoami() -> str:
     except (KeyError, OSError):  # a container may run under a user id that has no name; OSError since Python 3.13
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
-
-
-def finish(row: Run | Step, status: Status, **values: Any) -> None:
-    """Write how a run or a step ended. Should that be interrupted, what is written first holds.
-
-    Raises:
-        ValueError: if it has ended already.
-    """
-    if status not in TRANSITIONS.get(Status(row.status), ()):
-        raise ValueError(f"{row} is {row.status} and cannot become {status}.")
-    values |= {"status": status, "finished_at": timezone.now()}
-    type(row)._base_manager.using(row._state.db).filter(pk=row.pk, status=row.status).update(**values)
-    for name, value in values.items():
-        setattr(row, name, value)
-
-
-def close(run: Run, status: Status, error: str = "") -> None:
-    """Write how a run ended, and before it how those of its steps ended that could not say so themselves.
-
-    A step stands in django_migrations from the moment of its commit, whatever it could say here.
-    """
-    alias = str(run._state.db)
-    for step in run.steps.using(alias).filter(status=Status.RUNNING):
-        done = is_done(alias, (step.app, step.name), step.direction)
-        finish(step, Status.SUCCEEDED if done else status)
-    finish(run, status, error=error)
-
-
-def bury_the_dead(alias: str) -> list[Run]:
-    """Mark the runs that never said how they ended. Hold the runner's lock, so that none of them lives."""
-    dead = list(Run.objects.using(alias).filter(status=Status.RUNNING))
-    for run in dead:
-        close(run, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
-    return dead
-
-
-def is_done(alias: str, key: Key, direction: str) -> bool:
-    """Whether django_migrations says that the step was committed, whatever became of who committed it."""
-    return (key in MigrationRecorder(connections[alias]).applied_migrations()) is (direction == Step.Direction.UP)
-
-
-def prune(alias: str, days: int) -> None:
-    """Delete runs that started more than ``days`` days ago, and their steps.
-
-    Those stay whose journal a way back or the next run may need: something was left out, or a step is half done.
-    """
-    needed = Effect.objects.using(alias).filter(models.Q(kind=Kind.SKIPPED) | ~models.Q(step__status=Status.SUCCEEDED))
-    old = Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days))
-    old.exclude(pk__in=needed.values("step__run")).delete()
-
-
-# Without a right to it, or to use its schema, a table is as good as none.
-MAY = "SELECT coalesce(has_table_privilege(to_regclass(%s), %s), false)"
-
-
-def may(privilege: str, model: type[models.Model], alias: str) -> bool:
-    """Whether the table of the model is there for this role, with that privilege."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(MAY, [model._meta.db_table, privilege])
-        return bool(cursor.fetchone()[0])
-
-
-# One look into an index for each, however many steps there are.
-LATEST_STEPS = """(
-    SELECT latest.id FROM unnest(%s::text[], %s::text[]) AS key (app, name)
-    CROSS JOIN LATERAL (
-        SELECT id FROM zero_downtime_step AS step
-        WHERE step.app = key.app AND step.name = key.name AND step.status = 'succeeded'
-        ORDER BY step.id DESC LIMIT 1
-    ) AS latest
-)"""
-
-
-def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, Any]:
-    """Return the last successful step of each of these migrations that has one; none where no ledger can be read.
-
-    Args:
-        columns: which attributes the steps shall have beside app, name and direction; times cost the most.
-    """
-    if connections[alias].vendor != "postgresql":
-        return {}
-    if not may("SELECT", Step, alias):
-        return {}
-    latest = RawSQL(LATEST_STEPS, [[app for app, _ in keys], [name for _, name in keys]])  # noqa: S611
-    steps = Step.objects.using(alias).filter(pk__in=latest)
-    rows = steps.values_list("app", "name", "direction", *columns, named=True)
-    return {(step.app, step.name): step for step in rows}
-
-
-def failed(alias: str) -> set[Key]:
-    """Return the migrations of which a step failed or was interrupted that had begun to do something for good."""
-    if connections[alias].vendor != "postgresql" or not may("SELECT", Effect, alias):
-        return set()
-    unfinished = Step.objects.using(alias).filter(direction=Step.Direction.UP).exclude(status=Status.SUCCEEDED)
-    lasting = unfinished.filter(models.Exists(Effect.objects.filter(step=models.OuterRef("pk"))))
-    return set(lasting.values_list("app", "name").distinct())
-
-
-def steps_since_reset(alias: str, key: Key) -> "models.QuerySet[Step]":
-    """Return the steps of a migration before which nothing is left of what earlier ones did.
-
-    That is so after a way back that left nothing, and before what was applied twice in a row. Each is looked for by the
-    index, from the end.
-    """
-    steps = Step.objects.using(alias).filter(app=key[0], name=key[1])
-    ends = steps.filter(status=Status.SUCCEEDED).order_by("-pk")
-    last = list(ends.values_list("pk", "direction")[:2])
-    if [direction for _, direction in last] == [Step.Direction.UP, Step.Direction.UP]:
-        return steps.filter(pk__gt=last[1][0])
-    some_stayed = models.Exists(Effect.objects.filter(step=models.OuterRef("pk"), kind=Kind.ENDED))
-    whole = ends.filter(~some_stayed | models.Q(run__command="rollback"), direction=Step.Direction.DOWN)
-    return steps.filter(pk__gt=whole.values_list("pk", flat=True).first() or 0)
 
 
 class Backfill(models.Model):

@@ -7,23 +7,26 @@ the database meanwhile is asked in transactions that are read-only. Python is na
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from django.db import router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration
+from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations import RunPython
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
+from django.db.transaction import atomic, set_rollback
 
-from gotong_royong.zero_downtime import catalog, locks
+from gotong_royong.zero_downtime import catalog, history, locks
 from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import in_full
 from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.stages import Plan, Stage, key_of
 from gotong_royong.zero_downtime.statements import NAME, Statement, split
 from gotong_royong.zero_downtime.states import Move, Rolling
@@ -38,11 +41,12 @@ MENTION = re.compile(
 GET_MODEL = re.compile(r"""\bget_model\(\s*["'](\w+)(?:["']\s*,\s*["']|\.)(\w+)["']""")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedStep:
     """One migration of a plan. ``statements`` are SQL, or SQL comments that say in words what is not SQL.
 
-    Those of a step that is ``atomic`` are one transaction; a step that is ``faked`` is only recorded.
+    Those of a step that is ``atomic`` are one transaction; a step that is ``faked`` is only recorded. The operations
+    with the numbers in ``done`` were carried out by a run that failed later on, and are not carried out again.
     """
 
     app: str
@@ -51,12 +55,15 @@ class PlannedStep:
     stage: Stage
     atomic: bool
     faked: bool
-    statements: list[str]
-    tables: list[Table]
+    done: list[int]
+    statements: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
 
     def __str__(self) -> str:
         remarks = [self.direction, self.stage.replace("_", "-")]
         remarks += ["not in one transaction"] * (not self.atomic) + ["only recorded"] * self.faked
+        if self.done:
+            remarks.append(f"half done: goes on after operation {max(self.done)}")
         return f"{self.app}.{self.name} ({', '.join(remarks)})"
 
     def as_json(self) -> dict[str, Any]:
@@ -83,36 +90,35 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     Raises:
         ImpossibleStage: if a migration says a stage that is none.
     """
-    connection, changed, drafts, stages = executor.connection, set[str](), [], executor.stages_of(plan)
+    connection, stages = executor.connection, executor.stages_of(plan)
+    steps: dict[PlannedStep, set[str]] = {}
     with only_looking(connection) as asked:
+        look, failed = Look(connection, asked), history.failed(connection.alias)
         befores = states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
         rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
         for migration, backwards in plan:
             if migration in befores:
                 rolling = Rolling(befores[migration])
-            faked = fake or (
-                fake_initial and not backwards and executor.detect_soft_applied(rolling.state, migration)[0]
+            key = key_of(migration)
+            past = executor.past(*key) if key in failed and not backwards else Past()
+            is_soft = fake_initial and not backwards and executor.detect_soft_applied(rolling.state, migration)[0]
+            moves = [rolling.moves([operation], migration.app_label) for operation in migration.operations]
+            step = PlannedStep(
+                app=migration.app_label,
+                name=migration.name,
+                direction="down" if backwards else "up",
+                stage=stages[key],
+                atomic=migration.atomic,
+                faked=fake or is_soft,
+                done=[number for number, _ in enumerate(moves, 1) if number in past and past[number].ended],
             )
-            moves = rolling.moves(migration.operations, migration.app_label)
-            statements, models = list[str](), set[str]()
-            if not faked:
-                statements, models = _collect(connection, migration, backwards, moves, asked, changed)
-            drafts.append((migration, backwards, faked, statements, models))
-        names = {name for *_, sqls, models in drafts for name in models.union(*map(mentions, sqls))}
+            rest = [move for number, some in enumerate(moves, 1) if number not in step.done for move in some]
+            steps[step] = set() if step.faked else look.collect(migration, step, rest)
+        names = {name for step, models in steps.items() for name in models.union(*map(mentions, step.statements))}
         there = catalog.tables(connection, names) if connection.vendor == "postgresql" else {}
-    return [
-        PlannedStep(
-            app=migration.app_label,
-            name=migration.name,
-            direction="down" if backwards else "up",
-            stage=stages[key_of(migration)],
-            atomic=migration.atomic,
-            faked=faked,
-            statements=statements,
-            tables=_touched(statements, models, there),
-        )
-        for migration, backwards, faked, statements, models in drafts
-    ]
+    for step, models in steps.items():
+        step.tables.extend(_touched(step.statements, models, there))
+    return list(steps)
 
 
 def mentions(statement: str) -> set[str]:
@@ -151,6 +157,8 @@ def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
 
     def look(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         asked.update(value for value in params or () if isinstance(value, str))
+        if Statement(sql).controls_transaction:  # Django's savepoints, which must not end with a transaction of ours
+            return execute(sql, params, many, context)
         with connection.connection.transaction():
             return execute(sql, params, many, context)
 
@@ -158,19 +166,18 @@ def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
         yield asked
         return
     connection.ensure_connection()
-    session, free = connection.connection, not connection.in_atomic_block
-    before = session.read_only
-    if free:
-        session.read_only = True
-    try:
-        with (
-            locks.session_settings(connection, lock_timeout=locks.milliseconds(conf.LOCK_TIMEOUT)),
-            connection.execute_wrapper(look),
-        ):
-            yield asked
-    finally:
-        if free:
-            session.read_only = before
+    with ExitStack() as stack:
+        if connection.in_atomic_block:  # of the caller, to whom nothing may be left
+            stack.enter_context(atomic(using=connection.alias))
+            stack.callback(set_rollback, True, using=connection.alias)
+            connection.cursor().execute("SET LOCAL transaction_read_only = on")
+        else:
+            stack.callback(setattr, connection.connection, "read_only", connection.connection.read_only)
+            connection.connection.read_only = True
+        limit = locks.milliseconds(conf.LOCK_TIMEOUT)
+        stack.enter_context(locks.session_settings(connection, lock_timeout=limit))
+        stack.enter_context(connection.execute_wrapper(look))
+        yield asked
 
 
 def states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectState]:
@@ -187,53 +194,85 @@ def states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectStat
     return states
 
 
-def _collect(
-    connection: BaseDatabaseWrapper,
-    migration: Migration,
-    backwards: bool,
-    moves: list[Move],
-    asked: set[str],
-    changed: set[str],
-) -> tuple[list[str], set[str]]:
-    """Return the migration's statements, and the tables of the models that it uses otherwise.
+class Collector(MigrationLoader):
+    """Django's loader, for migrations whose operations have the models at hand."""
+
+    def project_state(self, nodes: Any = None, at_end: bool = True) -> ProjectState:
+        return ProjectState()
+
+
+class Look:
+    """Collects what migrations of a plan say, one after the other.
 
     Args:
         asked: the names that the database is being asked about.
-        changed: the plain names in earlier statements of the plan; those of this migration are added.
     """
-    app, models = migration.app_label, set[str]()
-    with connection.schema_editor(collect_sql=True, atomic=migration.atomic) as editor:
-        said = editor.collected_sql
-        for operation, before, after in reversed(moves) if backwards else moves:
-            asked.clear()
-            known = len(said)
-            if backwards and not operation.reversible:
-                said.append(f"-- CANNOT BE TAKEN BACK: {operation.describe()} has no reverse.")
-            elif isinstance(operation, RunPython):
-                code: Any = operation.reverse_code if backwards else operation.code
-                if code is not RunPython.noop and router.allow_migrate(connection.alias, app, **operation.hints):
-                    code = getattr(code, "func", code)  # of a functools.partial
-                    said.append(f"-- Python: {code.__module__}.{getattr(code, '__qualname__', code)}")
-                    models |= _models_got(code, before)
-            elif not operation.reduces_to_sql:
-                said.append(f"-- Not SQL: {operation.describe()}")
-            else:
-                try:
-                    if backwards:
-                        operation.database_backwards(app, editor, after, before)
-                    else:
-                        operation.database_forwards(app, editor, before, after)
-                except Exception as error:  # noqa: BLE001  (an operation may raise anything, and the plan goes on)
-                    said.append(f"-- Cannot be told before the steps above have run: {in_full(error)}")
-                    models |= _model_of(operation, app, before)
-            if looked_up := asked & changed:
-                said.append(
-                    f"-- Perhaps more: Django looks up names of indexes and constraints on {', '.join(looked_up)}, "
-                    "which a step above makes or changes."
-                )
-                models |= _model_of(operation, app, before)
-            changed.update(name.strip('"') for sql in said[known:] for name in mentions(sql))
-    return [re.sub(r"\s+;$", ";", sql.strip()) for sql in said], models
+
+    def __init__(self, connection: BaseDatabaseWrapper, asked: set[str]) -> None:
+        self.collector, self.asked = Collector(connection, load=False), asked
+        self.models = set[str]()
+        self.changed = set[str]()
+        """The plain names in earlier statements of the plan."""
+
+    def collect(self, migration: Migration, step: PlannedStep, moves: list[Move]) -> set[str]:
+        """Write down what the migration says; return the tables of the models that it uses otherwise."""
+        self.models = set()
+        told = {"atomic": migration.atomic, "operations": [Told(self, move) for move in moves]}
+        alike = type("Migration", (Migration,), told)(migration.name, migration.app_label)
+        said = self.collector.collect_sql([(alike, step.direction == "down")])
+        djangos = {"--", "-- ", "-- (no-op)"}  # which it writes around each operation
+        step.statements.extend(re.sub(r"\s+;$", ";", sql.strip()) for sql in said if sql not in djangos)
+        return self.models
+
+
+class Told(Operation):
+    """Stands for an operation of a plan. What is no SQL it says in words; what goes wrong, too."""
+
+    def __init__(self, look: Look, move: Move) -> None:
+        self.look, (self.operation, self.before, self.after) = look, move
+        self.atomic = self.operation.atomic  # type: ignore[misc]
+
+    def describe(self) -> str:
+        return ""
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        """The models before and after it are known."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        operation, code = self.operation, getattr(self.operation, "code", None)
+        self._tell(app_label, schema_editor, code, operation.database_forwards, self.before, self.after)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        operation, code = self.operation, getattr(self.operation, "reverse_code", None)
+        if operation.reversible:
+            self._tell(app_label, schema_editor, code, operation.database_backwards, self.after, self.before)
+        else:
+            schema_editor.collected_sql.append(f"-- CANNOT BE TAKEN BACK: {operation.describe()} has no reverse.")
+
+    def _tell(self, app: str, editor: Any, code: Any, act: Callable[..., None], *states: ProjectState) -> None:
+        operation, said, look = self.operation, editor.collected_sql, self.look
+        known, own_model = len(said), _model_of(operation, app, self.before)
+        look.asked.clear()
+        if isinstance(operation, RunPython):
+            if code is not RunPython.noop and router.allow_migrate(editor.connection.alias, app, **operation.hints):
+                code = getattr(code, "func", code)  # of a functools.partial
+                said.append(f"-- Python: {code.__module__}.{getattr(code, '__qualname__', code)}")
+                look.models |= _models_got(code, self.before)
+        elif not operation.reduces_to_sql:
+            said.append(f"-- Not SQL: {operation.describe()}")
+        else:
+            try:
+                act(app, editor, *states)
+            except Exception as error:  # noqa: BLE001  (an operation may raise anything, and the plan goes on)
+                said.append(f"-- Cannot be told before the steps above have run: {in_full(error)}")
+                look.models |= own_model
+        if looked_up := look.asked & look.changed:
+            said.append(
+                f"-- Perhaps more: Django looks up names of indexes and constraints on {', '.join(looked_up)}, "
+                "which a step above makes or changes."
+            )
+            look.models |= own_model
+        look.changed.update(name.strip('"') for sql in said[known:] for name in mentions(sql))
 
 
 def _models_got(code: Callable[..., Any], state: ProjectState) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db.migrations import Migration
 
-from gotong_royong.zero_downtime import ledger, locks, models
+from gotong_royong.zero_downtime import history, ledger, locks
 from gotong_royong.zero_downtime.exceptions import StepFailed, ZeroDowntimeError, in_full
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.journal import Journal, Past
@@ -86,7 +86,7 @@ class Progress:
     def end_unless_committed(self, status: Status, error: str) -> None:
         """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
         ledger.awake(self.steps.alias)
-        is_done = models.is_done(self.steps.alias, key_of(self.migration), self.direction)
+        is_done = history.is_done(self.steps.alias, key_of(self.migration), self.direction)
         self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
 
     @property

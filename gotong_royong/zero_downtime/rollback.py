@@ -13,10 +13,11 @@ from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from gotong_royong.zero_downtime import history, models, undo
+from gotong_royong.zero_downtime import history, undo
 from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.ledger import APP, checksum, exists
-from gotong_royong.zero_downtime.models import Run, Step, latest_steps
+from gotong_royong.zero_downtime.ledger import APP, exists
+from gotong_royong.zero_downtime.loader import checksum
+from gotong_royong.zero_downtime.models import Run, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 
 if TYPE_CHECKING:
@@ -80,10 +81,25 @@ def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
     alias, nodes = executor.connection.alias, executor.loader.graph.nodes
     columns = "app", "name", "direction", "pk", "run", "checksum", "faked"
     return [
-        Applied(key, tuple(models.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
-        for key in models.failed(alias) - set(applied)
+        Applied(key, tuple(history.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
+        for key in history.failed(alias) - set(applied)
         if undo.is_half_done(nodes.get(key), executor.past(*key))
     ]
+
+
+def halves(executor: "Executor") -> dict[Key, str]:
+    """Say how far the migrations are of which a run, up or down, left a part."""
+    alias, nodes, applied = executor.connection.alias, executor.loader.graph.nodes, executor.loader.applied_migrations
+    said: dict[Key, str] = {}
+    for key in history.failed(alias):
+        past, run = executor.past(*key), history.steps_since_reset(alias, key).values_list("run", flat=True).last()
+        if key in applied and past.taken_back:
+            said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
+        elif key not in applied and undo.is_half_done(nodes.get(key), past):
+            ended = [number for number, told in past.items() if told.ended]
+            where = f"after operation {max(ended)}" if ended else "at its first operation"
+            said[key] = f"half done by run {run}, which failed: migrate goes on {where}, rollback takes it back"
+    return said
 
 
 def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
@@ -221,7 +237,7 @@ def difference(alias: str, before: list[Applied], after: list[Applied]) -> str:
     """Say who has changed what is applied: ``run 7 (rollback) by maria@host took back shop.0003_index``."""
     changed = {one.key for one in set(before) ^ set(after)}
     by_run: dict[tuple[int, str], list[str]] = {}
-    for key, step in sorted(latest_steps(alias, changed, "run").items()):
+    for key, step in sorted(history.latest_steps(alias, changed, "run").items()):
         by_run.setdefault((step.run, step.direction), []).append(".".join(key))
     runs = Run.objects.using(alias).in_bulk([run for run, _ in by_run])
     did = {Step.Direction.UP: "applied", Step.Direction.DOWN: "took back"}

@@ -78,10 +78,8 @@ UPDATE = re.compile(
 WRITTEN = re.compile(r"""(["'])(\d+)\1""")
 TIDY = re.compile(r"(?<=[(\[]) | (?=[)\],])")
 SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
-CONDITION = re.compile(
-    r"\b(?:CREATE|DROP|ALTER|ADD|RENAME) (?P<kind>(?:(?!ADD|DROP|RENAME)[A-Z]+ )*?)IF (?P<missing>NOT )?EXISTS "
-    rf"(?:ONLY )?(?P<name>{NAME})(?: ON (?:ONLY )?(?P<table>{NAME}))?"
-)
+MAY_HAVE_CONDITION = re.compile(r"\b(?:EXISTS|EXCEPTION)\b", re.IGNORECASE)
+CONDITION = re.compile(r"(?:CREATE|DROP|ALTER) .*\bIF (?:NOT )?EXISTS\b")
 KIND = (
     r"(?P<kind>(?:FOREIGN )?TABLE|INDEX|(?:MATERIALIZED )?VIEW|SEQUENCE|SCHEMA|EXTENSION|TYPE|DOMAIN|FUNCTION|PROCEDURE"
     r"|AGGREGATE|TRIGGER|POLICY|RULE|COLLATION|STATISTICS)"
@@ -92,12 +90,11 @@ MADE = re.compile(
 )
 DROPPED = re.compile(rf"DROP {KIND} (?:CONCURRENTLY )?(?:IF EXISTS )?(?P<names>{NAME}(?: , {NAME})*)")
 ADDED_OR_DROPPED = re.compile(
-    rf"(?:ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
+    rf"(?P<verb>ADD|DROP) (?!CHECK\b|UNIQUE\b|PRIMARY\b|FOREIGN\b|EXCLUDE\b)(?:(?P<kind>COLUMN|CONSTRAINT) )?"
     rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 DROP = re.compile(r"\bDROP\b")
 SEPARATED = re.compile(r"[^ ,;](?:(?! [,;](?: |$)).)*")
-NO_KIND = {"UNIQUE", "CONCURRENTLY", "TEMP", "TEMPORARY", "UNLOGGED", "RECURSIVE", "GLOBAL", "LOCAL"}
 
 
 class Build(NamedTuple):
@@ -117,18 +114,6 @@ class Object(NamedTuple):
     def __str__(self) -> str:
         names = (name.replace('"', "") for name in (self.name, self.table) if name)
         return f"{self.kind} {' on '.join(names)}"
-
-
-class Condition(NamedTuple):
-    """What must not be there (IF NOT EXISTS), or must (IF EXISTS), for the statement to do something.
-
-    ``kind`` is a word such as TABLE, INDEX or COLUMN; ``table`` is that of a part of one.
-    """
-
-    kind: str
-    name: str
-    table: str
-    must_exist: bool
 
 
 class Statement:
@@ -237,39 +222,31 @@ class Statement:
         return "" if "&" in name else name
 
     @property
-    def conditions(self) -> list[Condition]:
-        """Each IF EXISTS and IF NOT EXISTS of it."""
-        if "EXISTS" not in self.text.upper():
-            return []
-        dropped = DROPPED.match(self.outline)
-        if dropped and " , " in dropped["names"] and CONDITION.match(self.outline):
-            names = map(self.written, dropped["names"].split(" , "))
-            return [Condition(dropped["kind"], name, "", must_exist=True) for name in names]
-        altered = ALTERED.match(self.outline)
-        table = altered["table"] if altered else ""
-        return [self._condition(found, table) for found in CONDITION.finditer(self.outline)]
-
-    @property
     def objects(self) -> list[Object]:
         """What it makes or drops, if it says that of all it does; names that need no quotes have none."""
+        return [object for object, _ in self.changes]
+
+    @cached_property
+    def changes(self) -> list[tuple[Object, bool]]:
+        """Each of its ``objects``, and whether it makes that."""
         if altered := ALTERED.match(self.outline):
             table = self._plain(altered["table"])
             parts = [(action, ADDED_OR_DROPPED.match(action.outline)) for action in self.actions]
-            named = [(one["kind"] or "column", action._plain(one["name"])) for action, one in parts if one]
-            return [Object(kind.lower(), table, name) for kind, name in named] if len(named) == len(parts) else []
+            named = [
+                (Object((one["kind"] or "column").lower(), table, action._plain(one["name"])), one["verb"] == "ADD")
+                for action, one in parts
+                if one
+            ]
+            return named if len(named) == len(parts) else []
         found = MADE.match(self.outline) or DROPPED.match(self.outline)
         names = found["names"].split(" , ") if found else []
-        return [Object(found["kind"].lower(), "", self._plain(name)) for name in names] if found else []
+        kind = found["kind"].lower() if found else ""
+        return [(Object(kind, "", self._plain(name)), self.verb == "CREATE") for name in names]
 
     @cached_property
     def _may_be_patient(self) -> bool:
         text = self.text.upper()
         return "CONCURRENTLY" in text or "VALIDATE" in text
-
-    def _condition(self, found: "re.Match[str]", altered: str) -> Condition:
-        kind = " ".join(word for word in found["kind"].split() if word not in NO_KIND) or "COLUMN"
-        table = found["table"] or ("" if kind == "TABLE" else altered)
-        return Condition(kind, self.written(found["name"]), self.written(table), not found["missing"])
 
     def _plain(self, outlined: str) -> str:
         name = self.written(outlined)
@@ -338,6 +315,15 @@ def objects(sql: str) -> tuple[Object, ...]:
 def drops(sql: str) -> bool:
     """Whether a statement of the string drops anything."""
     return "DROP" in sql.upper() and any(DROP.search(one.outline) for one in split(sql))
+
+
+def has_condition(sql: str) -> bool:
+    """Whether a statement makes or drops something IF [NOT] EXISTS, or is a DO that may."""
+    if not MAY_HAVE_CONDITION.search(sql):
+        return False
+    return any(
+        CONDITION.match(one.outline) or (one.verb == "DO" and MAY_HAVE_CONDITION.search(one.text)) for one in split(sql)
+    )
 
 
 def is_patient(sql: str) -> bool:

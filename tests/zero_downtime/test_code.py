@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from django.core.management import call_command
 from django.db import DatabaseError, connections, migrations, transaction
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Interrupted, StepFailed
@@ -25,12 +24,12 @@ HOLD_5 = "SELECT FROM prices WHERE id = 5 FOR UPDATE"
 
 
 @pytest.fixture
-def shop(scratch, settings):
+def shop(copied, settings):
     settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.5
-    call_command("migrate", "accounts", database=scratch.alias, verbosity=0)
-    with scratch.cursor() as cursor:
+    database = copied("accounts")
+    with database.cursor() as cursor:
         cursor.execute(PRICES)
-    return scratch
+    return database
 
 
 def calls(function):

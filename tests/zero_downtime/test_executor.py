@@ -35,11 +35,11 @@ LOCK_TIMEOUT = "SELECT current_setting('lock_timeout'), current_setting('stateme
 
 
 @pytest.fixture
-def migrated(scratch):
-    call_command("migrate", database=scratch.alias, verbosity=0)
-    with scratch.cursor() as cursor:
+def migrated(copied):
+    database = copied("")
+    with database.cursor() as cursor:
         cursor.execute(ROWS)
-    return scratch
+    return database
 
 
 def ignore(event, **facts):

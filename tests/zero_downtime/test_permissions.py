@@ -38,7 +38,7 @@ def test_a_role_that_may_make_no_tables(shop, scratch, guest):
     said = shop.fail("migrate", DATABASE_URL=guest)
     assert said.startswith("NoLedger: The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: ")
     assert "permission denied for schema public" in said
-    assert 'Nothing was changed. GRANT CREATE ON SCHEMA public TO "guest_' in said
+    assert "Nothing was changed. GRANT USAGE, CREATE ON SCHEMA public TO guest_" in said
     assert look(scratch) == before
 
 
@@ -60,6 +60,40 @@ def test_a_role_that_may_read_nothing(shop, scratch, guest):
     for command in ("migrate", "showmigrations", "rollback"):
         said = shop.fail(command, DATABASE_URL=guest)
         assert said.startswith("CommandError: permission denied for table django_migrations. Use the role that owns")
+
+
+@pytest.mark.parametrize("command", ["migrate", "migrate --plan", "rollback --plan", "rollback --run 1 --yes --all"])
+def test_a_role_that_may_not_read_the_ledger(shop, scratch, guest, command):
+    """What it does not see must not be called unknown."""
+    shop.succeed("migrate")
+    shop.write("0002_size", 'column("items", "size")')
+    grant(scratch, "CREATE ON SCHEMA public", "ALL ON django_migrations, zero_downtime_run")
+    said = shop.fail(*command.split(), DATABASE_URL=guest)
+    tables = "public.zero_downtime_step, public.zero_downtime_effect"
+    assert said.startswith(
+        "LedgerNotReadable: The ledger is there, and this role may not read it: it lacks SELECT on "
+        f"{tables}. Use the role that owns them, or GRANT SELECT ON {tables} TO guest_"
+    )
+
+
+@pytest.mark.parametrize("path", ["", 'nowhere, "The Shop"'])
+def test_the_schema_in_which_the_ledger_cannot_be_made_is_named(shop, scratch, guest, path):
+    with scratch.cursor() as cursor:
+        cursor.execute('CREATE SCHEMA "The Shop"')
+        cursor.execute(f"ALTER ROLE {scratch.alias.replace('scratch', 'guest')} SET search_path = {path or 'public'}")
+    said = shop.fail("migrate", DATABASE_URL=guest)
+    assert f"GRANT USAGE, CREATE ON SCHEMA {chr(34) + 'The Shop' + chr(34) if path else 'public'} TO guest_" in said
+
+
+@pytest.mark.parametrize("command", ["migrate --plan", "rollback --plan", "showmigrations"])
+def test_who_locks_the_ledger_is_not_waited_for(shop, scratch, command):
+    shop.succeed("migrate")
+    shop.write("0002_size", 'column("items", "size")')
+    with psycopg.connect(**conninfo(scratch)) as somebody:
+        somebody.execute("LOCK TABLE zero_downtime_step")
+        said = shop.fail(*command.split())
+    assert said.startswith("CommandError: canceling statement due to lock timeout. Another session has locked what ")
+    assert said.count("\n") == 1
 
 
 def test_a_role_that_does_not_own_the_table(shop, scratch, guest):

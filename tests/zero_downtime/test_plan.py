@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from django.contrib.postgres.operations import AddIndexConcurrently
 from django.core.management import CommandError, call_command
-from django.db import migrations, models
+from django.db import migrations, models, transaction
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ModelState
 from psycopg.pq import TransactionStatus
@@ -27,11 +27,11 @@ ROWS = """
 
 
 @pytest.fixture
-def migrated(scratch):
-    call_command("migrate", database=scratch.alias, verbosity=0)
-    execute(scratch, ROWS)
-    execute(scratch, "ANALYZE users")
-    return scratch
+def migrated(copied):
+    database = copied("")
+    execute(database, ROWS)
+    execute(database, "ANALYZE users")
+    return database
 
 
 def execute(database, statement):
@@ -236,7 +236,7 @@ class TestSteps:
         assert outside.statements == ['CREATE INDEX CONCURRENTLY "trial" ON "users" ("is_staff");']
         assert [table.name for table in inside.tables] == ["users"]
 
-    def test_only_recorded(self, migrated, scratch):
+    def test_only_recorded(self, migrated):
         operation = migrations.CreateModel("Again", [("id", models.AutoField(primary_key=True))], {"db_table": "users"})
         initial = migration(operation, initial=True)
         (really,), (initially,) = ahead(migrated, initial), ahead(migrated, initial, fake_initial=True)
@@ -336,3 +336,25 @@ class TestCommand:
             plan(migrated, capsys, "tasks", "1999")
         with pytest.raises(CommandError, match="--plan only looks"):
             plan(migrated, capsys, "tasks", prune=True)
+
+    def test_it_leaves_the_transaction_of_its_caller_as_it_was(self, migrated, capsys):
+        with transaction.atomic(using=migrated.alias):
+            execute(migrated, "DELETE FROM users")
+            execute(migrated, "SET LOCAL lock_timeout = '7s'")
+            plan(migrated, capsys, "accounts", "zero")
+            assert execute(migrated, "SHOW lock_timeout") == [("7s",)]
+            execute(migrated, ROWS)
+        assert execute(migrated, "SELECT count(*) FROM users") == [(2000,)]
+
+
+def test_what_is_half_done_is_told(shop):
+    shop.write("0002_sizes", 'column("items", "a"), column("items", "b"), column("nowhere", "c")', "atomic = False")
+    shop.fail("migrate")
+    said = shop.succeed("migrate", "--plan")
+    assert "shop.0002_sizes (up, pre-deploy, not in one transaction, half done: goes on after operation 2)" in said
+    assert "ADD COLUMN c int" in said
+    assert "ADD COLUMN a int" not in said
+    assert "[ ] 0002_sizes" in (said := shop.succeed("showmigrations"))
+    assert "half done by run 1, which failed: migrate goes on after operation 2, rollback takes it back\n" in said
+    (step,) = json.loads(shop.succeed("migrate", "--plan", "--format", "json"))
+    assert step["done"] == [1, 2]

@@ -187,10 +187,16 @@ def test_a_ledger_that_may_not_be_read(scratch, package, show):
     with scratch.cursor() as cursor:
         cursor.execute(f"CREATE ROLE {reader}; GRANT SELECT ON django_migrations TO {reader}; SET ROLE {reader}")
     try:
-        assert show() == ["sessions", " [X] first", " [X] second"]
+        *shown, empty, told = show()
     finally:
         with scratch.cursor() as cursor:
             cursor.execute(f"RESET ROLE; DROP OWNED BY {reader}; DROP ROLE {reader}")
+    assert [*shown, empty] == ["sessions", " [X] first", " [X] second", ""]
+    tables = "public.zero_downtime_run, public.zero_downtime_step, public.zero_downtime_effect"
+    assert told == (
+        f"The ledger is there, and this role may not read it: it lacks SELECT on {tables}. "
+        f"Use the role that owns them, or GRANT SELECT ON {tables} TO {reader}."
+    )
 
 
 def test_another_vendors_database(package, django_db_blocker, capsys, tmp_path):

@@ -6,8 +6,9 @@ from psycopg import sql
 from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.statements import (
     Build,
-    Condition,
+    Object,
     Statement,
+    has_condition,
     is_patient,
     only_adds,
     pieces,
@@ -175,31 +176,40 @@ def test_a_string_is_cut_where_that_changes_no_transaction_but_for_what_may_wait
 
 
 @pytest.mark.parametrize(
-    ("string", "conditions"),
+    ("string", "depends"),
     [
-        ("CREATE TABLE IF NOT EXISTS s.T (a text DEFAULT 'IF EXISTS')", [("TABLE", "s.t", "", False)]),
-        ("CREATE TEMP TABLE IF NOT EXISTS t ()", [("TABLE", "t", "", False)]),
-        ("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON ONLY t (a)", [("INDEX", "i", "t", False)]),
-        ("CREATE MATERIALIZED VIEW IF NOT EXISTS v AS SELECT 1", [("MATERIALIZED VIEW", "v", "", False)]),
-        ("-- x\ndrop schema if exists a cascade", [("SCHEMA", "a", "", True)]),
-        ("DROP TRIGGER IF EXISTS g ON t", [("TRIGGER", "g", "t", True)]),
-        (
-            'ALTER TABLE IF EXISTS ONLY t ADD IF NOT EXISTS a int, ADD COLUMN IF NOT EXISTS "B" int, '
-            "DROP CONSTRAINT IF EXISTS c",
-            [
-                ("TABLE", "t", "", True),
-                ("COLUMN", "a", "t", False),
-                ("COLUMN", '"B"', "t", False),
-                ("CONSTRAINT", "c", "t", True),
-            ],
-        ),
-        ("ALTER TYPE mood ADD VALUE IF NOT EXISTS 'happy'", []),
-        ("SELECT 1 WHERE NOT EXISTS (SELECT)", []),
-        ("CREATE TABLE t ()", []),
+        ("CREATE TABLE IF NOT EXISTS s.T (a text)", True),
+        ("CREATE TEMP TABLE IF NOT EXISTS t ()", True),
+        ("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON ONLY t (a)", True),
+        ("-- x\ndrop schema if exists a cascade", True),
+        ("ALTER TABLE IF EXISTS t DROP a", True),
+        ("ALTER TABLE t ADD a int, ADD COLUMN IF NOT EXISTS b int", True),
+        ("SELECT 1; DROP TABLE IF EXISTS t", True),
+        ("SELECT 1 WHERE NOT EXISTS (SELECT)", False),
+        ("CREATE TABLE t (a text DEFAULT 'IF EXISTS')", False),
+        ('CREATE TABLE "IF EXISTS" ()', False),
+        ("DO $$ BEGIN IF NOT EXISTS (SELECT FROM t) THEN CREATE TABLE t (); END IF; END $$", True),
+        ("DO $$ BEGIN CREATE TYPE t AS (); EXCEPTION WHEN duplicate_object THEN NULL; END $$", True),
+        ("DO $$ BEGIN CREATE TABLE t (); END $$", False),
     ],
 )
-def test_what_it_depends_on_that_something_is_there(string, conditions):
-    assert Statement(string).conditions == [Condition(*one) for one in conditions]
+def test_whether_it_depends_on_what_is_there(string, depends):
+    assert has_condition(string) is depends
+
+
+@pytest.mark.parametrize(
+    ("string", "changes"),
+    [
+        ("CREATE TABLE s.T (a text)", [("table", "", "s.t", True)]),
+        ("DROP VIEW a, B", [("view", "", "a", False), ("view", "", "b", False)]),
+        (
+            'ALTER TABLE IF EXISTS ONLY t ADD a int, ADD COLUMN IF NOT EXISTS "B" int, DROP CONSTRAINT IF EXISTS c',
+            [("column", "t", "a", True), ("column", "t", '"B"', True), ("constraint", "t", "c", False)],
+        ),
+    ],
+)
+def test_which_of_its_objects_it_makes(string, changes):
+    assert Statement(string).changes == [(Object(*object), is_made) for *object, is_made in changes]
 
 
 @pytest.mark.parametrize(

@@ -203,10 +203,9 @@ ROW = "INSERT INTO users (username, email, password_hash) VALUES ('one', 'one@ex
 
 
 @pytest.fixture
-def users(scratch, settings):
+def users(copied, settings):
     settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.5
-    call_command("migrate", "accounts", database=scratch.alias, verbosity=0)
-    return scratch
+    return copied("accounts")
 
 
 @contextmanager

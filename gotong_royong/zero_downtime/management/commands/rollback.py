@@ -10,6 +10,7 @@ from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.management.commands import migrate
+from gotong_royong.zero_downtime.plan import only_looking
 from gotong_royong.zero_downtime.rollback import Applied
 from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Plan, key_of
@@ -40,9 +41,10 @@ class Command(mistakes.Plain):
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
             raise NotUndoable(f"{connection.alias} is not a PostgreSQL database, so no run on it was recorded.")
-        executor = Executor(connection)
-        done = rollback.applied(executor)
-        chosen = self.choose(executor, done, options)
+        with only_looking(connection):
+            executor = Executor(connection)
+            done = rollback.applied(executor)
+            chosen = self.choose(executor, done, options)
         if not chosen:
             self.stdout.write(f"Nothing to take back. {'Nothing later' if done else 'No migration'} is applied.")
             return

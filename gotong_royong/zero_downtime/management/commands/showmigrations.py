@@ -1,4 +1,4 @@
-"""Django's ``showmigrations``, where each applied migration also says what the ledger remembers of it."""
+"""Django's ``showmigrations``, where each migration also says what the ledger remembers of it."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -6,16 +6,23 @@ from types import SimpleNamespace
 from typing import Any
 
 from django.core.management.commands import showmigrations
-from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import history, mistakes
+from gotong_royong.zero_downtime import history, mistakes, rollback
+from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.plan import only_looking
 from gotong_royong.zero_downtime.stages import Key
 
 COLUMNS = "run", "faked", "checksum", "longest_blocked", "started_at", "finished_at"
-APPLIED = re.compile(r" ?\[[X-]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
+SHOWN = re.compile(r" ?\[[X -]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
 
 
 class Command(mistakes.Plain, showmigrations.Command):
+    help = (
+        "Shows all available migrations for the current project, of the applied ones also by which run, and which are "
+        "half done or half taken back, because a run failed in them."
+    )
+
     def show_list(self, connection: Any, app_names: Any = None) -> None:
         self._show(super().show_list, connection, app_names)
 
@@ -25,37 +32,46 @@ class Command(mistakes.Plain, showmigrations.Command):
     def _show(self, show: Callable[..., None], connection: Any, app_names: Any) -> None:
         """Catch the lines that Django would print, and print them with what else is known, in columns."""
         mistakes.refuse_unknown_apps(app_names)
-        stdout, lines = self.stdout, list[tuple[Any, ...]]()
-        vars(self)["stdout"] = SimpleNamespace(write=lambda *line: lines.append(line))
-        try:
-            show(connection, app_names)
-        finally:
-            self.stdout = stdout
-        loader = MigrationLoader(connection, ignore_no_migrations=True)
-        steps = history.applied_by(connection.alias, loader, *COLUMNS)
-        shown = [loader.graph.nodes.get(key) for key in _keys(text for text, *_ in lines)]
-        edited = [each for each in shown if each in steps and history.is_edited(each, steps[each])]
-        known = {
-            each: [*_cells(steps[each]), "edited since" if each in edited else ""] for each in shown if each in steps
-        }
-        rows = [(text, known.get(each, []), style) for each, (text, *style) in zip(shown, lines, strict=True)]
-        indent = max((len(text) for text, cells, _ in rows if cells), default=0)
-        widths = [max(map(len, column)) for column in zip(*known.values(), strict=True)]
-        for text, cells, style in rows:
-            if cells:
-                text = "  ".join(map(str.ljust, [text, *cells], [indent + 1, *widths])).rstrip()
-            self.stdout.write(text, *style)
-        if edited:
-            self.stdout.write("\n" + history.warning(edited), self.style.WARNING)
+        stdout, lines, said = self.stdout, list[tuple[Any, ...]](), list[str]()
+        cells: dict[Key, list[str]] = {}
+        with only_looking(connection):
+            self.stdout = SimpleNamespace(write=lambda *line: lines.append(line))  # type: ignore[assignment]
+            try:
+                show(connection, app_names)
+            finally:
+                self.stdout = stdout
+            keys = list(_keys(text for text, *_ in lines))
+            try:
+                executor = Executor(connection)
+                nodes = executor.loader.graph.nodes
+                steps = history.applied_by(connection.alias, executor.loader, *COLUMNS)
+                halves = rollback.halves(executor)
+                shown = (key for key in keys if key in steps)
+                edited = [key for key in shown if history.is_edited(nodes[key], steps[key])]
+            except LedgerNotReadable as error:
+                said.append(str(error))
+            else:
+                for key in steps.keys() | halves.keys():
+                    remarks = filter(None, ["edited since" if key in edited else "", halves.get(key)])
+                    cells[key] = [*(_cells(steps[key]) if key in steps else [""] * 4), "; ".join(remarks)]
+                said += [history.warning([nodes[key] for key in edited])] * bool(edited)
+        rows = [(line[0], cells.get(key, []), line[1:]) for key, line in zip(keys, lines, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*(each for _, each, _ in rows if each), strict=True)]
+        indent = max((len(text) for text, each, _ in rows if each), default=0) + 1
+        for text, each, style in rows:
+            line = "  ".join(map(str.ljust, [text, *each], [indent, *widths])).rstrip() if each else text
+            self.stdout.write(line, *style)
+        for text in said:
+            self.stdout.write(f"\n{text}", self.style.WARNING)
 
 
 def _keys(texts: Iterable[str]) -> Iterator[Key]:
-    """Yield which migration each line shows as applied; none with an empty name."""
+    """Yield which migration each line shows; none with an empty name."""
     app = ""
     for text in texts:
         if text.isidentifier():
             app = text
-        match = APPLIED.match(text)
+        match = SHOWN.match(text)
         yield (match["app"] or app, match["name"]) if match else ("", "")
 
 
