@@ -240,8 +240,8 @@ class Statement:
             return named if len(named) == len(parts) else []
         found = MADE.match(self.outline) or DROPPED.match(self.outline)
         names = found["names"].split(" , ") if found else []
-        kind = found["kind"].lower() if found else ""
-        return [(Object(kind, "", self._plain(name)), self.verb == "CREATE") for name in names]
+        makes = self.verb == "CREATE"
+        return [(Object(found["kind"].lower(), "", self._plain(name)), makes) for name in names] if found else []
 
     @cached_property
     def _may_be_patient(self) -> bool:

@@ -3,7 +3,11 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import gotong_royong.zero_downtime
+
+pytestmark = pytest.mark.once
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [

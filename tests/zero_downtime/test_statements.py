@@ -16,6 +16,8 @@ from gotong_royong.zero_downtime.statements import (
     text_of,
 )
 
+pytestmark = pytest.mark.once
+
 CASE = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END;"
 
 
