@@ -22,6 +22,7 @@ from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import guarded
 from gotong_royong.zero_downtime.ledger import only_runner, why_not_guarded
 from gotong_royong.zero_downtime.loader import without_collecting
+from gotong_royong.zero_downtime.management.consent import Asking, Consent
 from gotong_royong.zero_downtime.stages import Stage
 
 
@@ -72,7 +73,7 @@ class Command(mistakes.Plain, migrate.Command):
         self.guarded = not unguarded and not options["check_unapplied"]
         if unguarded and self.verbosity and kind != "json":
             self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
-        executors: list[Executor] = []
+        executors: list[Asking] = []
         with ExitStack() as stack:
             self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
             stack.enter_context(self.report)
@@ -89,15 +90,31 @@ class Command(mistakes.Plain, migrate.Command):
 
             def executor(*arguments: Any) -> Executor:
                 with without_collecting():
-                    executors.append(Executor(*arguments, **keywords))
+                    executors.append(Asking(*arguments, **keywords))
                     if self.guarded:
+                        executors[-1].consent = (
+                            None if options["fake"] else self.consent(not options["interactive"], kind)
+                        )
                         executors[-1].recall()
                 return executors[-1]
 
             stack.callback(gc.unfreeze)
             stack.enter_context(in_place_of_djangos(executor))
             super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
+            for text in dict.fromkeys(left.text for executor in executors for left in executor.left):
+                self.report("note", text=text)
         self.refuse_to_hold_back(*executors)
+
+    def consent(self, agreed: bool, kind: str) -> Consent:
+        """Return what is agreed to of what a way back destroys: all of it or nothing."""
+
+        def say(text: str) -> None:
+            if kind == "json":
+                self.report("note", text=text)
+            else:
+                self.stdout.write(text)
+
+        return Consent(say, data=agreed, all=agreed, options=("--no-input", "--no-input"))
 
     def refuse_to_hold_back(self, *executors: Executor) -> None:
         held_back = [chain for executor in executors for chain in executor.held_back]
