@@ -25,7 +25,15 @@ from django.utils import timezone
 
 from gotong_royong.zero_downtime import catalog, history, locks
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import LockLost, Nested, NoLedger, RolledBack, WithinTransaction, summary
+from gotong_royong.zero_downtime.exceptions import (
+    LockLost,
+    Nested,
+    NoLedger,
+    RolledBack,
+    WithinTransaction,
+    for_the_ledger,
+    summary,
+)
 from gotong_royong.zero_downtime.journal import Entry, Kind
 from gotong_royong.zero_downtime.loader import checksum
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, whoami
@@ -246,7 +254,7 @@ class Steps:
         self.succeeded = 0
         self._id, self._end = 0, NO_STEP
         tables = history.tables(alias)
-        names = {"step": tables[Step], "effect": tables[Effect]}
+        names = {model._meta.model_name: tables.get(model, model._meta.db_table) for model in (Step, Effect)}
         self._end_step, self._begin_step, self._note = (sql.format(**names) for sql in (END_STEP, BEGIN_STEP, NOTE))
 
     def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
@@ -351,8 +359,8 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
         with suppress(Error):  # the database may be what went away
             steps.flush()
             awake(alias)
-            _close(run, status, summary(error))
-        say_end(status, summary(error))
+            _close(run, status, for_the_ledger(error))
+        say_end(status, for_the_ledger(error))
         raise
     finally:
         holder.run = None

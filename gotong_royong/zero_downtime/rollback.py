@@ -14,7 +14,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime import history, undo
-from gotong_royong.zero_downtime.exceptions import NotUndoable
+from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
 from gotong_royong.zero_downtime.ledger import APP, exists
 from gotong_royong.zero_downtime.loader import checksum
 from gotong_royong.zero_downtime.models import Run, Step
@@ -100,6 +100,19 @@ def halves(executor: "Executor") -> dict[Key, str]:
             where = f"after operation {max(ended)}" if ended else "at its first operation"
             said[key] = f"half done by run {run}, which failed: migrate goes on {where}, rollback takes it back"
     return said
+
+
+def refuse_half_done(executor: "Executor", plan: Plan) -> None:
+    """Make sure that nothing of what is only to be recorded is there by half, which that record would hide.
+
+    Raises:
+        HalfDone: if a run left a half of one of these migrations.
+    """
+    for key in halves(executor).keys() & {key_of(migration) for migration, _ in plan}:
+        raise HalfDone(
+            f"{'.'.join(key)} is {halves(executor)[key]}. --fake would hide that half. Nothing was changed. Let "
+            "migrate go on or rollback take it back, and take out of its file what is done by hand."
+        )
 
 
 def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
