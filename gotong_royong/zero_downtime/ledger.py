@@ -20,7 +20,7 @@ from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
-from django.db.models import Q
+from django.db.models import Model, Q
 from django.utils import timezone
 
 from gotong_royong.zero_downtime import catalog, history, locks
@@ -249,12 +249,11 @@ class Steps:
     Should the process be killed in between, ``bury_the_dead`` finds out from django_migrations.
     """
 
-    def __init__(self, alias: str, run: Run) -> None:
+    def __init__(self, alias: str, run: Run, tables: dict[type[Model], str]) -> None:
         self.alias, self.run = alias, run
         self.succeeded = 0
         self._id, self._end = 0, NO_STEP
-        tables = history.tables(alias)
-        names = {model._meta.model_name: tables.get(model, model._meta.db_table) for model in (Step, Effect)}
+        names = {"step": tables.get(Step, "zero_downtime_step"), "effect": tables.get(Effect, "zero_downtime_effect")}
         self._end_step, self._begin_step, self._note = (sql.format(**names) for sql in (END_STEP, BEGIN_STEP, NOTE))
 
     def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
@@ -336,10 +335,11 @@ def _prune(alias: str, days: int) -> None:
 def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[Steps]:
     """Open a run of so many steps, and say in it how it ended."""
     bury_the_dead(alias, report)
+    tables = history.tables(alias)
     started = time.monotonic()
     run = Run.objects.using(alias).create(command=command, who=whoami(), process=os.getpid(), revision=revision())
     report("run_started", run=run.pk, command=command, steps=count)
-    steps = Steps(alias, run)
+    steps = Steps(alias, run, tables)
     holder = next(holder for holder in _holders if holder.session is connections[alias])
     holder.run = run
 
