@@ -2,10 +2,12 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -31,6 +33,35 @@ def scratch(django_db_blocker: Any, request: pytest.FixtureRequest) -> Iterator[
     request.getfixturevalue("django_db_setup")
     with django_db_blocker.unblock(), _database() as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def template(django_db_setup: None, django_db_blocker: Any) -> Iterator[Callable[..., str]]:
+    """Make a database in which `migrate` was called with these arguments, once a session; return its name.
+
+    Args: those of one run each, as words in a string.
+    """
+    stack = ExitStack()
+
+    @cache
+    def made(*runs: str) -> str:
+        database = stack.enter_context(_database())
+        for arguments in runs:
+            call_command("migrate", *arguments.split(), database=database.alias, verbosity=0)
+        database.close()
+        stack.callback(connections.databases.__setitem__, database.alias, connections.databases.pop(database.alias))
+        return database.alias
+
+    yield made
+    with django_db_blocker.unblock():
+        stack.close()
+
+
+@pytest.fixture
+def copied(template: Callable[..., str], django_db_blocker: Any) -> Iterator[Callable[..., BaseDatabaseWrapper]]:
+    """Copy such a database, under an alias of its own."""
+    with django_db_blocker.unblock(), ExitStack() as stack:
+        yield lambda *runs: stack.enter_context(_database(template(*runs)))
 
 
 @pytest.fixture

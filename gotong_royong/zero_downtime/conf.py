@@ -7,6 +7,10 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+LONGEST = 86_400  # seconds
+SECONDS = {"LOCK_TIMEOUT": 0.001, "PATIENCE": 0, "BLOCK_BUDGET": 0.001}
+"""The settings that are seconds, and the least of each."""
+
 
 class Settings:
     LOCK_TIMEOUT: float = 0.1
@@ -61,7 +65,20 @@ class Settings:
                 f"ZERO_DOWNTIME_BACKFILL_WORKERS is {value!r}, so no worker of the queue could take up a backfill. "
                 "Set it to a whole number from 1 on. Who wants no queue does not install procrastinate.contrib.django."
             )
+        if name in SECONDS and not (type(value) in {int, float} and SECONDS[name] <= value <= LONGEST):
+            raise ImproperlyConfigured(
+                f"ZERO_DOWNTIME_{name} is {value!r}. Set it to a number of seconds from {SECONDS[name]:g} to {LONGEST}."
+            )
         return value
+
+    def refuse_odd_times(self) -> None:
+        """Make sure, before anything is done, that the times by which a run keeps are some.
+
+        Raises:
+            ImproperlyConfigured: names the first that is none.
+        """
+        for name in SECONDS:
+            getattr(self, name)
 
 
 conf = Settings()

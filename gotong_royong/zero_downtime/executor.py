@@ -19,6 +19,7 @@ from django.db.migrations.state import ProjectState
 from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
 from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
+    HalfCommitted,
     NotUndoable,
     RolledBack,
     ZeroDowntimeError,
@@ -34,7 +35,7 @@ from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.signals import between_signals
 from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, key_of, stages_of
-from gotong_royong.zero_downtime.states import Rolling
+from gotong_royong.zero_downtime.states import Rolling, has_own_transaction
 from gotong_royong.zero_downtime.watchdog import Report
 
 # What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
@@ -301,7 +302,12 @@ class Executor(MigrationExecutor):
                 rolling.forwards(operation, migration.app_label)
                 continue
             journal.begin(number, operation)
-            rolling.perform(operation, migration, editor)
+            try:
+                rolling.perform(operation, migration, editor)
+            except Exception as error:
+                if has_own_transaction(operation, migration) and not locks.is_lost(error):
+                    journal.undone()
+                raise
             if not migration.atomic:
                 editor.run_deferred()
             journal.end(settled=editor.settled)
@@ -359,7 +365,7 @@ class Executor(MigrationExecutor):
                 left = "It was done by then." if is_done else step.what_is_left
                 self._applied += [step] * (is_done and step.is_up)
             return KeyboardInterrupt(f"Stopped by Ctrl-C or SIGTERM in {step.migration}. {left}")
-        is_to_be_undone = self.auto_rollback and step.is_up
+        is_to_be_undone = self.auto_rollback and step.is_up and not isinstance(error, HalfCommitted)
         failure = step.explained(error, "" if is_to_be_undone else step.what_is_left)
         with suppress(Error):
             (step.end_unless_committed if locks.is_lost(error) else step.end)(Status.FAILED, failure.kept)

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     EXECUTED = "executed"
     SKIPPED = "skipped"
     FAILED = "failed"
+    UNDONE = "undone"
     ENDED = "ended"
 
 
@@ -69,8 +70,9 @@ class Told:
         What an earlier, interrupted try has executed is there because of that try: it was not there before.
         """
         if entry.kind == Kind.BEGAN:
+            if self.run:
+                self.earlier = Told(executed=set(self.executed), dropped=set(self.dropped), texts=set(self.texts))
             self.digest, self.ended, self.run = entry.what, False, run
-            self.earlier = Told(executed=set(self.executed), dropped=set(self.dropped), texts=set(self.texts))
         elif entry.kind == Kind.EXECUTED:
             self.statements += 1
             self.texts.add(entry.what)
@@ -104,7 +106,12 @@ class Past(dict[int, Told]):
     def add(self, entry: Entry, run: int) -> None:
         """Add what an entry of a step upwards tells."""
         self.taken_back.discard(entry.operation)
-        self.setdefault(entry.operation, Told()).add(entry, run)
+        told = self.setdefault(entry.operation, Told())
+        if entry.kind == Kind.UNDONE:
+            if not told.earlier:
+                del self[entry.operation]
+        else:
+            told.add(entry, run)
 
     def rest(self) -> "Past":
         """Return what a way back that came to its end has left."""
@@ -171,6 +178,11 @@ class Journal:
 
     def skipped(self, reason: str, objects: tuple[Object, ...] = ()) -> None:
         self._say(Kind.SKIPPED, reason, objects)
+
+    def undone(self) -> None:
+        """Say that the operation failed, and the transaction that it has for itself was rolled back."""
+        self._say(Kind.UNDONE)
+        self._flush()
 
     def end(self, *, settled: bool = True) -> None:
         """Say that the operation has ended; with the next one that does, if it is not settled what it left."""

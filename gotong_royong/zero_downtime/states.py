@@ -151,10 +151,15 @@ class Rolling:
 @contextmanager
 def transaction_of(operation: Operation, migration: Migration, editor: Any) -> Iterator[None]:
     """Open a transaction if Django gives the operation one of its own; tell the guard which operation it is."""
-    own = operation.atomic or (migration.atomic and operation.atomic is not False)
-    transaction = atomic(editor.connection.alias) if own and not editor.atomic_migration else nullcontext()
+    own = has_own_transaction(operation, migration) and not editor.atomic_migration
+    transaction = atomic(editor.connection.alias) if own else nullcontext()
     with transaction, getattr(editor, "carrying_out", nullcontext)(operation):
         yield
+
+
+def has_own_transaction(operation: Operation, migration: Migration) -> bool:
+    """Whether Django gives the operation a transaction of its own where the migration is none."""
+    return bool(operation.atomic or (migration.atomic and operation.atomic is not False))
 
 
 def with_inner(*operations: Operation) -> Iterator[Operation]:

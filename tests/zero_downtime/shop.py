@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 
+from tests.forks import Forked
+
 SETTINGS = """
 import os
 import dj_database_url
@@ -81,9 +83,12 @@ class Shop:
         text = MIGRATION % {"dependencies": dependencies, "attributes": attributes, "operations": operations}
         (folder / f"{name}.py").write_text(text)
 
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str] | Forked":
         """Begin a command; its output and errors are pipes."""
+        is_for_python = any(name.startswith("PYTHON") for name in environment)
         environment = {**self.environment, **environment}
+        if not is_for_python:
+            return Forked(*arguments, env=environment, cwd=self.folder)
         command = [sys.executable, "-m", "django", *arguments]
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, cwd=self.folder, text=True, **pipes)
@@ -106,7 +111,7 @@ class Shop:
         return done.err
 
 
-def finish(process: "subprocess.Popen[str]") -> Done:
+def finish(process: "subprocess.Popen[str] | Forked") -> Done:
     """Wait for a command's end, a minute at most."""
     try:
         out, err = process.communicate(timeout=60)

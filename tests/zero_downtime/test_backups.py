@@ -40,14 +40,14 @@ def newest_programs(settings):
 
 
 @pytest.fixture
-def full(scratch):
-    call_command("migrate", database=scratch.alias, verbosity=0)
-    with scratch.cursor() as cursor:
+def full(copied):
+    database = copied("")
+    with database.cursor() as cursor:
         cursor.execute(
             "INSERT INTO users (username, email, password_hash) "
             "SELECT 'user' || i, 'user' || i || '@example.org', '!' FROM generate_series(1, 1000) i"
         )
-    return scratch
+    return database
 
 
 def quiet(event, text):

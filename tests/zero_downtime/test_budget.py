@@ -5,12 +5,11 @@ import time
 
 import psycopg
 import pytest
-from django.core.management import call_command
 from django.db import migrations
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
 from gotong_royong.zero_downtime.models import Step
-from tests.test_migrations import conninfo
+from tests.test_migrations import conninfo, look
 from tests.zero_downtime.load import holding, load
 from tests.zero_downtime.test_executor import ask, run
 
@@ -24,22 +23,9 @@ SETTINGS = """
 """
 
 
-@pytest.fixture(scope="module")
-def template(django_db_setup, django_db_blocker):
-    from tests.conftest import _database
-
-    with django_db_blocker.unblock(), _database() as database:
-        call_command("migrate", "tasks", database=database.alias, verbosity=0)
-        database.close()
-        yield database.alias
-
-
 @pytest.fixture
-def migrated(template, django_db_blocker):
-    from tests.conftest import _database
-
-    with django_db_blocker.unblock(), _database(template) as database:
-        yield database
+def migrated(copied):
+    return copied("tasks")
 
 
 def test_a_deadlock_is_tried_again(migrated, settings):
@@ -131,3 +117,17 @@ def test_the_session_is_as_before_after_errors(migrated, settings, atomic):
             run(migrated, migrations.RunSQL("CREATE INDEX CONCURRENTLY x ON nowhere (id)"), atomic=False)
         assert ask(migrated, SETTINGS) == before
     assert Step.objects.using(migrated.alias).filter(status="failed").count() == (3 if atomic else 4)
+
+
+ODD = ["None", "'1s'", "float('inf')", "float('nan')", "-1", "1e12", "True"]
+NAMES = ["LOCK_TIMEOUT", "BLOCK_BUDGET", "PATIENCE"]
+
+
+@pytest.mark.parametrize(("name", "value"), [(NAMES[i % 3], value) for i, value in enumerate(ODD)] + [(NAMES[0], "0")])
+def test_times_that_are_none_are_refused_before_anything_is_done(shop, scratch, name, value):
+    shop.settings(f"ZERO_DOWNTIME_{name} = {value}")
+    said = shop.fail("migrate")
+    assert said.startswith(f"CommandError: ZERO_DOWNTIME_{name} is ")
+    assert "Set it to a number of seconds from 0" in said
+    assert said.count("\n") == 1
+    assert look(scratch)["columns"] == set()

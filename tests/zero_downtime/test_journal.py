@@ -223,6 +223,16 @@ class TestHalf:
         assert "what 'Raw Python operation' of shop.0002_trial did before it failed may stay" in said
         assert sql(scratch, "SELECT id FROM items") == [(7,)]
 
+    def test_python_in_a_transaction_of_its_own_leaves_nothing(self, migrated, scratch):
+        was = seen(scratch)
+        code = python("(c.execute('INSERT INTO items VALUES (7)'), 1 / 0)", "print, atomic=True")
+        migrated.write("0002_trial", code, NOT_ATOMIC)
+        assert "It is not atomic, but it had done nothing yet." in migrated.fail("migrate")
+        assert seen(scratch) == was
+        assert "shop.0001_items" in migrated.succeed("rollback", "--plan")
+        assert "The database is as it was before run 3" in migrated.fail("migrate", "--auto-rollback")
+        assert seen(scratch) == was
+
     def test_of_several_statements_those_are_taken_back_that_were_executed(self, migrated, scratch):
         was = seen(scratch)
         sql(scratch, "INSERT INTO items VALUES (1)")

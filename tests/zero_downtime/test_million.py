@@ -24,13 +24,13 @@ READ = """
 
 
 @pytest.fixture
-def old(scratch):
+def old(copied):
     """A ledger of 40,000 steps, half of them up and half down."""
-    call_command("migrate", database=scratch.alias, verbosity=0)
-    with scratch.cursor() as cursor:
+    database = copied("")
+    with database.cursor() as cursor:
         cursor.execute(OLD_RUNS)
         cursor.execute("VACUUM ANALYZE zero_downtime_run, zero_downtime_step")
-    return scratch
+    return database
 
 
 def read(database):

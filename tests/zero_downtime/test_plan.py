@@ -27,11 +27,11 @@ ROWS = """
 
 
 @pytest.fixture
-def migrated(scratch):
-    call_command("migrate", database=scratch.alias, verbosity=0)
-    execute(scratch, ROWS)
-    execute(scratch, "ANALYZE users")
-    return scratch
+def migrated(copied):
+    database = copied("")
+    execute(database, ROWS)
+    execute(database, "ANALYZE users")
+    return database
 
 
 def execute(database, statement):
@@ -236,7 +236,7 @@ class TestSteps:
         assert outside.statements == ['CREATE INDEX CONCURRENTLY "trial" ON "users" ("is_staff");']
         assert [table.name for table in inside.tables] == ["users"]
 
-    def test_only_recorded(self, migrated, scratch):
+    def test_only_recorded(self, migrated):
         operation = migrations.CreateModel("Again", [("id", models.AutoField(primary_key=True))], {"db_table": "users"})
         initial = migration(operation, initial=True)
         (really,), (initially,) = ahead(migrated, initial), ahead(migrated, initial, fake_initial=True)

@@ -116,3 +116,32 @@ def test_role_and_search_path_hold_for_all_sessions(shop, scratch, home, by):
         user.execute("""SELECT FROM "the shop's".items""")
     said = finish(run).err
     assert 'AccessExclusiveLock on table "the shop\'s".items, which blocks reads and writes: 1 session waited' in said
+
+
+CLOSES = """
+def code(apps, editor):
+    editor.connection.close()
+    with editor.connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('lock_timeout')")
+        print("limit:", *cursor.fetchone())
+"""
+POOL = "DATABASES['default']['OPTIONS'] = {'pool': {'min_size': 1, 'max_size': 2}}"
+
+
+def test_a_pool_keeps_no_session_of_a_run(shop, scratch):
+    shop.settings(POOL)
+    shop.write("0002_closes", "migrations.RunPython(code), migrations.RunSQL('SELECT 1')", "atomic = False")
+    file = shop.migrations / "0002_closes.py"
+    file.write_text(CLOSES + file.read_text())
+    said = shop.succeed("migrate")
+    assert said.count("Waiting") == 0
+    assert "Run 1 succeeded: 2 steps" in said
+
+
+def test_what_is_migrated_is_committed_whatever_the_settings_say(shop, scratch):
+    shop.settings("DATABASES['default']['AUTOCOMMIT'] = False")
+    shop.write("0002_size", 'column("items", "size")', "atomic = False")
+    shop.succeed("migrate")
+    with scratch.cursor() as cursor:
+        cursor.execute("SELECT count(size) FROM items")
+    assert MigrationRecorder(scratch).applied_migrations().keys() >= {("shop", "0001_items"), ("shop", "0002_size")}

@@ -16,7 +16,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('operation', models.IntegerField(help_text='Its number in the migration, from 1.')),
-                ('kind', models.CharField(choices=[('began', 'began'), ('executed', 'executed'), ('skipped', 'skipped'), ('failed', 'failed'), ('ended', 'ended')], max_length=10)),
+                ('kind', models.CharField(choices=[('began', 'began'), ('executed', 'executed'), ('skipped', 'skipped'), ('failed', 'failed'), ('undone', 'undone'), ('ended', 'ended')], max_length=10)),
                 ('what', models.TextField(blank=True, db_default='', help_text='The statement, or the digest of the operation.')),
                 ('objects_named', models.JSONField(db_default=models.Value([], models.JSONField()), help_text='The kind, table and name of each that it concerns.')),
                 ('step', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='effects', to='zero_downtime.step')),

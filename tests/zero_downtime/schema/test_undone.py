@@ -6,15 +6,21 @@ Each operation is a step of a migrate, with nothing, the same or something else 
 import re
 import sys
 import uuid
+from contextlib import contextmanager
 
 import pytest
+from django.conf import settings
 from django.core.management import CommandError, call_command
+from django.test.utils import override_settings
 
+from gotong_royong.zero_downtime.editors import schema_editor_class
 from gotong_royong.zero_downtime.exceptions import RolledBack
+from tests.conftest import _database
 from tests.zero_downtime.schema.cases import CASES
 from tests.zero_downtime.schema.conftest import is_concurrent, skip_unless_supported, sql, up, whole
 
 pytestmark = pytest.mark.once
+SOME = 5  # each fifth case is run by `make test`
 
 FILE = """
 from django.db import migrations
@@ -49,16 +55,39 @@ class Library:
             del sys.modules[module]
 
 
-@pytest.fixture
-def files(tmp_path, monkeypatch, settings):
+def mostly_slow(cases):
+    return [pytest.param(*case, marks=[pytest.mark.slow] * bool(n % SOME)) for n, case in enumerate(cases)]
+
+
+@contextmanager
+def installed(folder):
+    """The library, with its first migration, as one of the installed apps."""
     name = f"library_{uuid.uuid4().hex}"
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    made = Library(tmp_path, name)
-    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, f"{name}.apps.Library"]
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(sys, "dont_write_bytecode", True)
+        made = Library(folder, name)
+        with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, f"{name}.apps.Library"]):
+            yield made
     for module in [module for module in sys.modules if module.startswith(name)]:
         del sys.modules[module]
+
+
+@pytest.fixture
+def files(tmp_path):
+    with installed(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def template(base, tmp_path_factory, django_db_blocker):
+    """The name of a database with the library's tables and the ledger's, in which the first migration is applied."""
+    with django_db_blocker.unblock(), _database() as database:
+        sql(database, base[1])
+        with installed(tmp_path_factory.mktemp("first")):
+            migrate(database, "0001", fake=True)
+        database.close()
+        yield database.alias
 
 
 def migrate(database, *arguments, **options):
@@ -94,39 +123,38 @@ def ways(case):
 
 @pytest.mark.parametrize(
     ("case", "atomic"),
-    [(case, atomic) for case in CASES for atomic in (True, False) if not (atomic and is_concurrent(CASES[case][0]))],
+    mostly_slow(
+        (case, atomic) for case in CASES for atomic in (True, False) if not (atomic and is_concurrent(CASES[case][0]))
+    ),
 )
-def test_a_batch_that_fails_after_it(library, base, files, case, atomic):
-    steps, _ = CASES[case]
-    skip_unless_supported(library.database, steps)
+def test_a_batch_that_fails_after_it(server, base, template, files, case, atomic):
+    skip_unless_supported(server, CASES[case][0])
     files.write("0002_case", f"CASES[{case!r}][0]", atomic=atomic, after="0001_base")
     files.write("0003_fails", f"[{FAILING}]", after="0002_case")
-    whole_or_named(library, base, case)
+    whole_or_named(base[0], template, case)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_an_operation_that_fails_after_it_in_no_transaction(library, base, files, case):
-    steps, _ = CASES[case]
-    skip_unless_supported(library.database, steps)
+@pytest.mark.parametrize("case", mostly_slow((case,) for case in CASES))
+def test_an_operation_that_fails_after_it_in_no_transaction(server, base, template, files, case):
+    skip_unless_supported(server, CASES[case][0])
     files.write("0002_case", f"[*CASES[{case!r}][0], {FAILING}]", atomic=False, after="0001_base")
-    whole_or_named(library, base, case)
+    whole_or_named(base[0], template, case)
 
 
-def whole_or_named(library, base, case):
-    database, state = library.database, library.state
+def whole_or_named(state, template, case):
     for way, there in ways(case):
-        sql(database, base[1])
-        migrate(database, "0001", fake=True)
-        if way == "same":
-            up(database, state, there)
-        elif there:
-            sql(database, there)
-        before = seen(database)
-        with pytest.raises(CommandError) as raised:
-            migrate(database, auto_rollback=True)
-        said = str(raised.value)
-        assert isinstance(raised.value, RolledBack), (way, said)
-        after = seen(database)
+        with _database(template) as database:
+            if way == "same":
+                database.SchemaEditorClass = schema_editor_class(database.SchemaEditorClass)
+                up(database, state, there)
+            elif there:
+                sql(database, there)
+            before = seen(database)
+            with pytest.raises(CommandError) as raised:
+                migrate(database, auto_rollback=True)
+            said = str(raised.value)
+            assert isinstance(raised.value, RolledBack), (way, said)
+            after = seen(database)
         (catalog, rows), (catalog_now, rows_now) = before, after
         different = {line for kind, lines in catalog.items() for line in lines ^ catalog_now[kind]}
         if re.search(r"The database is as it was before run \d+", said):
