@@ -189,7 +189,7 @@ class Executor(MigrationExecutor):
             NoLedger: if this role may not make them.
         """
         leaves = self.loader.graph.leaf_nodes(APP)
-        plan = super().migration_plan(leaves, clean_start=not ledger.exists(self.connection))
+        plan = super().migration_plan(leaves, clean_start=not history.tables(self.alias))
         try:
             if plan:
                 with twice_is_once(self.connection), ledger.unrouted():

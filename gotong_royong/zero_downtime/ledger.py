@@ -24,7 +24,7 @@ from django.db.models import Model, Q
 from django.utils import timezone
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime import catalog, history, locks
+from gotong_royong.zero_downtime import history, locks
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import (
     LockLost,
@@ -69,11 +69,6 @@ SCHEMA = """
 
 NO_STEP: list[Any] = [None] * 9
 """The parameters with which ``END_STEP`` changes no row."""
-
-
-def is_guarded(connection: BaseDatabaseWrapper) -> bool:
-    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not where tests run."""
-    return not why_not_guarded(connection)
 
 
 def why_not_guarded(connection: BaseDatabaseWrapper) -> str:
@@ -201,7 +196,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             pids = locks.holders(other, locks.RUNNER)
             if ours := next((one for one in _holders if one.session.connection.info.backend_pid in pids), None):
                 raise Nested(str(ours.run or "another command"))
-            run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if exists(other) else None
+            run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if history.tables(alias) else None
             say(run.described if run else f"another migrate, {whom}")
 
         def say_statement(whom: str) -> None:
@@ -241,11 +236,6 @@ def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger
         f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
         f"Nothing was changed. {advice if schema else nowhere}"
     )
-
-
-def exists(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the database has a ledger."""
-    return catalog.table(connection, Step._meta.db_table) is not None
 
 
 class Steps:

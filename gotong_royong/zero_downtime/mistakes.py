@@ -37,6 +37,13 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import UnknownApp, meant, summary
 from gotong_royong.zero_downtime.stages import Key
 
+ADVICE = {
+    locks.NOT_ALLOWED: "Use the role that owns the tables, or GRANT this one what it lacks.",
+    locks.READ_ONLY: "The server is a standby, or the database is set to be only read. Use one that takes writes.",
+    locks.LOCK_NOT_AVAILABLE: "Another session has locked what this reads. End it, or do that again later: "
+    "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock' finds it.",
+}
+
 
 class Plain(BaseCommand):
     """A command that ends with one sentence and a non-zero exit, where others end with a traceback.
@@ -204,13 +211,8 @@ def _of_database(error: Error | psycopg.Error) -> str:
             f"cannot connect to database {name} on {host or 'localhost'}:{port} as {user or 'the system user'}. "
             f"Check DATABASE_URL and that the server is running. It said: {reason}"
         )
-    if state == locks.NOT_ALLOWED:
-        return f"{reason}. Use the role that owns the tables, or GRANT this one what it lacks."
-    if state == locks.READ_ONLY:
-        return f"{reason}. The server is a standby, or the database is set to be only read. Use one that takes writes."
-    if state == locks.LOCK_NOT_AVAILABLE:
-        who = "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock'"
-        return f"{reason}. Another session has locked what this reads. End it, or do that again later: {who} finds it."
+    if advice := ADVICE.get(state or ""):
+        return f"{reason}. {advice}"
     if locks.is_lost(error):
         return f"The connection to the database was lost: {reason}. Once it is back, do that again."
     return f"{summary(error)}. --traceback shows where it came from."

@@ -15,7 +15,7 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime import history, undo
 from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
-from gotong_royong.zero_downtime.ledger import APP, exists
+from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import checksum
 from gotong_royong.zero_downtime.models import Run, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
@@ -78,12 +78,10 @@ def applied(executor: "Executor") -> list[Applied]:
 
 def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
     """Return of the other migrations those of which something is there: a run failed in them, in no transaction."""
-    alias, nodes = executor.connection.alias, executor.loader.graph.nodes
-    columns = "app", "name", "direction", "pk", "run", "checksum", "faked"
+    alias, columns = executor.connection.alias, ("app", "name", "direction", "pk", "run", "checksum", "faked")
     return [
         Applied(key, tuple(history.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
-        for key in history.failed(alias) - set(applied)
-        if undo.is_half_done(nodes.get(key), executor.past(*key))
+        for key in halves(executor).keys() - set(applied)
     ]
 
 
@@ -130,7 +128,7 @@ def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) 
         NotUndoable: if there is no such run, nothing of it is left, or only a part of a squash is of it.
     """
     runs = Run.objects.using(executor.connection.alias)
-    if run_id is not None and not (exists(executor.connection) and runs.filter(pk=run_id).exists()):
+    if run_id is not None and not (history.tables(runs.db) and runs.filter(pk=run_id).exists()):
         raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
     if run_id is None and not done[0].runs:
         raise NotUndoable(f"{done[0]}, the last that was applied, is of no run that the ledger knows. Use --steps N.")

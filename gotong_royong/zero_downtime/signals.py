@@ -50,10 +50,10 @@ def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool =
 
 
 def _receiver(error: Exception) -> str:
-    """Say which function the signal called that raised the error: the one that the last function named send called."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    called = frames[2] if len(frames) > 2 else frames[-1]  # after those of this room and of the signal
-    return f"{called.f_globals.get('__name__')}.{called.f_code.co_qualname}"
+    """Say which function the signal called."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)][1:]
+    called = next(frame for frame in frames if not frame.f_globals["__name__"].startswith("django.dispatch"))
+    return f"{called.f_globals['__name__']}.{called.f_code.co_qualname}"
 
 
 def between_signals(
