@@ -67,6 +67,8 @@ SCHEMA = """
     ORDER BY place LIMIT 1
 """
 
+NO_SCHEMA = "3F000"  # none that the role may use
+
 NO_STEP: list[Any] = [None] * 9
 """The parameters with which ``END_STEP`` changes no row."""
 
@@ -230,12 +232,14 @@ def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger
     with connection.cursor() as cursor:
         cursor.execute(SCHEMA)
         ((schema, role),) = cursor.fetchall() or [(None, "")]
-    advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
-    nowhere = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
-    return NoLedger(
-        f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
-        f"Nothing was changed. {advice if schema else nowhere}"
-    )
+    if not schema:
+        advice = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
+    elif {NO_SCHEMA, locks.NOT_ALLOWED} & {locks.sqlstate(each) for each in (error, error.__context__) if each}:
+        advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
+    else:
+        advice = f"They would be made in the schema {schema}, by the role {role}. Mend that, and migrate again."
+    said = f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}."
+    return NoLedger(f"{said} Nothing was changed. {advice}")
 
 
 class Steps:

@@ -92,7 +92,7 @@ class _Unread(io.FileIO):
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
-            return super().write(data)
+            return super().write(data) or len(data)
         return len(data)
 
 

@@ -57,19 +57,15 @@ def said_stage(migration: Migration) -> Stage | None:
     """
     said = getattr(migration, "stage", None)
     stage: Any = conf.DEFAULT_STAGE if said is None else said
+    if stage is None:
+        return None
     try:
         return Stage(stage)
     except ValueError:
-        if said is not None:
-            raise ImpossibleStage(
-                f"{migration} has stage {said!r}. Write stage = Stage.PRE_DEPLOY or stage = Stage.POST_DEPLOY."
-            ) from None
-        if conf.DEFAULT_STAGE is not None:
-            raise ImpossibleStage(
-                f"ZERO_DOWNTIME_DEFAULT_STAGE is {conf.DEFAULT_STAGE!r}. "
-                f"Set it to {Stage.PRE_DEPLOY.value!r} or {Stage.POST_DEPLOY.value!r}, or leave it out."
-            ) from None
-        return None
+        where = "ZERO_DOWNTIME_DEFAULT_STAGE is" if said is None else f"{migration} has stage"
+        raise ImpossibleStage(
+            f"{where} {stage!r}. Write 'pre_deploy' or 'post_deploy' in its place, or leave it out."
+        ) from None
 
 
 def stages_of(plan: Plan, graph: MigrationGraph, there: Collection[str]) -> dict[Key, Stage]:
@@ -155,15 +151,11 @@ class Known:
     def _before(self, migration: Migration, number: int) -> Iterator[Operation]:
         """Yield what the app's operations before that one do to its models, newest first."""
         yield from reversed(list(_on_models(migration.operations[:number])))
-        ways, seen = deque([key_of(migration)]), set()
-        while ways:
-            node = self.graph.node_map.get(ways.popleft())
-            for parent in node.parents if node else ():
-                if parent.key[0] == migration.app_label and parent.key not in seen:
-                    seen.add(parent.key)
-                    ways.append(parent.key)
-                    known: Any = self.graph.nodes[parent.key]
-                    yield from reversed(list(_on_models(known.operations)))
+        key = key_of(migration)
+        for app, name in reversed(self.graph.forwards_plan(key)[:-1] if key in self.graph.nodes else []):
+            if app == migration.app_label:
+                known: Any = self.graph.nodes[app, name]
+                yield from reversed(list(_on_models(known.operations)))
 
 
 def _is_stricter(one: operations.AlterField, old: Any) -> bool:
