@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import mistakes, reports
+from gotong_royong.zero_downtime import mistakes, reports, signals
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
@@ -27,6 +28,7 @@ from gotong_royong.zero_downtime.stages import Stage
 
 
 class Command(mistakes.Plain, migrate.Command):
+    goes_on_unread = True
     report: reports.Reporter
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -170,14 +172,20 @@ class Command(mistakes.Plain, migrate.Command):
 
 @contextmanager
 def in_place_of_djangos(executor: Any) -> Iterator[None]:
-    """Let Django's command build our executor: it takes the class from its module and offers no other way."""
-    module = vars(migrate)
-    before = module["MigrationExecutor"]
-    module["MigrationExecutor"] = executor
+    """Let Django's command build our executor and send our signals: it takes them from its module."""
+    ours = {
+        "MigrationExecutor": executor,
+        "emit_pre_migrate_signal": partial(signals.send, "pre_migrate"),
+        "emit_post_migrate_signal": partial(signals.send, "post_migrate"),
+    }
+    before = {name: getattr(migrate, name) for name in ours}
     try:
+        for name, value in ours.items():
+            setattr(migrate, name, value)
         yield
     finally:
-        module["MigrationExecutor"] = before
+        for name, value in before.items():
+            setattr(migrate, name, value)
 
 
 @contextmanager

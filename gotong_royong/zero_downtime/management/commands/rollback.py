@@ -17,6 +17,7 @@ from gotong_royong.zero_downtime.signals import between_signals
 
 class Command(mistakes.Plain):
     help = "Takes back the migrations of the last run, or as many as you say, newest first."
+    goes_on_unread = True
     requires_system_checks: list[str] = []
     migration_progress_callback: Any = migrate.Command.migration_progress_callback
 
