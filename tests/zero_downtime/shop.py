@@ -1,11 +1,14 @@
 """A project of its own, with one small app whose migrations a test writes, on Django's command line: no manage.py."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from django.conf import settings
 
 from tests.forks import Forked
@@ -112,9 +115,14 @@ class Shop:
 
 
 def finish(process: "subprocess.Popen[str] | Forked") -> Done:
-    """Wait for a command's end, a minute at most."""
+    """Wait for a command's end, a minute at most; one that takes longer fails and says where it was."""
     try:
         out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
+        process.kill()
+        pytest.fail("".join(process.communicate()))
     except BaseException:
         process.kill()
         process.communicate()
