@@ -3,6 +3,7 @@
 import pytest
 from psycopg import sql
 
+from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.statements import (
     Build,
     Object,
@@ -222,7 +223,7 @@ def test_which_of_its_objects_it_makes(string, changes):
     ],
 )
 def test_what_an_update_sets(string, columns):
-    assert set(Statement(string).columns_set) == columns
+    assert set(columns_set(Statement(string))) == columns
 
 
 @pytest.mark.parametrize(
