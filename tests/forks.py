@@ -52,10 +52,10 @@ IMPORTED = [
 
 
 class Forked:
-    """A process of Django's command line. On SIGUSR1 it writes to its errors where each of its threads is.
+    """A process of Python. On SIGUSR1 it writes to its errors where each of its threads is.
 
     Args:
-        arguments: what comes after ``python -m django``.
+        arguments: what comes after ``python``, such as ``"-m", "django", "migrate"`` or ``"manage.py", "migrate"``.
         env: all of its environment; what Python itself would read of it is left unread, but for PYTHONPATH.
     """
 
@@ -108,6 +108,17 @@ class Forked:
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
+
+
+def manage(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run our ``manage.py`` to its end, a minute at most, in such an environment."""
+    process = Forked("manage.py", *arguments, env=env, cwd=PROJECT)
+    try:
+        out, err = process.communicate(60)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @cache
@@ -168,8 +179,12 @@ def keep(order: dict[str, object], told: int, out: int, err: int) -> None:
     here = ("", str(PROJECT))
     path = os.environ.get("PYTHONPATH", "")
     sys.path[:] = [order["cwd"], *path.split(os.pathsep), *(entry for entry in sys.path if entry not in here)]
-    sys.argv[1:] = order["arguments"]
-    runpy.run_module("django", run_name="__main__", alter_sys=True)
+    is_module = order["arguments"][0] == "-m"
+    program, *sys.argv[1:] = order["arguments"][is_module:]
+    if is_module:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":

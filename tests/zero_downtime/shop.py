@@ -91,7 +91,7 @@ class Shop:
         is_for_python = any(name.startswith("PYTHON") for name in environment)
         environment = {**self.environment, **environment}
         if not is_for_python:
-            return Forked(*arguments, env=environment, cwd=self.folder)
+            return Forked("-m", "django", *arguments, env=environment, cwd=self.folder)
         command = [sys.executable, "-m", "django", *arguments]
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, cwd=self.folder, text=True, **pipes)

@@ -139,7 +139,7 @@ class TestLockBudget:
 
 class TestWatchdog:
     def test_who_blocks_for_too_long_is_canceled_and_undone(self, migrated, settings):
-        settings.ZERO_DOWNTIME_BLOCK_BUDGET = 0.3
+        settings.ZERO_DOWNTIME_BLOCK_BUDGET = 1.0  # in which both have come, on a busy machine, too
         slow = "ALTER TABLE users ADD COLUMN points text; SELECT pg_sleep(20)"
         started = time.monotonic()
         with load(conninfo(migrated), READ, WRITE), pytest.raises(BlockedTooLong) as caught:
@@ -151,7 +151,7 @@ class TestWatchdog:
         assert "pg_sleep(20)" in message
         step = Step.objects.using(migrated.alias).latest("pk")
         assert (step.status, step.blocked_sessions) == (Status.FAILED, 2)
-        assert 0.3 < step.longest_blocked <= step.total_blocked
+        assert 1.0 < step.longest_blocked <= step.total_blocked
         with pytest.raises(Exception, match="does not exist"):
             ask(migrated, "SELECT points FROM users")
 
