@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db.migrations.state import ProjectState
 
 from tests.bench.shop.trials import TRIALS
-from tests.test_migrations import look
+from tests.databases import look
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(600)]
 

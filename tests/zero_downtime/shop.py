@@ -73,6 +73,14 @@ class Shop:
     def settings(self, more: str = "") -> None:
         (self.folder / "shop_settings.py").write_text(SETTINGS + more)
 
+    def app(self, label: str, **files: str) -> None:
+        """Install another app, of these files besides ``__init__.py``, in place of other changes of the settings."""
+        folder = self.folder / label
+        folder.mkdir()
+        for name, text in {"__init__": "", **files}.items():
+            (folder / f"{name}.py").write_text(text)
+        self.settings(f"INSTALLED_APPS.append({label!r})\n")
+
     def models(self, text: str) -> None:
         (self.folder / "shop" / "models.py").write_text(f"from django.db import models\n{text}")
 

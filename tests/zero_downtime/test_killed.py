@@ -19,8 +19,8 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
 from tests.catalog import fingerprint
-from tests.test_migrations import conninfo
-from tests.zero_downtime.test_executor import environment
+from tests.databases import conninfo
+from tests.zero_downtime.steps import environment
 
 pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.timeout(600)]
 

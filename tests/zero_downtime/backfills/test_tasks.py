@@ -12,9 +12,9 @@ from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.models import Backfill
 from tests import forks
 from tests.conftest import _database
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.load import load
-from tests.zero_downtime.test_executor import environment
+from tests.zero_downtime.steps import environment
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
