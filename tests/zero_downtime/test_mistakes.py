@@ -4,7 +4,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db.migrations.recorder import MigrationRecorder
 
-from tests.test_migrations import url
+from tests.databases import url
 from tests.test_settings import UNREACHABLE, manage
 
 pytestmark = pytest.mark.once

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.plan import look_ahead, mentions
-from tests.test_migrations import conninfo, look
+from tests.databases import conninfo, look
 
 pytestmark = pytest.mark.once
 
