@@ -1,6 +1,7 @@
 """What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
 
-- ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
+- ``server``: where it may harm nothing. ``scratch``: the database. ``selection``: which migrations.
+  ``facts``: what is known about each.
 - ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
 - ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
 - ``confinement``: what nobody may do. ``trace``: runs migrations up and down.
@@ -38,7 +39,7 @@ def lint(
     Args:
         connection: the configured database, which is only read. While this runs, its alias means the scratch database.
         limit: seconds after which an operation is stopped.
-        note: is told if the scratch database is not on the configured server, and why.
+        note: is told if the server is of another version than the configured one, and why.
 
     Raises:
         ZeroDowntimeError: if there can be no scratch database.
