@@ -12,4 +12,6 @@ class ZeroDowntimeConfig(AppConfig):
     """The name of each database when Django started: test runners change it later."""
 
     def ready(self) -> None:
+        from gotong_royong.zero_downtime import checks  # noqa: F401  (registers them)
+
         self.configured = {alias: str(database.get("NAME")) for alias, database in settings.DATABASES.items()}

@@ -14,7 +14,7 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import mistakes, reports
+from gotong_royong.zero_downtime import chain, mistakes, reports
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
@@ -25,7 +25,7 @@ from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.stages import Stage
 
 
-class Command(mistakes.Plain, migrate.Command):
+class Command(chain.Chained, migrate.Command):
     report: reports.Reporter
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -34,6 +34,10 @@ class Command(mistakes.Plain, migrate.Command):
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
+        with self.taking(parser):
+            self.add_ours(parser)
+
+    def add_ours(self, parser: Any) -> None:
         stages = parser.add_mutually_exclusive_group()
         stages.add_argument(
             "--pre-deploy",
