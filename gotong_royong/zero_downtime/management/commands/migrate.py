@@ -17,7 +17,7 @@ from django.db import connections
 from gotong_royong.zero_downtime import chain, mistakes, reports
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ImpossibleStage
+from gotong_royong.zero_downtime.exceptions import BackupFailed, ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import guarded
 from gotong_royong.zero_downtime.ledger import only_runner, why_not_guarded
@@ -73,6 +73,8 @@ class Command(chain.Chained, migrate.Command):
             return
         connection, kind = connections[options["database"]], options["format"]
         unguarded = why_not_guarded(connection)
+        if unguarded and options["backup"]:
+            raise BackupFailed(unguarded, "Leave out --backup.")
         self.guarded = not unguarded and not options["check_unapplied"]
         if unguarded and self.verbosity and kind != "json":
             self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
