@@ -62,6 +62,7 @@ def url(database, **instead):
     return f"postgresql://{user}:{password}@{host}:{port}/{parameters['dbname']}"
 
 
+@pytest.mark.once
 class TestShape:
     def test_the_guide_story_is_told_in_its_order_with_its_names(self):
         names = sorted(name for _, name in HISTORY)

@@ -1,66 +1,69 @@
-"""Who lets people in when the watchdog cannot?
+"""Who is kept out by a session, and who lets people in when the watchdog cannot?
 
-Its thread stands still while the process is stopped, while a library keeps the GIL, or while it waits for somebody to
-read the output. A process of its own would be stopped with the same job, container or machine, would be cut off by the
-same network, and would cost the start of an interpreter. So it is the server that watches then: in a session of its own
-it executes a loop in PL/pgSQL for as long as the run lasts. As long as the watchdog asks often enough, which the loop
-sees from pg_stat_activity, it does nothing. Once the watched session is gone, or this one, it ends.
+The watchdog's thread stands still while the process is stopped, while a library keeps the GIL, or while it waits for
+somebody to read the output. A process of its own would be stopped with the same job, container or machine, would be cut
+off by the same network, and would cost the start of an interpreter. So it is the server that watches then: in a session
+of its own it executes a loop in PL/pgSQL for as long as the run lasts. As long as the watchdog asks often enough, which
+the loop sees from pg_stat_activity, it does nothing. Once the watched session is gone, or the watchdog's, it ends.
 """
 
 import time
-from contextlib import suppress
 from threading import Lock
 from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus
 
-LEAST = 0.5  # seconds for which a watchdog may be late on a busy machine, however small the budget is
+from gotong_royong.zero_downtime.locks import HOLDERS, WORKER, halves
 
-# Who waits for a lock in pg_locks as somebody who reads or writes: not to vacuum, to analyze or to build an index, and
-# not as a worker of a backfill.
-IS_A_USER = r"""
-    NOT (mode = 'ShareUpdateExclusiveLock' OR locktype = 'virtualxid' OR coalesce(
-        backend_type = 'autovacuum worker' OR application_name = 'backfill'
-        OR query ~* '^(\s|--[^\n]*\n|/\*.*?\*/)*(VACUUM|ANALY[SZ]E)\M', false))
+LEAST = 0.5  # seconds for which a watchdog may be late on a busy machine, however small the budget is
+PAUSE = 0.02  # seconds, at most, for which the loop sleeps
+
+# The session itself, if it waits for a lock, and who waits for it, also behind others who do. Who vacuums, analyzes or
+# builds an index is nobody who reads or writes, nor is a worker of a backfill; those behind them are. A waiting
+# session's row has no start in its first moment: https://www.postgresql.org/docs/current/view-pg-locks.html
+KEPT_OUT = rf"""
+    WITH RECURSIVE waiting AS MATERIALIZED (
+        SELECT pid, relation, waitstart, mode = 'ShareUpdateExclusiveLock' OR locktype = 'virtualxid' AS maintains,
+               coalesce(extract(epoch FROM clock_timestamp() - waitstart), 0)::float8 AS seconds,
+               pg_blocking_pids(pid) AS blockers
+        FROM pg_locks WHERE NOT granted
+    ), behind AS (
+        SELECT {{us}} AS pid UNION SELECT waiting.pid FROM waiting JOIN behind ON behind.pid = ANY (blockers)
+    )
+    SELECT waiting.* FROM waiting JOIN behind USING (pid) LEFT JOIN pg_stat_activity USING (pid)
+    WHERE pid = {{us}} OR NOT (maintains OR pid IN ({HOLDERS.format(*halves(WORKER))}) OR coalesce(
+        backend_type = 'autovacuum worker' OR query ~* '^(\s|--[^\n]*\n|/\*.*?\*/)*(VACUUM|ANALY[SZ]E)\M', false))
+"""  # noqa: S608
+
+# A session that runs a statement is canceled; one that idles in its transaction must be ended, for it holds its locks.
+END = """
+    SELECT CASE WHEN state LIKE 'idle%' THEN pg_terminate_backend(pid) ELSE pg_cancel_backend(pid) END
+    FROM pg_stat_activity WHERE pid = {us}
 """
 
-ENDED = "migrate: ended"
-"""By which name the watchdog's session tells the loop to end."""
-
-# Each COMMIT ends what the loop has seen, and the snapshot that a concurrent index build would wait for. A session that
-# runs a statement is canceled; one that idles in its transaction must be ended, for it holds its locks all the same.
-LOOP = """
+# Each COMMIT ends what the loop has seen, and the snapshot that a concurrent index build would wait for.
+LOOP = f"""
 DO $backstop$
 DECLARE
-    asked timestamptz := clock_timestamp();
-    last timestamptz;
-    is_there bool;
-    is_over bool;
     unwatched float8;
     longest float8;
 BEGIN
     LOOP
-        PERFORM pg_sleep({pause});
+        PERFORM pg_sleep({{pause}});
         COMMIT;
-        SELECT bool_or(pid = {us}), bool_or(application_name = '{ended}'), max(query_start) FILTER (WHERE pid <> {us})
-        INTO is_there, is_over, last FROM pg_stat_activity WHERE pid IN ({us}, {watchdog});
-        EXIT WHEN is_over OR is_there IS NOT TRUE;
-        asked := coalesce(last, asked);
-        unwatched := extract(epoch FROM clock_timestamp() - asked);
-        CONTINUE WHEN unwatched < {budget} / 2;
-        SELECT max(extract(epoch FROM clock_timestamp() - waitstart)) INTO longest
-        FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
-        WHERE NOT granted AND {us} = ANY(pg_blocking_pids(pid)) AND {is_a_user};
-        CONTINUE WHEN longest IS NULL OR greatest(unwatched, longest) < {budget};
+        SELECT extract(epoch FROM clock_timestamp() - max(query_start) FILTER (WHERE pid = {{watchdog}}))
+        INTO unwatched FROM pg_stat_activity WHERE pid IN ({{us}}, {{watchdog}}) HAVING count(*) = 2;
+        EXIT WHEN unwatched IS NULL;
+        CONTINUE WHEN unwatched < {{budget}} / 2;
+        SELECT max(seconds) INTO longest FROM ({KEPT_OUT}) AS kept_out WHERE pid <> {{us}};
+        CONTINUE WHEN longest IS NULL OR greatest(unwatched, longest) < {{budget}};
         RAISE NOTICE 'somebody waited for % s', round(longest::numeric, 1);
-        PERFORM CASE WHEN state LIKE 'idle%' THEN pg_terminate_backend(pid) ELSE pg_cancel_backend(pid) END
-        FROM pg_stat_activity WHERE pid = {us};
+        PERFORM ({END});
     END LOOP;
 END
 $backstop$
-"""
-PAUSE = 0.02  # seconds, at most, for which it sleeps
+"""  # noqa: S608
 
 
 class Backstop:
@@ -74,14 +77,14 @@ class Backstop:
     """
 
     def __init__(self, session: "psycopg.Connection[Any]", *, us: int, watchdog: int, budget: float) -> None:
-        self.session, self.us, self.watchdog, self.pid = session, us, watchdog, session.info.backend_pid
+        self.session, self.us, self.watchdog = session, us, watchdog
         self.lost = ""
         """What has ended it before its time."""
         self._heard, self._lock = list[str](), Lock()
         budget = max(budget, LEAST)
-        facts = {"us": us, "watchdog": watchdog, "budget": budget, "pause": min(budget / 10, PAUSE)}
+        loop = LOOP.format(us=us, watchdog=watchdog, budget=budget, pause=min(budget / 10, PAUSE))
         session.add_notice_handler(self._hear)
-        session.pgconn.send_query(LOOP.format(**facts, ended=ENDED, is_a_user=IS_A_USER).encode())
+        session.pgconn.send_query(loop.encode())
         session.pgconn.flush()
 
     def heard(self) -> str:
@@ -91,20 +94,12 @@ class Backstop:
             said, self._heard[:] = " ".join(self._heard), []
             return said
 
-    def finish(self, watchdog: "psycopg.Connection[Any]") -> None:
-        """Let it end by itself, and wait for that, a moment."""
-        with suppress(psycopg.Error):
-            watchdog.execute("SELECT set_config('application_name', %s, false)", [ENDED])
-            until = time.monotonic() + 1
+    def close(self) -> None:
+        """Wait a moment until it has ended, as it does once one of the two sessions is gone."""
+        until = time.monotonic() + 1
+        with self._lock:
             while self._is_at_work() and time.monotonic() < until:
                 time.sleep(PAUSE / 10)
-        self.session.close()
-
-    def end(self, other: "psycopg.Connection[Any]") -> None:
-        """End it at once, by way of another session."""
-        with suppress(psycopg.Error):
-            other.execute("SELECT pg_terminate_backend(%s)", [self.pid])
-        with self._lock:
             self.session.close()
 
     def _hear(self, notice: psycopg.errors.Diagnostic) -> None:

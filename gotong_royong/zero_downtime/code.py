@@ -2,8 +2,9 @@
 
 Such code, as RunPython calls it, may catch whatever error there is. So none of our limits is an error that it sees: it
 waits for rows as in stock Django, for as long as nobody waits behind it for longer than the block budget. What is cut
-short by us all the same is remembered and raised at its end. It runs a second time only for that or for a deadlock, and
-only if nothing of it can be committed: it stands in a transaction, has ended none and has changed nothing elsewhere.
+short by us all the same is remembered as a verdict and raised at its end. It runs a second time only for that or for a
+deadlock, and only if nothing of it can be committed: it stands in a transaction, has ended none and has changed nothing
+elsewhere.
 """
 
 from contextlib import ExitStack, suppress
@@ -15,7 +16,7 @@ from django.db.migrations import RunPython
 from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime import locks, statements
-from gotong_royong.zero_downtime.exceptions import GaveWay, Interrupted, ZeroDowntimeError, in_full
+from gotong_royong.zero_downtime.exceptions import GaveWay, HalfCommitted, Interrupted, ZeroDowntimeError, in_full
 
 if TYPE_CHECKING:
     from gotong_royong.zero_downtime.guard import Guard
@@ -25,81 +26,93 @@ HALF_WAY = (
     "put @repeatable (gotong_royong.zero_downtime.operations) on its functions; else put right what is half done."
 )
 
+LIMIT = "SELECT set_config('lock_timeout', %s, %s), now()"
+
 
 class Code:
-    """Code of a migration's author, while it is at work.
+    """Code of a migration's author, for as long as the ``with`` lasts.
 
     Args:
-        in_transaction: whether it stands in one from its beginning.
         bears_repeating: whether its author says that it may run again, whatever it has committed.
+
+    Raises:
+        GaveWay: if it was interrupted by us, whatever it made of that, and nothing of it is committed.
+        Interrupted: the same if something may be, and it does not bear being run again.
+        HalfCommitted: if it ended the transaction that it stood in.
+        BlockedTooLong: if somebody waited for it for longer than the block budget.
     """
 
-    def __init__(self, guard: "Guard", in_transaction: bool, *, bears_repeating: bool) -> None:
-        self.guard, self.in_transaction, self.bears_repeating = guard, in_transaction, bears_repeating
-        self.is_limited = False
-        """Whether the running statement has our limit, for others would queue behind it."""
-        self.cut_short: BaseException | None = None
+    def __init__(self, guard: "Guard", *, bears_repeating: bool) -> None:
+        self.guard, self.bears_repeating = guard, bears_repeating
+        self.in_transaction, self.could_repeat = guard.in_transaction, guard.may_repeat
+        guard.may_repeat = self.could_repeat and (self.in_transaction or bears_repeating)
+        self._has_ended_transaction = False
         self._others = ExitStack()
 
     def __enter__(self) -> None:
-        self.guard.watchdog.is_code, self.guard.watchdog.gave_way = True, False
-        self._limit(self.guard.before["lock_timeout"])
+        self._began = self._limit(self.guard.before["lock_timeout"])
         for connection in connections.all(initialized_only=True):
             if connection is not self.guard.connection and not self._is_ledger(connection):
                 self._others.enter_context(connection.execute_wrapper(self._statement_elsewhere))
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._others.close()
-        self.guard.watchdog.is_code = False
         if self.guard.connection.connection is not None:
-            self._limit(self.guard.settings["lock_timeout"])
+            now = self._limit(self.guard.settings["lock_timeout"])
+            self._has_ended_transaction |= self.in_transaction and now not in {None, self._began}
+        if error is not None and not isinstance(error, Exception):
+            return
+        if failure := self._failure(error):
+            raise failure from error
+        if error is None and not self.in_transaction:
+            self.guard.may_repeat = self.could_repeat  # it has come to its end, and the journal says so
+        elif error is not None and locks.sqlstate(error) != locks.DEADLOCK:
+            self.guard.may_repeat = False  # it is an error of its own
 
     def look_at(self, sql: str) -> None:
-        """Be told the next statement; let none follow an interruption."""
-        if self.cut_short and not statements.Statement(sql).controls_transaction:
-            raise self.cut_short
+        """Be told the next statement."""
         session = self.guard.connection.connection
-        has_ended = self.in_transaction and session.info.transaction_status == TransactionStatus.IDLE
-        if has_ended or statements.commits(sql):
-            self._may_have_committed()
-        self.is_limited = statements.holds_up(sql) and "NOWAIT" not in sql.upper()
-
-    def note(self, error: Exception) -> None:
-        """Remember the error of a statement if it is of our making."""
-        is_a_lock = locks.sqlstate(error) != locks.DEADLOCK and self.guard.is_worth_another_try(error)
-        if is_a_lock or isinstance(error, ZeroDowntimeError):
-            self.cut_short = error
-
-    def use(self, connection: BaseDatabaseWrapper) -> None:
-        """Be told that it, or anything else in this process, opens another connection."""
-        if not self._is_ledger(connection):
+        if self.in_transaction and session.info.transaction_status == TransactionStatus.IDLE:
+            self._has_ended_transaction = True
+        if self._has_ended_transaction or statements.commits(sql):
             self._may_have_committed()
 
-    def interruption(self) -> ZeroDowntimeError | None:
-        """Return what to raise if it was interrupted by us."""
-        watchdog, may_repeat = self.guard.watchdog, self.guard.may_repeat
-        if verdict := watchdog.verdict:
-            watchdog.verdict = verdict if may_repeat else verdict.saying(f"{verdict}\n{HALF_WAY}")
-            return watchdog.verdict
-        if not (self.cut_short or watchdog.gave_way):
-            return None
-        told = in_full(self.cut_short) if self.cut_short else "Its statement was canceled, for others waited behind it."
-        return GaveWay(told) if may_repeat else Interrupted(f"{told}\n{HALF_WAY}")
+    def elsewhere(self, connection: BaseDatabaseWrapper) -> None:
+        """Be told that it, or anything else in this process, opens another session or changes something in one."""
+        if self._is_ledger(connection):
+            return
+        self._may_have_committed()
+        if connection.vendor == "postgresql":
+            self.guard.say_unwatched(connection)
+
+    def _failure(self, error: Exception | None) -> ZeroDowntimeError | None:
+        """Return what to raise in place of the error, or of the success, that it made of what has happened."""
+        verdict = self.guard.watchdog.verdict
+        if self._has_ended_transaction:
+            then = verdict or error
+            return HalfCommitted(in_full(then) if then else "")
+        if verdict is None or self.guard.may_repeat:
+            return verdict
+        told = f"{verdict}\n{HALF_WAY}"
+        return Interrupted(told) if isinstance(verdict, GaveWay) else verdict.saying(told)
 
     def _may_have_committed(self) -> None:
         self.guard.may_repeat = self.guard.may_repeat and self.bears_repeating
 
-    def _limit(self, lock_timeout: str) -> None:
+    def _limit(self, lock_timeout: str) -> Any:
         """Set for how long its statements wait for locks: in its transaction, if it has one, else in the session.
 
-        In a transaction that has failed it can be set no more, and need not be.
+        Returns:
+            When the transaction began; None if it has failed, and nothing can be set or asked any more.
         """
         with self.guard.quietly(), suppress(Error), self.guard.connection.cursor() as cursor:
-            cursor.execute(locks.PUT, [self.in_transaction, ["lock_timeout"], [lock_timeout]])
+            cursor.execute(LIMIT, [lock_timeout, self.in_transaction])
+            return cursor.fetchone()[1]
+        return None
 
     def _statement_elsewhere(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if statements.Statement(str(sql)).verb != "SELECT":
-            self._may_have_committed()
+            self.elsewhere(context["connection"])
         return execute(sql, params, many, context)
 
     def _is_ledger(self, connection: BaseDatabaseWrapper) -> bool:

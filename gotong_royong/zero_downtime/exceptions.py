@@ -42,6 +42,17 @@ class Interrupted(ZeroDowntimeError):
     """Python of a migration was interrupted by us, and some of it may be committed."""
 
 
+class HalfCommitted(ZeroDowntimeError):
+    """Python of a migration has ended the transaction that it stood in."""
+
+    def __init__(self, error: str) -> None:
+        then = f" After that: {error.rstrip('.')}." if error else ""
+        super().__init__(
+            "Its code ended the transaction that it stood in, so what was done by then may stay, and is not undone."
+            f"{then} Put right what is half done, take the COMMIT out or write atomic = False, and migrate again."
+        )
+
+
 class Unwatched(ZeroDowntimeError):
     """Nobody watches any more whom we block, so our statement was canceled."""
 

@@ -19,6 +19,7 @@ from django.db.migrations.state import ProjectState
 from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
 from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
+    HalfCommitted,
     NotUndoable,
     RolledBack,
     ZeroDowntimeError,
@@ -351,7 +352,7 @@ class Executor(MigrationExecutor):
             with suppress(Error):
                 step.end_unless_committed(Status.INTERRUPTED, "")
             return KeyboardInterrupt() if isinstance(error, Exception) else error
-        is_to_be_undone = self.auto_rollback and step.is_up
+        is_to_be_undone = self.auto_rollback and step.is_up and not isinstance(error, HalfCommitted)
         failure = step.explained(error, "" if is_to_be_undone else step.what_is_left)
         with suppress(Error):
             (step.end_unless_committed if locks.is_lost(error) else step.end)(Status.FAILED, summary(failure))

@@ -10,9 +10,12 @@ long as nobody waits behind it. It may catch what interrupts it, but what was in
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 import psycopg
@@ -23,7 +26,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime import catalog, locks, statements
 from gotong_royong.zero_downtime.code import Code, bears_repeating, is_code
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import GaveWay, Unwatched, in_full
+from gotong_royong.zero_downtime.exceptions import GaveWay, LockNotObtained, Unwatched, ZeroDowntimeError, in_full
 from gotong_royong.zero_downtime.watchdog import Report, Watchdog
 
 T = TypeVar("T")
@@ -45,8 +48,8 @@ class Guard:
         self.report = report
         self.may_repeat = True
         """Whether the step may be tried again: no code has run that may have committed something."""
-        self._in_statement = False
-        self._in_code: Code | None = None
+        self._code: Code | None = None
+        self._is_quiet = self._has_said_unwatched = False
 
     def trying(self, action: Callable[[int], T]) -> T:
         """Call ``action`` with 1, 2, 3 … until it gets its locks. What a try has done, it must undo if it fails.
@@ -61,52 +64,24 @@ class Guard:
             return self._retrying(action, lambda error: self.may_repeat and self.is_worth_another_try(error))
         except Exception as error:
             verdict = self.watchdog.verdict
-            if verdict and not (isinstance(verdict, Unwatched) and locks.is_lost(error)):
-                raise verdict from None
-            raise
-        finally:
-            self.watchdog.rest()
+            if verdict is None or isinstance(verdict, GaveWay) or isinstance(error, ZeroDowntimeError):
+                raise
+            if isinstance(verdict, Unwatched) and locks.is_lost(error):
+                raise
+            raise verdict from None
 
     @contextmanager
     def carrying_out(self, *operations: Any) -> Iterator[None]:
-        """Carry out operations; if there is code of a migration's author among them, under no limit that it can see.
-
-        Raises:
-            GaveWay: if it was interrupted by us, whatever it made of that, and nothing of it is committed.
-            Interrupted: the same if something may be, and it does not bear being run again.
-            BlockedTooLong: if somebody waited for it for longer than the block budget.
-        """
+        """Carry out operations; if there is code of a migration's author among them, as ``Code``."""
         if not any(map(is_code, operations)):
             yield
             return
-        in_one, could_repeat, bears_it = self._in_transaction(), self.may_repeat, all(map(bears_repeating, operations))
-        self.may_repeat = could_repeat and (in_one or bears_it)
-        self._in_code = code = Code(self, in_one, bears_repeating=bears_it)
+        self._code = Code(self, bears_repeating=all(map(bears_repeating, operations)))
         try:
-            with code:
+            with self._code:
                 yield
-        except Exception as error:
-            if interruption := code.interruption():
-                raise interruption from error
-            if locks.sqlstate(error) != locks.DEADLOCK:
-                self.may_repeat = False  # it is an error of its own
-            raise
         finally:
-            self._in_code = None
-        if interruption := code.interruption():
-            raise interruption
-        if not in_one:
-            self.may_repeat = could_repeat  # it has come to its end, and the journal says so
-
-    def _retrying(self, action: Callable[[int], T], retry: Callable[[BaseException], bool]) -> T:
-        def one_try(attempt: int) -> T:
-            try:
-                return action(attempt)
-            except Exception:
-                self._end_transaction()
-                raise
-
-        return locks.retrying(one_try, patience=conf.PATIENCE, retry=retry, report=self._say_retry)
+            self._code = None
 
     def statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         """Run what a cursor is to execute, outside of a transaction again and again until it has its locks.
@@ -114,10 +89,10 @@ class Guard:
         In a transaction it is run once, because that is tried again as a whole. Outside of one, a string of several
         statements is sent piece by piece, as ``statements.pieces`` cuts it.
         """
-        if self._in_statement:
+        if self._is_quiet:
             return execute(sql, params, many, context)
         text = statements.text_of(sql, self.connection)
-        pieces = [] if many or self._in_transaction() else statements.pieces(text)
+        pieces = [] if many or self.in_transaction else statements.pieces(text)
         if len(pieces) < 2:
             return self._run(text, partial(execute, sql, params, many, context))
         if params:
@@ -128,35 +103,85 @@ class Guard:
         return result
 
     def _run(self, sql: str, execute: Callable[[], Any]) -> Any:
-        if self.watchdog.verdict:
-            raise self.watchdog.verdict
-        if self._in_code:
-            self._in_code.look_at(sql)
-        self._in_statement = True
+        """Run one statement. Of code, only what others would queue behind for a table has our limit."""
+        code, verdict = self._code, self.watchdog.verdict
+        if (
+            verdict
+            and (code or not isinstance(verdict, GaveWay))
+            and not statements.Statement(sql).controls_transaction
+        ):
+            raise verdict
+        if code:
+            code.look_at(sql)
+        is_limited = code is None or (statements.holds_up(sql) and "NOWAIT" not in sql.upper())
         try:
-            is_patient = statements.is_patient(sql) and self._holds_nothing()
-            self.watchdog.begin_statement(sql, is_patient=is_patient)
-            limits = self._limits(sql, is_patient=is_patient)
-            with locks.session_settings(self.connection, **limits) if limits else nullcontext():
-                if self._in_transaction():
-                    return execute()
-                retry = self.is_worth_another_try
-                return self._retrying(lambda attempt: self._build(sql, execute) if is_patient else execute(), retry)
+            with self.quietly():
+                is_patient = statements.is_patient(sql) and self._holds_nothing()
+                gives_way_after = conf.BLOCK_BUDGET if code else conf.LOCK_TIMEOUT
+                self.watchdog.begin_statement(sql, gives_way_after=math.inf if is_patient else gives_way_after)
+                limits = {"lock_timeout": self.settings["lock_timeout"]} if code and is_limited else {}
+                if is_patient:
+                    limits = {"lock_timeout": "0", "statement_timeout": "0"}
+                with locks.session_settings(self.connection, **limits) if limits else nullcontext():
+                    if self.in_transaction:
+                        return execute()
+                    return self._retrying(
+                        lambda attempt: self._build(sql, execute) if is_patient else execute(),
+                        lambda error: self.is_worth_another_try(error, is_limited=is_limited),
+                    )
         except Exception as error:
-            if self._in_code:
-                self._in_code.note(error)
+            if code and isinstance(error, ZeroDowntimeError):
+                self.watchdog.judge(error)
+            elif code and is_limited and locks.sqlstate(error) == locks.LOCK_NOT_AVAILABLE:
+                self.watchdog.judge(GaveWay(in_full(error)))
             raise
         finally:
-            self._in_statement = False
             self.watchdog.end_statement()
 
-    def _limits(self, sql: str, *, is_patient: bool) -> dict[str, str]:
-        """Return the settings that are the statement's own."""
-        if is_patient:
-            return {"lock_timeout": "0", "statement_timeout": "0"}
-        if self._in_code and self._in_code.is_limited:
-            return {"lock_timeout": self.settings["lock_timeout"]}
-        return {}
+    def _retrying(self, action: Callable[[int], T], retry: Callable[[Exception], bool]) -> T:
+        """Call ``action`` with 1, 2, 3 … until it succeeds, with pauses that grow and are never quite the same."""
+        started = time.monotonic()
+        for attempt in count(1):
+            try:
+                return action(attempt)
+            except Exception as error:
+                self._end_transaction()
+                if not retry(error):
+                    raise
+                pause, so_far = locks.pause_after(attempt), time.monotonic() - started
+                if so_far + pause > conf.PATIENCE:
+                    raise LockNotObtained(
+                        f"Gave up after {attempt} tries in {so_far:.0f} s: {' '.join(str(error).split())}. Nothing of "
+                        "the last try is left. End the session that holds the lock, or raise ZERO_DOWNTIME_PATIENCE, "
+                        "and migrate again."
+                    ) from error
+                whom = self.watchdog.whom_we_wait_for() or in_full(error)
+                self.report("retry", attempt=attempt, pause=pause, whom=whom)
+            self.watchdog.new_try()
+            time.sleep(pause)
+        raise AssertionError("count() does not end")
+
+    def is_worth_another_try(self, error: Exception, *, is_limited: bool = True) -> bool:
+        """Whether it is for a lock, or for those who waited behind us, that something came to no end.
+
+        Args:
+            is_limited: whether it is we who say how long it waits for its locks.
+        """
+        state = locks.sqlstate(error)
+        if state == locks.LOCK_NOT_AVAILABLE:
+            return is_limited
+        if state == locks.DEADLOCK or isinstance(error, GaveWay):
+            return True
+        return state == locks.QUERY_CANCELED and isinstance(self.watchdog.verdict, GaveWay)
+
+    def say_unwatched(self, connection: BaseDatabaseWrapper) -> None:
+        """Say, once in a run, that a session is at work whose locks nobody watches."""
+        if self._has_said_unwatched:
+            return
+        self._has_said_unwatched = True
+        pid = connection.connection.info.backend_pid
+        text = f"A migration works in another session, too (process {pid}, of the connection {connection.alias}). "
+        self.report("note", text=f"{text}Nobody watches whom that keeps waiting, and what it commits is not undone.")
 
     def follow(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
         """Give a new session of the connection what the one before had, and have it watched: a signal's receiver.
@@ -164,12 +189,12 @@ class Guard:
         Takes the lock of the session that migrates, for which it waits while the server still works for the one before.
         """
         if connection is not self.connection:
-            if self._in_code:
-                self._in_code.use(connection)
+            if self._code:
+                self._code.elsewhere(connection)
             return
         with self.quietly():
             self.watchdog.follow()
-            settings = self.settings | ({"lock_timeout": self.before["lock_timeout"]} if self._in_code else {})
+            settings = self.settings | ({"lock_timeout": self.before["lock_timeout"]} if self._code else {})
             with connection.cursor() as cursor:
                 cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
             locks.take(connection, locks.AT_WORK, lambda whom: self.report("waiting", whom=whom))
@@ -177,11 +202,11 @@ class Guard:
     @contextmanager
     def quietly(self) -> Iterator[None]:
         """Let the statements of the block be our own, which are not guarded."""
-        before, self._in_statement = self._in_statement, True
+        before, self._is_quiet = self._is_quiet, True
         try:
             yield
         finally:
-            self._in_statement = before
+            self._is_quiet = before
 
     def _build(self, sql: str, execute: Callable[[], Any]) -> Any:
         """Carry out a patient statement; no index is left invalid that it builds or that it failed to build earlier.
@@ -212,7 +237,8 @@ class Guard:
             with self.connection.cursor() as cursor:
                 cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
-    def _in_transaction(self) -> bool:
+    @property
+    def in_transaction(self) -> bool:
         """Ask the session, for SQL may begin and end transactions that Django does not know of."""
         session = self.connection.connection
         if session is None:
@@ -221,7 +247,7 @@ class Guard:
 
     def _holds_nothing(self) -> bool:
         """Whether nobody can wait for what the transaction has done so far, if there is one."""
-        if not self._in_transaction():
+        if not self.in_transaction:
             return True
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT pg_current_xact_id_if_assigned() IS NULL")
@@ -233,19 +259,6 @@ class Guard:
         if session and session.autocommit and not self.connection.in_atomic_block:
             with suppress(psycopg.Error):
                 session.rollback()
-
-    def is_worth_another_try(self, error: BaseException) -> bool:
-        """Whether it is for a lock, or for those who waited behind us, that something came to no end."""
-        state = locks.sqlstate(error)
-        if state == locks.LOCK_NOT_AVAILABLE:
-            return self._in_code is None or self._in_code.is_limited
-        if state == locks.DEADLOCK or isinstance(error, GaveWay):
-            return True
-        return bool(state == locks.QUERY_CANCELED and self.watchdog.gave_way and not self.watchdog.verdict)
-
-    def _say_retry(self, attempt: int, pause: float, error: BaseException) -> None:
-        self.report("retry", attempt=attempt, pause=pause, whom=self.watchdog.whom_we_wait_for() or in_full(error))
-        self.watchdog.new_try()
 
 
 @contextmanager
@@ -263,7 +276,7 @@ def guarded(connection: BaseDatabaseWrapper, report: Report) -> Iterator[Guard]:
     }
     with (
         locks.session_settings(connection, **settings) as before,
-        Watchdog(connection, budget=conf.BLOCK_BUDGET, queue_budget=conf.LOCK_TIMEOUT, report=report) as watchdog,
+        Watchdog(connection, budget=conf.BLOCK_BUDGET, report=report) as watchdog,
     ):
         guard = Guard(connection, watchdog, settings, before, report)
         connection_created.connect(guard.follow)

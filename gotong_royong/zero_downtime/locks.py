@@ -9,15 +9,12 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime.exceptions import LockNotObtained, TransactionPooling
-
-T = TypeVar("T")
+from gotong_royong.zero_downtime.exceptions import TransactionPooling
 
 # What a table lock keeps others from: https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
 BLOCKS = {
@@ -40,6 +37,7 @@ POLL = 0.1  # seconds between two looks at the runner's lock
 MEETINGS = 5  # tries to have two connections meet in one session
 RUNNER = 0x7A65726F646F776E  # "zerodown"; advisory locks belong to one database
 AT_WORK = RUNNER + 1  # held by the session that migrates
+WORKER = RUNNER + 2  # held by each worker of a backfill, with the others
 
 # Where a policy would hide rows, PostgreSQL refuses the statement: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 ALL_ROWS = {"row_security": "off"}
@@ -51,13 +49,12 @@ SESSIONS = """
     FROM pg_stat_activity
 """
 BLOCKERS = f"{SESSIONS} WHERE pid = ANY(%s) ORDER BY xact_start"
-HOLDER = f"""
-    {SESSIONS} WHERE pid IN (
-        SELECT pid FROM pg_locks
-        WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::int8 = %s AND objid::int8 = %s
-              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    )
-"""  # noqa: S608
+# Two numbers are to be put in, the halves of the lock's key.
+HOLDERS = """
+    SELECT pid FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::int8 = {} AND objid::int8 = {}
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET
 LOOK_UP = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name"
@@ -153,42 +150,6 @@ def session_of_its_own(connection: BaseDatabaseWrapper) -> Iterator[None]:
         connection.settings_dict = settings
 
 
-def retrying(
-    action: Callable[[int], T],
-    *,
-    patience: float,
-    retry: Callable[[BaseException], bool],
-    report: Callable[[int, float, BaseException], object],
-) -> T:
-    """Call ``action`` with 1, 2, 3 … until it succeeds, with pauses that grow and are never quite the same.
-
-    Args:
-        patience: seconds after which to give up.
-        retry: whether this error is worth another try.
-        report: is told the try that failed, the pause in seconds that follows, and why.
-
-    Raises:
-        LockNotObtained: when the patience is at its end.
-    """
-    started = time.monotonic()
-    for attempt in count(1):
-        try:
-            return action(attempt)
-        except Exception as error:
-            if not retry(error):
-                raise
-            pause = pause_after(attempt)
-            if time.monotonic() - started + pause > patience:
-                raise LockNotObtained(
-                    f"Gave up after {attempt} tries in {time.monotonic() - started:.0f} s: "
-                    f"{' '.join(str(error).split())}. Nothing of the last try is left. End the session that holds the "
-                    "lock, or raise ZERO_DOWNTIME_PATIENCE, and migrate again."
-                ) from error
-            report(attempt, pause, error)
-        time.sleep(pause)
-    raise AssertionError("count() does not end")
-
-
 def pause_after(attempt: int) -> float:
     """Return the seconds to wait after that try, from 1 on: twice as many each time, up to a bound, never the same."""
     doublings = min(attempt - 1, 10)
@@ -220,7 +181,7 @@ def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
             cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
             if cursor.fetchone()[0]:
                 return
-            cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
+            cursor.execute(BLOCKERS, [holders(connection, key)])
             report(described(cursor.fetchall()))
             time.sleep(POLL)
 
@@ -228,8 +189,13 @@ def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
 def holders(connection: BaseDatabaseWrapper, key: int) -> list[int]:
     """Return the process ids of the server's sessions that hold the advisory lock."""
     with connection.cursor() as cursor:
-        cursor.execute(HOLDER, [key >> 32, key & 0xFFFFFFFF])
-        return [pid for pid, *_ in cursor.fetchall()]
+        cursor.execute(HOLDERS.format(*halves(key)))
+        return [pid for (pid,) in cursor.fetchall()]
+
+
+def halves(key: int) -> tuple[int, int]:
+    """Return an advisory lock's key as pg_locks shows it."""
+    return key >> 32, key & 0xFFFFFFFF
 
 
 def described(sessions: list[Any]) -> str:

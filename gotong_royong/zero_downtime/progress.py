@@ -10,7 +10,7 @@ from typing import Any
 from django.db.migrations import Migration
 
 from gotong_royong.zero_downtime import history, ledger, locks
-from gotong_royong.zero_downtime.exceptions import StepFailed, ZeroDowntimeError, in_full
+from gotong_royong.zero_downtime.exceptions import HalfCommitted, StepFailed, ZeroDowntimeError, in_full
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.journal import Journal, Past
 from gotong_royong.zero_downtime.loader import file_of
@@ -105,6 +105,7 @@ class Progress:
         """Say what failed where, what is ``left`` of it, and what to do."""
         migration, where = self.migration, self.where
         if isinstance(error, ZeroDowntimeError):
+            left = "" if isinstance(error, HalfCommitted) else left
             reason = str(error).replace("migrate again", self.again)
             return error.saying(f"{migration} was stopped{where}. {reason}\n{left}".rstrip())
         sentence = f"{migration} failed{where}: {in_full(error)}"

@@ -14,6 +14,8 @@ from tests.zero_downtime.things import TAG, THING, alter, field, now, raw, told,
 
 pytestmark = pytest.mark.once
 
+FOREIGN = "ForeignKey('shop.tag', models.CASCADE, null=True"
+
 # What is migrated, what happens to the data, and why the way back must fail.
 FAILING = {
     "NULL": (
@@ -24,7 +26,7 @@ FAILING = {
     "too long": (
         f"{field('code', 'CharField(max_length=3, null=True)')}, {alter('code', 'CharField(max_length=9, null=True)')}",
         "UPDATE shop_thing SET code = 'abcdef' WHERE id = 1",
-        "must fail: 1 value of shop_thing.code would be too long for varchar ( 3 )",
+        "must fail: 1 value of shop_thing.code would be too long for varchar (3)",
     ),
     "no number": (
         f"{alter('weight', 'TextField(null=True)')}",
@@ -49,7 +51,42 @@ FAILING = {
     "what is to be checked": (
         raw("SELECT 1", "ALTER TABLE shop_thing ADD CONSTRAINT some CHECK (weight >= 2 OR (price IN (0, 1)))"),
         "",
-        "must fail: 1 row of shop_thing would break the check ( weight >= 2 OR ( price IN ( 0 , 1 ) ) )",
+        "must fail: 1 row of shop_thing would break the check (weight >= 2 or (price in (0, 1)))",
+    ),
+    "what is to be checked, under another name": (
+        raw(
+            "SELECT 1",
+            "ALTER TABLE shop_thing RENAME weight TO heft; ALTER TABLE shop_thing RENAME TO heavy; "
+            "ALTER TABLE heavy ADD CHECK (heft >= 2)",
+        ),
+        "",
+        "must fail: 1 row of shop_thing would break the check (heft >= 2)",
+    ),
+    "a unique index": (
+        raw("SELECT 1", "CREATE UNIQUE INDEX one ON shop_thing (lower(name)) WHERE price > 0"),
+        "UPDATE shop_thing SET name = CASE weight WHEN 1 THEN 'A' ELSE 'a' END",
+        "must fail: shop_thing has several rows with the same lower (name)",
+    ),
+    "a primary key": (
+        raw("SELECT 1", "ALTER TABLE shop_thing DROP CONSTRAINT shop_thing_pkey, ADD PRIMARY KEY (name)"),
+        "UPDATE shop_thing SET name = 'same'",
+        "must fail: shop_thing has several rows with the same name",
+    ),
+    "a foreign key": (
+        f"{TAG}, {field('tag', FOREIGN + ')')}, {alter('tag', FOREIGN + ', db_constraint=False)')}",
+        "UPDATE shop_thing SET tag_id = 5 WHERE id = 1",
+        "must fail: 1 row of shop_thing would point to what is not in shop_tag",
+    ),
+    "a value that an enum has no more": (
+        raw(
+            "CREATE TYPE mood AS ENUM ('sad', 'ok'); ALTER TABLE shop_thing ADD mood mood DEFAULT 'ok'; "
+            "ALTER TYPE mood ADD VALUE 'happy'",
+            "ALTER TABLE shop_thing ALTER mood DROP DEFAULT; ALTER TYPE mood RENAME TO old; "
+            "CREATE TYPE mood AS ENUM ('sad', 'ok'); "
+            "ALTER TABLE shop_thing ALTER COLUMN mood TYPE mood USING mood::text::mood; DROP TYPE old",
+        ),
+        "UPDATE shop_thing SET mood = 'happy' WHERE id = 1",
+        "must fail: 1 row of shop_thing.mood has no such value in mood",
     ),
     "a view on what raw SQL drops": (
         raw("CREATE TABLE bag (id int)", "DROP TABLE bag"),

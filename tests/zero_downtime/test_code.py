@@ -8,13 +8,16 @@ import psycopg
 import pytest
 from django.db import DatabaseError, connections, migrations, transaction
 
-from gotong_royong.zero_downtime.exceptions import BlockedTooLong, Interrupted, StepFailed
+from gotong_royong.zero_downtime.exceptions import BlockedTooLong, HalfCommitted, Interrupted, StepFailed
 from gotong_royong.zero_downtime.models import Step
 from gotong_royong.zero_downtime.operations import repeatable
-from tests.test_migrations import conninfo
+from tests.test_migrations import conninfo, url
 from tests.zero_downtime.load import holding
+from tests.zero_downtime.shop import ITEMS, Shop
 from tests.zero_downtime.test_executor import ask, run
 from tests.zero_downtime.test_watched import SOMEBODY_WAITS
+
+pytestmark = pytest.mark.once
 
 ROWS = 6  # each of which is one at first
 PRICES = "CREATE TABLE prices (id int PRIMARY KEY, price int); INSERT INTO prices SELECT generate_series(1, 6), 1"
@@ -30,6 +33,13 @@ def shop(copied, settings):
     with database.cursor() as cursor:
         cursor.execute(PRICES)
     return database
+
+
+@pytest.fixture
+def project(scratch, tmp_path):
+    project = Shop(tmp_path, url(scratch))
+    project.write("0001_items", ITEMS)
+    return project
 
 
 def calls(function):
@@ -159,16 +169,67 @@ def in_a_thread(cursor, another):
     thread.join()
 
 
-@pytest.mark.parametrize("committing", [elsewhere, commit, in_a_thread])
-def test_code_that_may_have_committed_in_a_roundabout_way_is_not_run_again(shop, another, committing):
+@pytest.mark.parametrize(
+    ("committing", "error"), [(elsewhere, Interrupted), (commit, HalfCommitted), (in_a_thread, Interrupted)]
+)
+def test_code_that_may_have_committed_in_a_roundabout_way_is_not_run_again(shop, another, committing, error):
     def code(cursor):
         committing(cursor, another)
         cursor.execute("LOCK TABLE users")
 
     operation, made = calls(code)
-    with holding(conninfo(shop), "SELECT FROM users", 30), pytest.raises(Interrupted, match="lock timeout"):
+    with holding(conninfo(shop), "SELECT FROM users", 30), pytest.raises(error, match="lock timeout"):
         run(shop, operation)
     assert len(made) == 1
+
+
+def in_another_session(cursor, another):
+    copy = cursor.db.copy()
+    with copy.cursor() as other:
+        other.execute("SELECT 1")
+    copy.close()
+
+
+@pytest.mark.parametrize("working", [elsewhere, in_a_thread, in_another_session])
+def test_it_is_said_once_that_nobody_watches_another_session(shop, another, working):
+    def code(cursor):
+        working(cursor, another)
+        in_a_thread(cursor, another)
+
+    notes = []
+    operation, _ = calls(code)
+    run(shop, operation, report=lambda event, **facts: notes.append(facts["text"]) if event == "note" else None)
+    assert len(notes) == 1
+    assert "A migration works in another session, too (process " in notes[0]
+    assert "Nobody watches whom that keeps waiting" in notes[0]
+
+
+ENDING = {
+    "a commit past Django": "cursor.connection.commit()",
+    "a commit, and work that follows": "cursor.connection.commit(); cursor.execute('SELECT 1')",
+    "a statement past Django": "cursor.connection.execute('COMMIT'); cursor.connection.execute('SELECT 1')",
+    "COMMIT": "cursor.execute('COMMIT')",
+    "COMMIT and BEGIN": "cursor.execute('COMMIT; BEGIN')",
+    "a rollback": "cursor.connection.rollback()",
+    "an error that follows": "cursor.connection.commit(); {}['key']",
+    "an error of the database": "cursor.connection.commit(); cursor.execute('SELECT 1 / 0')",
+}
+
+
+@pytest.mark.parametrize("ending", ENDING)
+@pytest.mark.parametrize("options", [[], ["--auto-rollback"]])
+def test_code_that_ends_its_transaction_is_no_success_and_nothing_is_said_to_be_as_before(project, ending, options):
+    project.write("0002_color", 'column("items", "color")')
+    project.write("0003_ends", "migrations.RunPython(code, migrations.RunPython.noop)")
+    file = project.migrations / "0003_ends.py"
+    body = f"cursor.execute('CREATE TABLE half (id int)'); {ENDING[ending]}"
+    code = f"def code(apps, editor):\n    with editor.connection.cursor() as cursor:\n        {body}\n"
+    file.write_text(code + file.read_text())
+    said = project.fail("migrate", *options)
+    assert "shop.0003_ends was stopped in operation 1 of 1. Its code ended the transaction that it stood in" in said
+    assert "Nothing of it is left" not in said
+    assert "as it was before" not in said
+    assert "What run 1 (migrate) applied before that stays (2 steps)" in said
 
 
 def key(cursor):

@@ -16,6 +16,7 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime import history
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
 from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.loader import Loader
 from gotong_royong.zero_downtime.models import Run, Status, Step
@@ -226,14 +227,19 @@ class TestKilled:
         assert Run.objects.using(migrated.alias).latest("pk").status == Status.INTERRUPTED
         assert Step.objects.using(migrated.alias).latest("pk").status == Status.INTERRUPTED
 
-    @pytest.mark.parametrize(("moment", "status"), [("new_step", Status.INTERRUPTED), ("rest", Status.SUCCEEDED)])
-    def test_ctrl_c_just_before_or_after_a_step_closes_it(self, migrated, monkeypatch, moment, status):
+    @pytest.mark.parametrize(
+        ("room", "moment", "status"),
+        [(Watchdog, "new_step", Status.INTERRUPTED), (Guard, "trying", Status.SUCCEEDED)],
+    )
+    def test_ctrl_c_just_before_or_after_a_step_closes_it(self, migrated, monkeypatch, room, moment, status):
         call_command("migrate", "tasks", BEFORE_LAST, database=migrated.alias, verbosity=0)
+        go = getattr(room, moment)
 
-        def interrupt(watchdog):
+        def interrupt(*arguments):
+            go(*arguments)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Watchdog, moment, interrupt)
+        monkeypatch.setattr(room, moment, interrupt)
         with pytest.raises(KeyboardInterrupt):
             call_command("migrate", database=migrated.alias, verbosity=0)
         step = Step.objects.using(migrated.alias).latest("pk")

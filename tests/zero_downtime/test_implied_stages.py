@@ -6,6 +6,8 @@ import pytest
 
 from tests.zero_downtime.test_stages import applied
 
+pytestmark = pytest.mark.once
+
 THING = """migrations.CreateModel("Thing", [
     ("id", models.AutoField(primary_key=True)),
     ("name", models.CharField(max_length=10, null=True)),

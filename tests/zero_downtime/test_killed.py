@@ -21,7 +21,7 @@ from tests.catalog import fingerprint
 from tests.test_migrations import conninfo
 from tests.zero_downtime.test_executor import environment
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 GRAPH = MigrationLoader(None).graph
 LEAVES = sorted(GRAPH.leaf_nodes(), key=lambda key: (key[0] != "zero_downtime", key))

@@ -12,6 +12,8 @@ from gotong_royong.zero_downtime.models import Run
 from tests.test_migrations import conninfo, look
 from tests.zero_downtime.shop import finish
 
+pytestmark = pytest.mark.once
+
 SESSION = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 BUSY = f"{SESSION} AND query LIKE %s"
 # The server looks every 4 s whether anybody is there, first a little less than that after the statement began.

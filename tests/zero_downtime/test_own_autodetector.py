@@ -4,6 +4,8 @@ import pytest
 
 from tests.zero_downtime.test_implied_stages import THING
 
+pytestmark = pytest.mark.once
+
 PACKAGE = """
 from django.apps import AppConfig
 from django.core.management.commands import makemigrations, migrate

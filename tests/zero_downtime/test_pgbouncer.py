@@ -42,7 +42,10 @@ class Fill(Declaration):
     update = {"id": 1}
 """
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer (Debian's package of that name)")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer (Debian's package of that name)"),
+]
 
 
 def user(server):

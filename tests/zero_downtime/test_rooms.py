@@ -3,12 +3,16 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import gotong_royong.zero_downtime
+
+pytestmark = pytest.mark.once
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
     {"conf", "exceptions"},
-    {"statements", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
+    {"statements", "changes", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
     {"backstop", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},

@@ -7,6 +7,8 @@ from gotong_royong.zero_downtime.models import Effect, Run
 from tests.test_migrations import look
 from tests.zero_downtime.test_stages import applied
 
+pytestmark = pytest.mark.once
+
 ROUTER = """
 class Router:
     def allow_migrate(self, db, app_label, **hints):

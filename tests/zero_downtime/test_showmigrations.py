@@ -13,6 +13,8 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime import history
 from gotong_royong.zero_downtime.models import Step
 
+pytestmark = pytest.mark.once
+
 FILE = """
 from django.db import migrations
 

@@ -4,6 +4,8 @@ import pytest
 
 from tests.test_migrations import look
 
+pytestmark = pytest.mark.once
+
 THING = 'migrations.CreateModel("Thing", [("id", models.AutoField(primary_key=True))])'
 RENAME = 'migrations.RenameModel("Thing", "Item")'
 COLUMN = 'migrations.AddField("item", "size", models.IntegerField(null=True))'

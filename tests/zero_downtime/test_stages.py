@@ -3,6 +3,8 @@
 import pytest
 from django.db.migrations.recorder import MigrationRecorder
 
+pytestmark = pytest.mark.once
+
 AFTER = "stage = 'post_deploy'"
 
 

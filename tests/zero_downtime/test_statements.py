@@ -3,6 +3,7 @@
 import pytest
 from psycopg import sql
 
+from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.statements import (
     Build,
     Object,
@@ -14,6 +15,8 @@ from gotong_royong.zero_downtime.statements import (
     split,
     text_of,
 )
+
+pytestmark = pytest.mark.once
 
 CASE = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END;"
 
@@ -220,7 +223,7 @@ def test_which_of_its_objects_it_makes(string, changes):
     ],
 )
 def test_what_an_update_sets(string, columns):
-    assert set(Statement(string).columns_set) == columns
+    assert set(columns_set(Statement(string))) == columns
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from gotong_royong.zero_downtime.states import Rolling
 from tests.bench.synthetic import write_project
 from tests.test_migrations import GRAPH, look
 
+pytestmark = pytest.mark.once
+
 ID = models.BigAutoField(primary_key=True)
 
 

@@ -28,7 +28,7 @@ from tests.test_constraints import ROWS
 from tests.test_migrations import GRAPH, HISTORY, OURS, conninfo
 from tests.zero_downtime.load import clock, holding, load
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 HOLD = 1.0  # seconds; what is bounded is the wait, which does not grow with it
 BLOCKED = 0.2  # seconds that anybody may wait for a step

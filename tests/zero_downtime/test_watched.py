@@ -240,18 +240,18 @@ def people(database, *statements, name="victim", **settings):
 
 
 @pytest.mark.parametrize(
-    ("statement", "name"),
+    "statement",
     [
-        ("VACUUM users", "victim"),
-        ("/* nightly */ VACUUM FULL users", "victim"),
-        ("ANALYZE users", "victim"),
-        ("CREATE STATISTICS by_staff ON is_staff, username FROM users", "victim"),
-        ("BEGIN; LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE; COMMIT", "backfill"),
+        "VACUUM users",
+        "/* nightly */ VACUUM FULL users",
+        "ANALYZE users",
+        "CREATE STATISTICS by_staff ON is_staff, username FROM users",
+        f"SELECT pg_advisory_lock_shared({locks.WORKER}); LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE; COMMIT",
     ],
 )
-def test_maintenance_that_waits_for_a_concurrent_build_leaves_it_no_invalid_index(users, statement, name):
+def test_maintenance_that_waits_for_a_concurrent_build_leaves_it_no_invalid_index(users, statement):
     """Where that holds a snapshot, for which the build waits in turn, that is a deadlock, and the build begins anew."""
-    with people(users, statement, name=name) as fared, holding(conninfo(users), WRITE, 2.0, from_first_wait=True):
+    with people(users, statement) as fared, holding(conninfo(users), WRITE, 2.0, from_first_wait=True):
         step = run(users, migrations.RunSQL(INDEX), atomic=False)
         assert step.blocked_sessions == 0
         assert ask(users, IS_VALID) == (True,)
@@ -292,6 +292,36 @@ def test_users_behind_maintenance_are_kept_out_no_longer_than_the_budget(users):
         over.set()
         while not fared:
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["backfill", "migrate", "migrate: ledger"])
+def test_no_name_makes_a_user_less_than_one(users, name):
+    with people(users, READ, name=name) as fared:
+        with pytest.raises(BlockedTooLong, match=r"AccessExclusiveLock on table users.* 1 session waited"):
+            run(users, migrations.RunSQL("ALTER TABLE users ADD COLUMN points int"), SLEEPS)
+        while not fared:
+            time.sleep(0.01)
+    assert fared == ["let in"]
+
+
+def test_it_is_told_what_ran_last_before_python_idled(users):
+    def code(apps, editor):
+        editor.execute("ALTER TABLE users ADD COLUMN points int")
+        holds.set()
+        time.sleep(3)
+        editor.execute("SELECT 1")
+
+    def want():
+        holds.wait()
+        with psycopg.connect(**conninfo(users), autocommit=True) as session:
+            session.execute(READ)
+
+    holds = threading.Event()
+    victim = threading.Thread(target=want)
+    victim.start()
+    with pytest.raises(BlockedTooLong, match=r"No statement ran\. The last one: ALTER TABLE users"):
+        run(users, migrations.RunPython(code))
+    victim.join()
 
 
 def stop(process):
@@ -374,3 +404,47 @@ def test_the_backstop_is_put_in_place_again(shop, scratch, watcher):
     assert is_let_in(scratch) < 3
     process.kill()
     finish(process)
+
+
+def test_who_waits_behind_others_is_let_in_though_the_process_stands_still(shop, scratch, watcher):
+    shop.succeed("migrate")
+    text = "editor.execute('LOCK TABLE items IN ROW SHARE MODE'); editor.execute('SELECT pg_sleep(60)')"
+    write_python(shop, "0002_rows", f"def code(apps, editor):\n    {text}")
+    process = shop.start("migrate")
+    wait_for(watcher, process, BUSY, *AT_WORK)
+    stop(process)
+    with psycopg.connect(**conninfo(scratch), autocommit=True, application_name="nightly") as nightly:
+        vacuum = threading.Thread(target=nightly.execute, args=["VACUUM FULL items"])
+        vacuum.start()
+        try:
+            wait_for(watcher, process, f"{SESSION} AND wait_event_type = 'Lock'", "nightly")
+            assert is_let_in(scratch) < 3
+        finally:
+            process.kill()
+            finish(process)
+            vacuum.join()
+
+
+IS_LOCKED = """
+    SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation = to_regclass('items')
+"""
+
+
+@pytest.mark.parametrize("hog", ["import time; time.sleep(60)", "editor.execute('SELECT pg_sleep(60)')"])
+def test_without_activities_users_are_let_in_and_it_is_said_what_is_not_done(shop, scratch, watcher, hog):
+    shop.succeed("migrate")
+    watcher.execute(f"ALTER DATABASE {scratch.alias} SET track_activities = off")
+    write_python(shop, "0002_size", HOG.format(hog=hog))
+    process = shop.start("migrate")
+    try:
+        while not watcher.execute(IS_LOCKED).rowcount:
+            assert process.poll() is None
+        time.sleep(2)  # for which nobody is kept out, so that nothing is ended
+        assert process.poll() is None
+        started = time.monotonic()
+        assert is_let_in(scratch) < 4
+        assert time.monotonic() - started > 0.9
+    finally:
+        process.kill()
+        done = finish(process)
+    assert done.out.count("track_activities is off for this role.") == 1

@@ -9,9 +9,9 @@ from django.db import Error, InterfaceError, OperationalError, connections
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.backfills.steering import Progress
+from gotong_royong.zero_downtime.backfills.throttle import BACKFILL
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
-from gotong_royong.zero_downtime.watchdog import BACKFILL
 
 LOOK = 0.25  # seconds between two looks at how far it is
 

@@ -17,9 +17,10 @@ from django.utils.module_loading import import_string
 from gotong_royong.zero_downtime.backfills.ranges import LEAVES
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import counted, summary
-from gotong_royong.zero_downtime.watchdog import BACKFILL, OURS
 
-APPLICATION = BACKFILL
+BACKFILL = "backfill"
+OURS = [BACKFILL, "migrate", "migrate: ledger", "migrate: watchdog", "migrate: backstop"]
+"""The names of our sessions, by which only the pace is judged: anybody may take one."""
 LOOK_EVERY = 1.0  # seconds
 PAUSE = 0.4  # of the time of a batch, after it
 WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
@@ -117,7 +118,7 @@ class Throttle:
                 cursor.execute(CANCEL_ANALYZE, {"table": self.table})
             self._looked_at = now
             return GO_ON
-        values: dict[str, Any] = {"us": BACKFILL, "ours": [BACKFILL, *OURS], "looks": LOOKS}
+        values: dict[str, Any] = {"us": BACKFILL, "ours": OURS, "looks": LOOKS}
         values |= {"recently": RECENTLY, "table": self.table}
         with connections[self.alias].cursor() as cursor:
             cursor.execute("SELECT pg_stat_clear_snapshot()")  # what it said earlier in this transaction

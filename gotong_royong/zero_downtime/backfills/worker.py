@@ -23,11 +23,10 @@ from gotong_royong.zero_downtime.backfills.declarations import declared, model_o
 from gotong_royong.zero_downtime.backfills.ranges import LetGo
 from gotong_royong.zero_downtime.backfills.sizes import TARGET
 from gotong_royong.zero_downtime.backfills.statements import KEYS, STRIPES, Work
-from gotong_royong.zero_downtime.backfills.throttle import Throttle
+from gotong_royong.zero_downtime.backfills.throttle import BACKFILL, Throttle
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted, summary
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
-from gotong_royong.zero_downtime.watchdog import BACKFILL
 
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done
@@ -100,15 +99,25 @@ class Worker:
         if self.renews:
             self._refuse_transaction_pooling()
         with suppress(LetGo), locks.session_settings(self.connection, **SETTINGS):
-            while not self.stop():
-                try:
-                    if not self._next():
-                        break
-                except Error as error:
-                    if not self._is_called_off(error):
-                        self._renew(error)
+            try:
+                self._be_known()
+                while not self.stop():
+                    try:
+                        if not self._next():
+                            break
+                    except Error as error:
+                        if not self._is_called_off(error):
+                            self._renew(error)
+            finally:
+                with suppress(Error), self.connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_advisory_unlock_shared(%s)", [locks.WORKER])
         steering.refresh(self.row)
         return self.row
+
+    def _be_known(self) -> None:
+        """Hold the lock by which migrations know that it is a worker who waits for them, and no user."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", [locks.WORKER])
 
     def _refuse_transaction_pooling(self) -> None:
         self.connection.ensure_connection()
@@ -162,6 +171,7 @@ class Worker:
         time.sleep(POLL)
         with suppress(Error), self.connection.cursor() as cursor:
             cursor.execute(locks.PUT, [False, list(SETTINGS), list(SETTINGS.values())])
+            self._be_known()
 
     def _is_called_off(self, error: Exception) -> bool:
         """Whether a statement was canceled because it is to stop, or is no longer to go on."""

@@ -189,12 +189,20 @@ class Observer:
                 self._prepare(session)
             return result
 
+        def send_each() -> Any:
+            """Send what is one transaction, statement by statement: PostgreSQL does the same with a string."""
+            if params or len(found) < 2 or any(one.controls_transaction for one in found):
+                return self._one(send, text)
+            for one in found:
+                result = self._one(functools.partial(execute, one.text, params, many, context), one.text)
+            return result
+
         if any(one.is_about_more_than_a_database for one in found):
             raise OutOfBounds
         if all(one.concerns_savepoint for one in found):
             return send()
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
-            return self._one(send, text)
+            return send_each()
         if not params and len(pieces := statements.pieces(text)) > 1:  # as migrate sends it
             for piece in pieces:
                 self._observe(execute, piece, params, many, context)
@@ -211,7 +219,7 @@ class Observer:
         session.execute("BEGIN")
         self._begin()
         try:
-            result = self._one(send, text)
+            result = send_each()
         except Error as error:
             session.execute("ROLLBACK")
             if sqlstate(error) in NO_TRANSACTION_PLEASE:

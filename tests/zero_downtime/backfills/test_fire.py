@@ -18,7 +18,7 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import UNDONE
 from tests.zero_downtime.load import load
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 Status = Backfill.Status
 # What old code would do: it knows nothing of the new column, or fills it itself. Each statement has rows of its own.

@@ -20,6 +20,8 @@ from tests.test_migrations import BEFORE_POPULATE, POPULATE, conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, until
 from tests.zero_downtime.test_executor import run as run_operations
 
+pytestmark = pytest.mark.once
+
 Status = Backfill.Status
 
 

@@ -20,7 +20,7 @@ from tests.test_migrations import conninfo, url
 from tests.zero_downtime.load import load
 from tests.zero_downtime.test_executor import environment
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 Status = Backfill.Status
 NAME = "accounts.populate_markov_user_ids"

@@ -24,7 +24,7 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
 from tests.zero_downtime.backfills.test_fire import WRONG
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 Status = Backfill.Status
 LEFT = "SELECT count(*) FROM skills WHERE description IS NULL"
 

@@ -15,6 +15,8 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, in_jobs, until
 from tests.zero_downtime.load import holding
 
+pytestmark = pytest.mark.once
+
 Status = Backfill.Status
 
 

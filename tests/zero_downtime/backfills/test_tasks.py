@@ -15,7 +15,7 @@ from tests.test_migrations import conninfo
 from tests.zero_downtime.load import load
 from tests.zero_downtime.test_executor import environment
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 NAME = "accounts.populate_markov_user_ids"
 LEFT = "SELECT count(*) FROM users WHERE markov_user_id IS NULL"

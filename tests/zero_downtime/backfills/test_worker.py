@@ -5,6 +5,7 @@ from django.db import connections, models
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Upper
 
+from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import declarations, ranges, steering, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
@@ -42,6 +43,19 @@ class TestOrders:
         row = run(declare(process=process))
         assert (row.status, row.order) == (Status.SUCCEEDED, "physical")
         assert ask(UNDONE) == ask(TWICE) == 0
+
+    def test_it_is_known_as_a_worker_for_as_long_as_it_works(self, fill, declare, run, skills):
+        known = set()
+
+        def process(self, batch):
+            connection = connections[skills.alias]
+            known.add(connection.connection.info.backend_pid in locks.holders(connection, locks.WORKER))
+            batch.update(description="done")
+
+        fill(10)
+        run(declare(process=process), workers=2)
+        assert known == {True}
+        assert locks.holders(skills, locks.WORKER) == []
 
     def test_order_of_keys_where_sql_cannot_say_what_is_done(self, fill, declare, run, ask, monkeypatch):
         monkeypatch.setattr(ranges, "BLOCKS", 64)

@@ -5,6 +5,8 @@ import pytest
 from gotong_royong.zero_downtime.linter import judge
 from tests.zero_downtime.linter.history import lint, trace
 
+pytestmark = pytest.mark.once
+
 HALVES = """operations = [migrations.RunSQL({sql!r}, migrations.RunSQL.noop, state_operations=[{state}])]"""
 ADD = 'migrations.AddField("order", "code", {})'
 

@@ -13,6 +13,8 @@ from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.linter import RULES, judge, reports
 from tests.zero_downtime.linter.history import trace
 
+pytestmark = pytest.mark.once
+
 INDEX = """operations = [migrations.AddIndex("order", models.Index(fields=["number"], name="order_number"))]"""
 
 

@@ -19,7 +19,7 @@ from gotong_royong.zero_downtime.linter import lint
 from gotong_royong.zero_downtime.linter.scratch import PREFIX, TEMPLATE_PREFIX, scratch
 from gotong_royong.zero_downtime.linter.selection import select
 
-pytestmark = pytest.mark.django_db(transaction=True, databases="__all__")
+pytestmark = [pytest.mark.once, pytest.mark.django_db(transaction=True, databases="__all__")]
 
 KILLED = """
 import time, django

@@ -13,6 +13,8 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.linter import selection
 
+pytestmark = pytest.mark.once
+
 LAST = ("accounts", "20260210231000_drop_profile_columns_from_users")
 FIRST = ("accounts", "20260210120000_create_users_table")
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 from gotong_royong.zero_downtime.backfills.declarations import declared
+from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
@@ -260,4 +261,4 @@ def backfilled(trace: Trace) -> Iterator[tuple[str, str]]:
 def set_by(statement: Statement) -> Iterator[tuple[str, str]]:
     """Yield the tables and columns that its UPDATEs set."""
     for one in split(statement.sql):
-        yield from one.columns_set
+        yield from columns_set(one)

@@ -69,8 +69,6 @@ def adds_required_column(change: Change) -> bool:
 def cause(statement: Statement, table: str) -> str:
     """Say which rule a long lock on the table breaks: the most specific one."""
     lock, index, change = blocking(statement, table), new_index(statement, table), validated(statement, table)
-    if any(adds_required_column(change) for change in statement.changes):
-        return "E203"
     if not lock or table not in {*statement.scans, *statement.rewrites}:
         return ""
     if any(one.verb in HOUSEKEEPING for one in split(statement.sql)):
@@ -83,7 +81,10 @@ def cause(statement: Statement, table: str) -> str:
         return "E106" if change.before else "E105"
     if made_not_null(statement, table):
         return "E107"
-    return "E101" if table in statement.taken and statement.taken[table].blocks else "E108"
+    if any(adds_required_column(change) for change in statement.changes if change.table == table):
+        return "E203"
+    is_from_before = table not in statement.taken or not statement.taken[table].blocks
+    return "E108" if is_from_before and lock.mode == STRONGEST else "E101"
 
 
 def long_locks(trace: Trace, id: str) -> Iterator[Spot]:
