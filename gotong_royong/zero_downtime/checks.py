@@ -6,6 +6,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from django.apps import apps as django_apps
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.management import find_commands, get_commands
 from django.db import DatabaseError, NotSupportedError, connections
@@ -16,6 +17,11 @@ from gotong_royong.zero_downtime import apps
 HERE = Path(__file__).parent
 OURS, LABEL = apps.ZeroDowntimeConfig.name, "zero_downtime"
 FIRST = "The one whose app comes first in INSTALLED_APPS is used: change that, or call one of them otherwise."
+
+
+def _is_in_use() -> bool:
+    """Whether the app is installed, which tests may override, and works."""
+    return apps.HAS_DRIVER and django_apps.is_installed(OURS)
 
 
 @register(Tags.database)
@@ -61,7 +67,7 @@ def engines(**_: Any) -> Iterator[CheckMessage]:
 @register(Tags.models)
 def migrations(**_: Any) -> Iterator[CheckMessage]:
     """Say which of our migrations are not where MIGRATION_MODULES says."""
-    module, is_set = MigrationLoader.migrations_module(LABEL)
+    module, is_set = MigrationLoader.migrations_module(LABEL) if _is_in_use() else ("", False)
     if not is_set:
         return
     folder = find_spec(module) if module else None
@@ -78,7 +84,7 @@ def migrations(**_: Any) -> Iterator[CheckMessage]:
 @register(Tags.commands)
 def commands(**_: Any) -> Iterator[CheckMessage]:
     """Say which of our commands another app's keeps away, and which of another app's ours keeps away."""
-    if not apps.HAS_DRIVER:
+    if not _is_in_use():
         return
     from gotong_royong.zero_downtime import chain
 

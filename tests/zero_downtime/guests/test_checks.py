@@ -5,6 +5,7 @@ import threading
 from contextlib import closing, suppress
 
 import pytest
+from django.core.checks import run_checks
 
 from gotong_royong.zero_downtime.checks import HERE
 from gotong_royong.zero_downtime.models import Run
@@ -156,3 +157,8 @@ def test_a_project_that_fits_hears_nothing(shop):
     (shop.folder / "shop" / "urls.py").write_text("urlpatterns = []\n")
     assert "no issues" in shop.succeed("check", "--database", "default")
     assert "No changes detected" in shop.succeed("makemigrations", "--check", "zero_downtime")
+
+
+def test_where_tests_override_the_installed_apps_nothing_is_said(settings):
+    settings.INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+    assert [each for each in run_checks() if "zero_downtime" in each.id] == []

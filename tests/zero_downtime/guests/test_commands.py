@@ -196,3 +196,51 @@ def test_an_option_that_both_bring_is_ours_and_that_is_said(shop, bring):
     assert "--backup of migrate" in said
     assert shop.succeed("migrate", "--pre-deploy").startswith("False of theirs\n")
     assert shop.succeed("migrate", "--early").startswith("True of theirs\n")
+
+
+TOLD = """
+from django.core.management.commands import migrate
+
+class Command(migrate.Command):
+    def migration_progress_callback(self, action, migration=None, fake=False):
+        if getattr(migration, "app_label", "shop") == "shop":
+            self.stderr.write(f"{action} {migration} {fake}")
+        super().migration_progress_callback(action, migration, fake)
+"""
+
+
+def test_progress_is_told_as_django_tells_it_and_printed_once(shop, bring):
+    bring("hall", "migrate", TOLD)
+    order(shop, "ours", "hall", "shop")
+    done = shop.run("migrate")
+    assert done.err == "apply_start shop.0001_items False\napply_success shop.0001_items False\n"
+    assert done.out.count("Applying shop.0001_items... OK\n") == 1
+    done = shop.run("migrate", "shop", "zero")
+    assert done.err.splitlines()[-2:] == [
+        "unapply_start shop.0001_items False",
+        "unapply_success shop.0001_items False",
+    ]
+    assert done.out.count("Unapplying shop.0001_items... OK\n") == 1
+    assert "apply_success shop.0001_items True\n" in shop.run("migrate", "--fake").err
+
+
+WARNED = """
+import warnings
+from django.core.management import call_command
+
+def call():
+    with warnings.catch_warnings(record=True) as said:
+        call_command("makemigrations", "--check", "--dry-run")
+    print("heard", *(each.category.__name__ for each in said))
+"""
+
+
+def test_who_calls_makemigrations_from_python_hears_its_warnings(shop, bring):
+    bring(
+        "hall",
+        "ask",
+        f"{WARNED}\nfrom django.core.management.base import BaseCommand\n"
+        "class Command(BaseCommand):\n    def handle(self, *args, **options):\n        call()\n",
+    )
+    shop.settings("INSTALLED_APPS += ['hall']\nDATABASES['default'] |= {'HOST': '127.0.0.1', 'PORT': 1}\n")
+    assert "heard RuntimeWarning\n" in shop.succeed("ask")

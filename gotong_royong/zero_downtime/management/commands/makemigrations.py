@@ -1,6 +1,7 @@
 """Django's ``makemigrations``, with names that say when and what; the autodetector finds them."""
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import chain, mistakes
+from gotong_royong.zero_downtime import chain
 from gotong_royong.zero_downtime.autodetector import (
     MigrationAutodetector,
     describe_merge,
@@ -24,9 +25,9 @@ class Command(chain.Chained, makemigrations.Command):
         self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
     def handle(self, *app_labels: str, **options: Any) -> None:
-        mistakes.refuse_unknown_apps(app_labels)
-        with warnings.catch_warnings():
-            warnings.showwarning = self.warn
+        with warnings.catch_warnings() if self._called_from_command_line else nullcontext():
+            if self._called_from_command_line:
+                warnings.showwarning = self.warn
             super().handle(*app_labels, **options)
 
     def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:

@@ -27,6 +27,7 @@ from gotong_royong.zero_downtime.stages import Stage
 
 class Command(chain.Chained, migrate.Command):
     report: reports.Reporter
+    executor: Executor | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -78,7 +79,6 @@ class Command(chain.Chained, migrate.Command):
         self.guarded = not unguarded and not options["check_unapplied"]
         if unguarded and self.verbosity and kind != "json":
             self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
-        executors: list[Executor] = []
         with ExitStack() as stack:
             self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
             stack.enter_context(self.report)
@@ -95,18 +95,27 @@ class Command(chain.Chained, migrate.Command):
 
             def executor(*arguments: Any) -> Executor:
                 with without_collecting():
-                    executors.append(Executor(*arguments, **keywords))
+                    self.executor = Executor(*arguments, **keywords)
                     if self.guarded:
-                        executors[-1].recall()
-                return executors[-1]
+                        self.executor.recall()
+                return self.executor
 
             stack.callback(gc.unfreeze)
             stack.enter_context(in_place_of_djangos(executor))
             super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
-        self.refuse_to_hold_back(*executors)
+        if self.executor:
+            self.refuse_to_hold_back(self.executor.held_back)
 
-    def refuse_to_hold_back(self, *executors: Executor) -> None:
-        held_back = [chain for executor in executors for chain in executor.held_back]
+    def migration_progress_callback(self, action: str, migration: Any = None, fake: bool = False) -> None:
+        """Tell others in the chain what Django would; what Django prints of a recorded step, the reporter prints."""
+        shown = self.verbosity
+        self.verbosity = 0 if migration and self.executor and self.executor.run else shown
+        try:
+            super().migration_progress_callback(action, migration, fake)
+        finally:
+            self.verbosity = shown
+
+    def refuse_to_hold_back(self, held_back: list[str]) -> None:
         if held_back:
             raise ImpossibleStage(
                 "Not applied, because it must run before the deploy but needs a step that must run after one:\n"
@@ -152,7 +161,7 @@ class Command(chain.Chained, migrate.Command):
                 )
             if not steps:
                 self.stdout.write("  No planned migration operations.")
-        self.refuse_to_hold_back(planners[0])
+        self.refuse_to_hold_back(planners[0].held_back)
         if plan and options["check_unapplied"]:
             sys.exit(1)
 

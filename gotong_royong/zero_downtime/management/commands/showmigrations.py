@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.commands import showmigrations
 
-from gotong_royong.zero_downtime import chain, history, mistakes, rollback
+from gotong_royong.zero_downtime import chain, history, rollback
 from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.plan import only_looking
@@ -31,7 +31,6 @@ class Command(chain.Chained, showmigrations.Command):
 
     def _show(self, show: Callable[..., None], connection: Any, app_names: Any) -> None:
         """Catch the lines that Django would print, and print them with what else is known, in columns."""
-        mistakes.refuse_unknown_apps(app_names)
         stdout, lines, said = self.stdout, list[tuple[Any, ...]](), list[str]()
         cells: dict[Key, list[str]] = {}
         with only_looking(connection):
