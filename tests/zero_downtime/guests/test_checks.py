@@ -160,5 +160,5 @@ def test_a_project_that_fits_hears_nothing(shop):
 
 
 def test_where_tests_override_the_installed_apps_nothing_is_said(settings):
-    settings.INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "gotong_royong.zero_downtime"]
     assert [each for each in run_checks() if "zero_downtime" in each.id] == []
