@@ -247,6 +247,8 @@ class Executor(MigrationExecutor):
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
         """Carry out one migration, again and again until it has its locks."""
+        way, tell = "apply" if step.is_up else "unapply", self.progress_callback or (lambda *told: None)
+        tell(f"{way}_start", step.migration, step.faked)
         try:
             state = step.guard.trying(lambda attempt: self._try(step, attempt, one_try, state))
         except BaseException as error:
@@ -255,6 +257,7 @@ class Executor(MigrationExecutor):
                 raise
             raise failure from error
         step.end(Status.SUCCEEDED)
+        tell(f"{way}_success", step.migration, step.faked)
         return state
 
     def _try(self, step: Progress, attempt: int, one_try: OneTry, state: ProjectState) -> ProjectState:
