@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal
 export DEBUG ?= 1
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The lock names every package there is, so pip need not look for more: an older one takes coverage[toml] for another
 # package than coverage and then wants its newest release.
@@ -31,9 +31,15 @@ install: $(READY) ## only set up the packages
 migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 	@$(BIN)/python manage.py migrate
 
-test: $(READY) ## run the tests on the embedded PostgreSQL 18 and 16, or on DATABASE_URL
+test: $(READY) ## run the tests on the embedded PostgreSQL 18, or on DATABASE_URL, but for the slow ones
+	@$(PYTEST) -m "not slow"
+
+test-all: $(READY) ## run all tests there, and what depends on the server on the embedded PostgreSQL 16
 	@$(PYTEST)
-	@[ -n "$$DATABASE_URL" ] || { echo; echo "What depends on the server, on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(PYTEST) -m "not once"; }
+	@[ -n "$$DATABASE_URL" ] || { echo; echo "What depends on the server, on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(MAKE) --no-print-directory test-server; }
+
+test-server: $(READY) ## run only what depends on the server
+	@$(PYTEST) -m "not once and not slow"
 
 coverage: $(READY) ## run the tests once and say which lines no test reaches
 	@$(PYTEST) --cov
@@ -65,4 +71,4 @@ clean: ## remove what the other commands made, but not the data of the embedded 
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install migrate test coverage run bench lint lock clean
+.PHONY: help install migrate test test-all test-server coverage run bench lint lock clean

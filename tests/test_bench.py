@@ -10,9 +10,9 @@ from django.conf import settings
 from django.db.migrations.state import ProjectState
 
 from tests.bench.shop.trials import TRIALS
-from tests.test_migrations import look
+from tests.databases import look
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.timeout(600)]
 
 INITIAL = import_module("tests.bench.shop.migrations.0001_initial").Migration
 SAFE = {name: trial for name, trial in TRIALS.items() if trial.safe}
@@ -28,6 +28,7 @@ def bench(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_victims():
     done = bench("--parts", "victims", "--rows", "1000", "--hold", "0.1", "--trials", "index,type")
     assert done.returncode == 0, done.stderr
@@ -37,6 +38,7 @@ def test_victims():
     assert seen == index + change_of_type, done.stdout
 
 
+@pytest.mark.slow
 def test_backfill():
     done = bench("--parts", "backfill", "--rows", "3000", "--rounds", "1")
     assert done.returncode == 0, done.stderr
@@ -73,6 +75,7 @@ def test_the_safe_statements_lead_to_the_same_tables(scratch, trial):
     assert tables(ours) == tables(djangos) != tables(lambda before: None)
 
 
+@pytest.mark.slow
 def test_cost():
     done = bench("--parts", "cost", "--sizes", "11", "--rounds", "1")
     assert done.returncode == 0, done.stderr
@@ -80,6 +83,7 @@ def test_cost():
     assert rows == ["from zero", "nothing new"], done.stdout
 
 
+@pytest.mark.slow
 def test_linting():
     done = bench("--parts", "linting", "--sizes", "11", "--rounds", "1")
     assert done.returncode == 0, done.stderr

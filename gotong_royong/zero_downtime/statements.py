@@ -25,11 +25,12 @@ LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
         (r"--[^\r\n]*", kinds.Comment.Single),
         (r"/\*[\s\S]*?\*/", kinds.Comment.Multiline),
         (r"E'(?:[^'\\]++|''|\\[\s\S])*+'", kinds.String),
-        (r"'(?:[^']++|'')*+'", kinds.String),
+        (r"[BNX]?'(?:[^']++|'')*+'", kinds.String),
         (r"(\$(?:[^\W\d]\w*)?\$)[\s\S]*?\1", kinds.String),
         (r'(?:U&)?"(?:[^"]++|"")*+"', kinds.Name.Quoted),
         (r"[^\W\d][\w$]*", kinds.Name),
         (r"\d[\w.]*", kinds.Number),
+        (r"(?:(?!--|/\*)[-+*/<>=~!@#%^&|`?:])+", kinds.Operator),
     ]
 )
 
@@ -45,9 +46,12 @@ NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
 TEXT = re.compile(r"(?:E?'|(\$\w*\$))([\s\S]*)(?:'|\1)", re.IGNORECASE)
 COMMENT_MARK = re.compile(r"/\*|\*/")
 
-# These match an outline: words in capitals with one space between them, each quoted name a number in quotes.
+# These match an outline: words in capitals with one space between them, each quoted name and each text a number in
+# quotes; or a flat one, in which what stands in brackets is blotted out.
 NAME = r'(?:"\d+"|\w[\w$]*)(?:\.(?:"\d+"|\w[\w$]*))*'
-ALTER_TABLE = rf"ALTER TABLE (?:IF EXISTS )?(?:ONLY )?(?P<table>{NAME}) (?:\* )?"
+ALTER_TABLE = (
+    rf"ALTER (?:(?:FOREIGN )?TABLE|(?:MATERIALIZED )?VIEW) (?:IF EXISTS )?(?:ONLY )?(?P<table>{NAME}) (?:\* )?"
+)
 ALTERED = re.compile(ALTER_TABLE)
 CONCURRENT = re.compile(
     r"(?:CREATE (?:UNIQUE )?INDEX|DROP INDEX|REFRESH MATERIALIZED VIEW) CONCURRENTLY\b"
@@ -63,20 +67,7 @@ BUILD_UNNAMED = re.compile(
     r"(?:CREATE (?:UNIQUE )?INDEX CONCURRENTLY ON (?:ONLY )?"
     rf"|REINDEX (?:\( [^)]* \) )?(?:INDEX|TABLE) (?:CONCURRENTLY )?)(?P<name>{NAME})"
 )
-ADDING = {
-    "INSERT",
-    "SELECT",
-    "SET",
-    "RESET",
-    "GRANT",
-    "COMMENT",
-    "ANALYZE",
-    "VACUUM",
-    "LOCK",
-    "BEGIN",
-    "COMMIT",
-    "REINDEX",
-}
+ADDING = {"INSERT", "SELECT", "SET", "RESET", "GRANT", "COMMENT", "ANALYZE", "VACUUM", "LOCK", "BEGIN", "COMMIT"}
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
@@ -84,8 +75,10 @@ OF_THE_SERVER = re.compile(r"\w+ (?:DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b")
 UPDATE = re.compile(
     rf"UPDATE (?:ONLY )?(?P<table>{NAME}) (?:\* )?(?:(?:AS )?{NAME} )??SET (?P<set>.*?)(?= FROM | WHERE | RETURNING |$)"
 )
-BRACKETS = re.compile(r"\([^()]*\) ?")
+WRITTEN = re.compile(r"""(["'])(\d+)\1""")
+TIDY = re.compile(r"(?<=[(\[]) | (?=[)\],])")
 SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
+MAY_HAVE_CONDITION = re.compile(r"\b(?:EXISTS|EXCEPTION)\b", re.IGNORECASE)
 CONDITION = re.compile(r"(?:CREATE|DROP|ALTER) .*\bIF (?:NOT )?EXISTS\b")
 KIND = (
     r"(?P<kind>(?:FOREIGN )?TABLE|INDEX|(?:MATERIALIZED )?VIEW|SEQUENCE|SCHEMA|EXTENSION|TYPE|DOMAIN|FUNCTION|PROCEDURE"
@@ -101,6 +94,7 @@ ADDED_OR_DROPPED = re.compile(
     rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 DROP = re.compile(r"\bDROP\b")
+SEPARATED = re.compile(r"[^ ,;](?:(?! [,;](?: |$)).)*")
 
 
 class Build(NamedTuple):
@@ -135,21 +129,41 @@ class Statement:
 
     @cached_property
     def outline(self) -> str:
-        """The words in capitals, one space between them; each quoted name is a number in quotes, each text ''."""
+        """The words in capitals, one space between them; each quoted name and each text is a number in such quotes."""
+        marks = {'"': '"', "'": "'", "$": "'"}
         words = [
-            f'"{number}"' if token[-1] == '"' else "''" if token[-1] in "'$" else token.translate(UPPER)
+            f"{mark}{number}{mark}" if (mark := marks.get(token[-1])) else token.translate(UPPER)
             for number, token in enumerate(self.tokens)
         ]
         return " ".join(words).replace(" . ", ".")
 
-    def written(self, name: str) -> str:
-        """Return a name of the outline as the statement writes it, but in small letters if it is not quoted."""
-        return re.sub(r'"(\d+)"', lambda found: self.tokens[int(found[1])], name.translate(LOWER))
+    @cached_property
+    def flat(self) -> str:
+        """The outline in which each word within brackets is blotted out by as many marks, so that no place changes."""
+        words, depth = list[str](), 0
+        for word in self.outline.split(" "):
+            depth -= word in {")", "]"}
+            words.append("~" * len(word) if depth > 0 else word)
+            depth += word in {"(", "["}
+        return " ".join(words)
+
+    def written(self, outlined: str) -> str:
+        """Return a part of the outline as the statement writes it, but in small letters what is not quoted."""
+        tidy = TIDY.sub("", outlined).translate(LOWER)
+        return WRITTEN.sub(lambda found: self.tokens[int(found[2])], tidy)
+
+    @property
+    def actions(self) -> "list[Statement]":
+        """Each action of an ALTER TABLE by itself."""
+        altered = ALTERED.match(self.flat)
+        found = SEPARATED.finditer(self.flat, altered.end()) if altered else ()
+        return [Statement(self.written(self.outline[one.start() : one.end()])) for one in found]
 
     @property
     def texts(self) -> list[str]:
         """What its texts say, those in dollars, too."""
-        return [found[2].replace("''", "'") for found in map(TEXT.fullmatch, self.tokens) if found]
+        found = filter(None, map(TEXT.fullmatch, self.tokens))
+        return [one[2] if one[1] else one[2].replace("''", "'") for one in found]
 
     @cached_property
     def verb(self) -> str:
@@ -215,42 +229,19 @@ class Statement:
     @cached_property
     def changes(self) -> list[tuple[Object, bool]]:
         """Each of its ``objects``, and whether it makes that."""
-        if self.verb == "ALTER":
-            return self._changed_parts()
+        if altered := ALTERED.match(self.outline):
+            table = self._plain(altered["table"])
+            parts = [(action, ADDED_OR_DROPPED.match(action.outline)) for action in self.actions]
+            named = [
+                (Object((one["kind"] or "column").lower(), table, action._plain(one["name"])), one["verb"] == "ADD")
+                for action, one in parts
+                if one
+            ]
+            return named if len(named) == len(parts) else []
+        found = MADE.match(self.outline) or DROPPED.match(self.outline)
+        names = found["names"].split(" , ") if found else []
         makes = self.verb == "CREATE"
-        found = (MADE if makes else DROPPED).match(self.outline) if self.verb in {"CREATE", "DROP"} else None
-        if found is None:
-            return []
-        return [(Object(found["kind"].lower(), "", self._plain(name)), makes) for name in found["names"].split(" , ")]
-
-    def _changed_parts(self) -> list[tuple[Object, bool]]:
-        outline = self._outline_outside_brackets.removesuffix(" ;")
-        if not (altered := ALTERED.match(outline)):
-            return []
-        table = self._plain(altered["table"])
-        found = [ADDED_OR_DROPPED.match(action) for action in outline[altered.end() :].split(" , ")]
-        parts = [
-            (Object((one["kind"] or "column").lower(), table, self._plain(one["name"])), one["verb"] == "ADD")
-            for one in found
-            if one
-        ]
-        return parts if len(parts) == len(found) else []
-
-    @property
-    def columns_set(self) -> list[tuple[str, str]]:
-        """The table and each column that an UPDATE sets, without their quotes and the schema."""
-        if self.verb != "UPDATE" or not (update := UPDATE.match(self._outline_outside_brackets)):
-            return []
-        table = self.written(update["table"].rpartition(".")[2])
-        columns = [self.written(found["column"]) for found in SET_COLUMN.finditer(update["set"])]
-        return [(_unquoted(table), _unquoted(column)) for column in columns]
-
-    @property
-    def _outline_outside_brackets(self) -> str:
-        outline, brackets = self.outline, 1
-        while brackets:
-            outline, brackets = BRACKETS.subn("", outline)
-        return outline
+        return [(Object(found["kind"].lower(), "", self._plain(name)), makes) for name in names] if found else []
 
     @cached_property
     def _may_be_patient(self) -> bool:
@@ -311,6 +302,10 @@ def pieces(sql: str) -> list[str]:
     return cut
 
 
+def unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
 def objects(sql: str) -> tuple[Object, ...]:
     """Return what the string makes or drops; nothing if any of its statements does not say that."""
     each = [statement.objects for statement in split(sql) if not statement.controls_transaction]
@@ -323,8 +318,12 @@ def drops(sql: str) -> bool:
 
 
 def has_condition(sql: str) -> bool:
-    """Whether a statement of the string makes or drops something IF EXISTS or IF NOT EXISTS."""
-    return "EXISTS" in sql.upper() and any(CONDITION.match(one.outline) for one in split(sql))
+    """Whether a statement makes or drops something IF [NOT] EXISTS, or is a DO that may."""
+    if not MAY_HAVE_CONDITION.search(sql):
+        return False
+    return any(
+        CONDITION.match(one.outline) or (one.verb == "DO" and MAY_HAVE_CONDITION.search(one.text)) for one in split(sql)
+    )
 
 
 def is_patient(sql: str) -> bool:
@@ -341,7 +340,7 @@ def holds_up(sql: str) -> bool:
 def only_adds(sql: str) -> bool:
     """Whether no statement of the string can have taken or changed what was there, unless it calls code."""
     return all(
-        one.verb in ADDING
+        one.verb in {*ADDING, "REINDEX"}
         or (one.verb == "CREATE" and "OR REPLACE" not in one.outline)
         or ONLY_VALIDATES.fullmatch(one.outline)
         for one in split(sql)
@@ -364,10 +363,6 @@ def _tokens(sql: str) -> Iterator[tuple[Any, str]]:
             yield kind, text
             if nested:
                 break
-
-
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def _end_of_comment(sql: str, start: int) -> int:

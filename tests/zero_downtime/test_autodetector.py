@@ -26,6 +26,8 @@ from gotong_royong.zero_downtime.autodetector import (
 )
 from gotong_royong.zero_downtime.management.commands.makemigrations import Command
 
+pytestmark = pytest.mark.once
+
 NOW = datetime(2026, 3, 1, 10, 20, 30, 500_000, tzinfo=UTC)
 ENGINE = "gotong_royong.zero_downtime"
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.zero_downtime.test_stages import applied
 
+pytestmark = pytest.mark.once
+
 THING = """migrations.CreateModel("Thing", [
     ("id", models.AutoField(primary_key=True)),
     ("name", models.CharField(max_length=10, null=True)),
@@ -39,6 +41,18 @@ STEPS = [
     ("pre", 'migrations.RunSQL("ALTER TABLE shop_thing RENAME CONSTRAINT a TO b, ALTER kode DROP DEFAULT")'),
     ("post", 'migrations.RunSQL("ALTER TABLE shop_thing ADD CONSTRAINT c UNIQUE (name)")'),
     ("pre", 'migrations.RunSQL("ALTER TABLE shop_thing ADD COLUMN c int CHECK (c > 0)")'),
+    ("post", 'migrations.RunSQL("DO $$ BEGIN ALTER TABLE shop_thing DROP kode; END $$")'),
+    ("post", 'migrations.RunSQL("ALTER TABLE shop_thing ALTER COLUMN kode TYPE text")'),
+    ("post", 'migrations.RunSQL("ALTER TABLE shop_thing ADD COLUMN d int NOT NULL")'),
+    ("pre", 'migrations.RunSQL("ALTER TABLE shop_thing ADD COLUMN d int NOT NULL DEFAULT 1, ADD e text")'),
+    ("post", 'migrations.RunSQL("ALTER TABLE shop_thing ADD COLUMN d int, ALTER kode SET NOT NULL")'),
+    ("post", 'migrations.RunSQL("ALTER TABLE shop_thing DISABLE TRIGGER ALL")'),
+    ("post", 'migrations.RunSQL("CALL tidy()")'),
+    ("post", 'migrations.RunSQL("DELETE FROM shop_thing")'),
+    ("post", 'migrations.RunSQL("CREATE OR REPLACE VIEW v AS SELECT 1")'),
+    ("post", 'migrations.RunSQL("CREATE TRIGGER t BEFORE INSERT ON shop_thing EXECUTE FUNCTION f()")'),
+    ("pre", 'migrations.RunSQL("UPDATE shop_thing SET kode = 1; CREATE TABLE other (id int); -- DROP TABLE other")'),
+    ("pre", "migrations.RunSQL(migrations.RunSQL.noop)"),
     ("pre", "migrations.RunPython(migrations.RunPython.noop)"),
     ("pre", f'{THING.replace("Thing", "Other")}, migrations.AddConstraint("other", {UNIQUE.replace("one", "an")})'),
     ("pre", 'migrations.RemoveField("other", "code")'),

@@ -4,6 +4,8 @@ import pytest
 
 from gotong_royong.zero_downtime.models import Run
 
+pytestmark = pytest.mark.once
+
 SECRET = "maria@example.org"
 ROWS = f'migrations.RunSQL("CREATE TABLE people AS SELECT \'{SECRET}\'::text AS email FROM generate_series(1, 2)", "")'
 UNIQUE = 'migrations.RunSQL("CREATE UNIQUE INDEX one_email ON people (email)", "DROP INDEX one_email")'

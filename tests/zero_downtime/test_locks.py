@@ -7,6 +7,8 @@ from django.db import Error, transaction
 
 from gotong_royong.zero_downtime import locks
 
+pytestmark = pytest.mark.once
+
 
 def idle(database):
     with transaction.atomic(using=database.alias), database.cursor() as cursor:

@@ -2,11 +2,16 @@
 
 import pytest
 
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.test_recall import recorded, sql
 from tests.zero_downtime.things import NOT_TOLD, TAG, TAGS, TWO, alter, field, now, raw, rows, told, trial
 
 pytestmark = pytest.mark.once
+
+TRIGGER = """
+    CREATE FUNCTION empty() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM shop_thing; RETURN NULL; END';
+    CREATE TRIGGER empties AFTER UPDATE ON shop_thing EXECUTE FUNCTION empty()
+"""
 
 # What is migrated, what happens to the data, and what the way back says.
 CASES = {
@@ -57,7 +62,7 @@ CASES = {
     "a smaller scale": (
         alter("price", "DecimalField(max_digits=12, decimal_places=4, null=True)"),
         "UPDATE shop_thing SET price = price + 0.0001",
-        ["changes 2 values of shop_thing.price, from numeric(12,4) to numeric ( 10 , 2 )"],
+        ["changes 2 values of shop_thing.price, from numeric(12,4) to numeric (10, 2)"],
     ),
     "float to int": (
         alter("weight", "FloatField(null=True)"),
@@ -67,7 +72,7 @@ CASES = {
     "text to varchar that is cut": (
         f"{alter('name', 'CharField(max_length=5)')}, {alter('name', 'TextField()')}",
         "UPDATE shop_thing SET name = 'abcdefgh' WHERE id = 1",
-        ["changes 1 value of shop_thing.name, from text to varchar ( 5 )"],
+        ["changes 1 value of shop_thing.name, from text to varchar (5)"],
     ),
     "NULLs that are filled": (
         f"{field('size', 'IntegerField(default=7)')}, {alter('size', 'IntegerField(null=True)')}",
@@ -192,6 +197,104 @@ CASES = {
         raw("CREATE SCHEMA hall; CREATE TABLE hall.bag (id int)", "DROP TABLE hall.bag; DROP SCHEMA hall"),
         "CREATE TABLE bag (id int); INSERT INTO bag VALUES (1); INSERT INTO hall.bag VALUES (1), (2)",
         ["loses 2 rows of hall.bag", "runs DROP SCHEMA hall" + NOT_TOLD],
+    ),
+    "a table that a function fills": (
+        raw("SELECT 1", "CREATE TABLE bag AS SELECT empty()"),
+        "CREATE FUNCTION empty() RETURNS int LANGUAGE sql AS 'DELETE FROM shop_thing RETURNING 1'",
+        ["runs CREATE TABLE bag AS SELECT empty()" + NOT_TOLD],
+    ),
+    "a function in a default": (
+        raw("SELECT 1", "ALTER TABLE shop_thing ADD size int DEFAULT empty()"),
+        "CREATE FUNCTION empty() RETURNS int LANGUAGE sql AS 'DELETE FROM shop_thing RETURNING 1'",
+        ["runs ALTER TABLE shop_thing ADD size int DEFAULT empty()" + NOT_TOLD],
+    ),
+    "a procedure": (
+        raw("SELECT 1", "CALL empty()"),
+        "CREATE PROCEDURE empty() LANGUAGE sql AS 'DELETE FROM shop_thing'",
+        ["runs CALL empty()" + NOT_TOLD],
+    ),
+    "a large object": (
+        raw("SELECT 1", "SELECT lo_unlink(oid) FROM pg_largeobject_metadata"),
+        "SELECT lo_create(0)",
+        ["runs SELECT lo_unlink(oid) FROM pg_largeobject_metadata" + NOT_TOLD],
+    ),
+    "a sequence": (
+        raw("SELECT 1", "ALTER SEQUENCE shop_thing_id_seq RESTART"),
+        "",
+        ["runs ALTER SEQUENCE shop_thing_id_seq RESTART" + NOT_TOLD],
+    ),
+    "an identity": (
+        raw("SELECT 1", "ALTER TABLE shop_thing ALTER id RESTART WITH 100"),
+        "",
+        ["runs ALTER TABLE shop_thing ALTER id RESTART WITH 100" + NOT_TOLD],
+    ),
+    "a trigger on an update": (
+        raw("SELECT 1", "UPDATE shop_thing SET weight = 0 WHERE weight > 0"),
+        TRIGGER,
+        ["runs UPDATE shop_thing SET weight = 0 WHERE weight > 0" + NOT_TOLD, "writes over 1 row of shop_thing"],
+    ),
+    "a trigger on an insert that the way back makes": (
+        raw(
+            "SELECT 1",
+            "CREATE TRIGGER also AFTER INSERT ON shop_thing EXECUTE FUNCTION empty(); "
+            "INSERT INTO shop_thing (name) VALUES ('c')",
+        ),
+        TRIGGER.replace("UPDATE", "TRUNCATE"),
+        ["runs INSERT INTO shop_thing (name) VALUES ('c')" + NOT_TOLD],
+    ),
+    "a trigger when Django fills": (
+        f"{field('size', 'IntegerField(default=7)')}, {alter('size', 'IntegerField(null=True)')}",
+        TRIGGER,
+        [
+            'runs UPDATE "shop_thing" SET "size" = 7 WHERE "size" IS NULL' + NOT_TOLD,
+            "fills 2 NULLs of shop_thing.size",
+        ],
+    ),
+    "views that it has made and that it has not": (
+        raw("CREATE VIEW ours AS SELECT 1", "DROP VIEW ours; DROP VIEW IF EXISTS theirs; DROP FUNCTION f()"),
+        "CREATE VIEW theirs AS SELECT 1; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        [
+            "drops view theirs, which this migration has not made",
+            "drops function f, which this migration has not made",
+        ],
+    ),
+    "a materialized view": (
+        raw("SELECT 1", "ALTER MATERIALIZED VIEW names RENAME TO more; DROP MATERIALIZED VIEW more"),
+        "CREATE MATERIALIZED VIEW names AS SELECT name FROM shop_thing",
+        ["loses 2 rows of names"],
+    ),
+    "an index that it has not made": (
+        raw("SELECT 1", "DROP INDEX by_name"),
+        "CREATE INDEX by_name ON shop_thing (name)",
+        ["drops index by_name, which this migration has not made"],
+    ),
+    "what nobody knows": (
+        raw("SELECT 1", "SET LOCAL search_path = public"),
+        "",
+        ["runs SET LOCAL search_path = public" + NOT_TOLD],
+    ),
+    "a condition under the names of the way back": (
+        raw(
+            "SELECT 1",
+            "ALTER TABLE shop_thing RENAME name TO title; ALTER TABLE shop_thing RENAME TO article; "
+            "DELETE FROM article WHERE article.title = 'a'",
+        ),
+        "",
+        ["loses 1 row of shop_thing"],
+    ),
+    "an enum that loses no value that is used": (
+        raw(
+            "CREATE TYPE mood AS ENUM ('sad', 'happy'); ALTER TABLE shop_thing ADD mood mood",
+            "ALTER TYPE mood RENAME TO old; CREATE TYPE mood AS ENUM ('sad'); "
+            "ALTER TABLE shop_thing ALTER COLUMN mood TYPE mood USING mood::text::mood; DROP TYPE old",
+        ),
+        "UPDATE shop_thing SET mood = 'sad'",
+        [],
+    ),
+    "keys that are set to NULL": (
+        raw("SELECT 1", "DELETE FROM shop_thing"),
+        "CREATE TABLE part (thing bigint REFERENCES shop_thing ON DELETE SET NULL)",
+        ["loses 2 rows of shop_thing, and what points to them in part"],
     ),
     "a function and a key on a table": (
         TAG,

@@ -9,8 +9,10 @@ import pytest
 
 from gotong_royong import embedded
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import conninfo, look
+from tests.databases import conninfo, look
 from tests.zero_downtime.shop import finish
+
+pytestmark = pytest.mark.once
 
 SESSION = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 BUSY = f"{SESSION} AND query LIKE %s"

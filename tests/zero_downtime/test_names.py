@@ -25,6 +25,8 @@ from gotong_royong.zero_downtime.autodetector import (
 )
 from tests.zero_downtime.test_autodetector import NOW
 
+pytestmark = pytest.mark.once
+
 # The order, from states
 
 

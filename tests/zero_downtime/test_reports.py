@@ -12,6 +12,8 @@ from rich.console import Console
 
 from gotong_royong.zero_downtime.reports import Json, Live, Plain, duration, reporter
 
+pytestmark = pytest.mark.once
+
 USERS = {"app": "accounts", "name": "0001_users", "direction": "up", "number": 1, "of": 2}
 TASKS = {"app": "tasks", "name": "0002_tasks", "direction": "up", "number": 2, "of": 2}
 STARTED = {"stage": "pre_deploy", "faked": False}

@@ -3,19 +3,23 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import gotong_royong.zero_downtime
+
+pytestmark = pytest.mark.once
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
-    {"conf", "exceptions"},
-    {"statements", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
+    {"conf", "exceptions", "programs"},
+    {"statements", "changes", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
     {"backstop", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
     {"rollback", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
-    {"apps", "management", "reports", "tasks", "admin"},
+    {"chain", "apps", "management", "reports", "tasks", "admin", "checks"},
 ]
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.test_migrations import look
+from tests.databases import look
+
+pytestmark = pytest.mark.once
 
 THING = 'migrations.CreateModel("Thing", [("id", models.AutoField(primary_key=True))])'
 RENAME = 'migrations.RenameModel("Thing", "Item")'

@@ -3,6 +3,7 @@
 import pytest
 from psycopg import sql
 
+from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.statements import (
     Build,
     Object,
@@ -14,6 +15,8 @@ from gotong_royong.zero_downtime.statements import (
     split,
     text_of,
 )
+
+pytestmark = pytest.mark.once
 
 CASE = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END;"
 
@@ -187,6 +190,9 @@ def test_a_string_is_cut_where_that_changes_no_transaction_but_for_what_may_wait
         ("SELECT 1 WHERE NOT EXISTS (SELECT)", False),
         ("CREATE TABLE t (a text DEFAULT 'IF EXISTS')", False),
         ('CREATE TABLE "IF EXISTS" ()', False),
+        ("DO $$ BEGIN IF NOT EXISTS (SELECT FROM t) THEN CREATE TABLE t (); END IF; END $$", True),
+        ("DO $$ BEGIN CREATE TYPE t AS (); EXCEPTION WHEN duplicate_object THEN NULL; END $$", True),
+        ("DO $$ BEGIN CREATE TABLE t (); END $$", False),
     ],
 )
 def test_whether_it_depends_on_what_is_there(string, depends):
@@ -220,7 +226,7 @@ def test_which_of_its_objects_it_makes(string, changes):
     ],
 )
 def test_what_an_update_sets(string, columns):
-    assert set(Statement(string).columns_set) == columns
+    assert set(columns_set(Statement(string))) == columns
 
 
 @pytest.mark.parametrize(

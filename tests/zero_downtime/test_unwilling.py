@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.test_migrations import look
+from tests.databases import look
+
+pytestmark = pytest.mark.once
 
 COMMANDS = ["migrate", "rollback --yes --all", "backfill run shop.fill", "showmigrations", "migrate --plan"]
 READ_ONLY = "The server is a standby, or the database is set to be only read. Use one that takes writes."

@@ -10,6 +10,8 @@ from gotong_royong.zero_downtime.exceptions import WithinTransaction
 from gotong_royong.zero_downtime.models import Run
 from tests.zero_downtime.test_stages import applied
 
+pytestmark = pytest.mark.once
+
 CALLS = """
 import threading
 from django.core.management import call_command

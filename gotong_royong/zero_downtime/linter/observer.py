@@ -90,12 +90,11 @@ class Observer:
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
-        self._shared = 0  # how often rows were written that all databases share
         self._blind = False
 
     @contextmanager
     def watching(self, *, blind: bool = False) -> Iterator[None]:
-        """See each statement, and let none change what is not of this database alone.
+        """See each statement, and let none be about a database or the server.
 
         Args:
             blind: see nothing else.
@@ -189,12 +188,20 @@ class Observer:
                 self._prepare(session)
             return result
 
+        def send_each() -> Any:
+            """Send what is one transaction, statement by statement: PostgreSQL does the same with a string."""
+            if params or len(found) < 2 or any(one.controls_transaction for one in found):
+                return self._one(send, text)
+            for one in found:
+                result = self._one(functools.partial(execute, one.text, params, many, context), one.text)
+            return result
+
         if any(one.is_about_more_than_a_database for one in found):
             raise OutOfBounds
         if all(one.concerns_savepoint for one in found):
             return send()
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
-            return self._one(send, text)
+            return send_each()
         if not params and len(pieces := statements.pieces(text)) > 1:  # as migrate sends it
             for piece in pieces:
                 self._observe(execute, piece, params, many, context)
@@ -211,7 +218,7 @@ class Observer:
         session.execute("BEGIN")
         self._begin()
         try:
-            result = self._one(send, text)
+            result = send_each()
         except Error as error:
             session.execute("ROLLBACK")
             if sqlstate(error) in NO_TRANSACTION_PLEASE:
@@ -223,11 +230,8 @@ class Observer:
 
     def _look(self) -> list[Any]:
         """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
-        (*_, written), *rows = self._ask("observe")
+        _, *rows = self._ask("observe")
         self._reported = self._session().info.server_version >= REPORTS_SINCE
-        before, self._shared = self._shared, written
-        if written > before:
-            raise OutOfBounds
         return rows
 
     def _status(self) -> TransactionStatus:
@@ -258,10 +262,7 @@ class Observer:
         if self._status() == TransactionStatus.IDLE:
             self._begin()
         if self._blind:
-            result = execute()
-            if self._status() == TransactionStatus.INTRANS:
-                self._look()
-            return result
+            return execute()
         changes_rows = _changes_rows(text)
         if self._unsure:
             self._count(self.catalog)

@@ -10,29 +10,11 @@ from django.apps import apps
 from gotong_royong.zero_downtime import catalog
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.losses.collected import collected
+from gotong_royong.zero_downtime.losses.collected import way_back
+from gotong_royong.zero_downtime.losses.present import quoted
 from gotong_royong.zero_downtime.losses.reader import Loss, Reader
-from gotong_royong.zero_downtime.losses.words import quoted
-from gotong_royong.zero_downtime.stages import Plan
 
 __all__ = ["Loss", "Reader", "empties", "way_back"]
-
-
-def way_back(executor: Executor, plan: Plan) -> Reader:
-    """Return what the plan back destroys of what is there now, and where it must fail.
-
-    Counts row by row, under ACCESS SHARE, and waits for that no longer than the lock timeout.
-
-    Args:
-        plan: steps down, newest first, without those of which only the record goes.
-    """
-    found = Reader(executor.connection)
-    for migration, told, said, is_sql in list(collected(executor, plan)):
-        if is_sql:
-            found.read(migration, told, said)
-        else:
-            found.not_told(migration, said)
-    return found
 
 
 def empties(executor: Executor, found: Reader) -> bool:

@@ -1,48 +1,79 @@
 """What would a way back send to the database? It is collected, not executed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from django.db import Error, router
 from django.db.migrations import Migration
-from django.db.migrations.operations import RunPython
+from django.db.migrations.operations import RunPython, RunSQL
 
 from gotong_royong.zero_downtime.exceptions import summary
 from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.journal import Told
+from gotong_royong.zero_downtime.losses.reader import Reader
 from gotong_royong.zero_downtime.plan import only_looking, states_before
 from gotong_royong.zero_downtime.stages import Plan, key_of
+from gotong_royong.zero_downtime.statements import Object, split
 from gotong_royong.zero_downtime.states import Move, Rolling
 from gotong_royong.zero_downtime.undo import did_nothing
 
 
-def collected(executor: Executor, plan: Plan) -> Iterator[tuple[Migration, Told, str, bool]]:
-    """Yield what the way back says, each with what the journal tells of the way there, and whether it is SQL.
+def way_back(executor: Executor, plan: Plan) -> Reader:
+    """Return what the plan back destroys of what is there now, and where it must fail.
 
-    What is not SQL is said in words. Foreign keys, which Django makes last of all, lose nothing and are left out.
+    Counts row by row, under ACCESS SHARE, and waits for that no longer than the lock timeout.
+
+    Args:
+        plan: steps down, newest first, without those of which only the record goes.
     """
+    found = Reader(executor.connection)
+    for take_down in list(_said(executor, plan, found)):
+        take_down()
+    return found
+
+
+def _said(executor: Executor, plan: Plan, found: Reader) -> Iterator[Callable[[], None]]:
+    """Yield what is to be taken down of each operation, the last one first, and of what Django does at the end."""
     connection = executor.connection
     with only_looking(connection):
         befores = states_before(executor, plan)
         for migration, _ in plan:
             if type(migration).unapply is not Migration.unapply:
-                yield migration, Told(), f"runs code, {type(migration).__module__}", False
+                yield partial(found.not_told, migration, f"runs code, {type(migration).__module__}")
                 continue
             past, rolling = executor.past(*key_of(migration)), Rolling(befores[migration])
-            numbered = [
+            moves = [
                 (told, move)
                 for number, operation in enumerate(migration.operations, 1)
                 if (told := past.of(number)) and not did_nothing(operation, told)
                 for move in rolling.moves([operation], migration.app_label)
             ]
+            made = {object for _, move in moves for object in _made(connection, migration, move)}
             with connection.schema_editor(collect_sql=True, atomic=False) as editor:
-                for told, move in reversed(numbered):
-                    yield from ((migration, told, *said) for said in _said(editor, migration, move))
+                for told, move in reversed(moves):
+                    own = made if isinstance(move[0], RunSQL) else None
+                    for said, is_sql in _back(editor, migration, move):
+                        yield (
+                            partial(found.read, migration, said, told.skipped, own)
+                            if is_sql
+                            else partial(found.not_told, migration, said)
+                        )
+                yield from (partial(found.read, migration, str(sql)) for sql in editor.deferred_sql)
 
 
-def _said(editor: Any, migration: Migration, move: Move) -> Iterator[tuple[str, bool]]:
+def _made(connection: Any, migration: Migration, move: Move) -> list[Object]:
+    """Return what the SQL of an operation makes, as far as it says so."""
     operation, before, after = move
-    is_djangos = type(operation).__module__.startswith("django.")
+    with connection.schema_editor(collect_sql=True, atomic=False) as editor:
+        if isinstance(operation, RunSQL):
+            operation.database_forwards(migration.app_label, editor, before, after)
+    return [object for sql in editor.collected_sql for statement in split(sql) for object in statement.objects]
+
+
+def _back(editor: Any, migration: Migration, move: Move) -> Iterator[tuple[str, bool]]:
+    """Yield what the way back of an operation says, and whether it is SQL; what is not is said in words."""
+    operation, before, after = move
+    known, is_djangos = len(editor.collected_sql), type(operation).__module__.startswith("django.")
     if isinstance(operation, RunPython):
         code: Any = operation.reverse_code
         allowed = router.allow_migrate(editor.connection.alias, migration.app_label, **operation.hints)
@@ -50,7 +81,6 @@ def _said(editor: Any, migration: Migration, move: Move) -> Iterator[tuple[str, 
             code = getattr(code, "func", code)  # of a functools.partial
             yield f"runs code, {code.__module__}.{getattr(code, '__qualname__', code)}", False
     elif operation.reduces_to_sql:
-        known = len(editor.collected_sql)
         try:
             operation.database_backwards(migration.app_label, editor, after, before)
         except Exception as error:  # noqa: BLE001  (an operation may raise anything)

@@ -3,6 +3,7 @@
 Renames on the way back are followed. What the way back makes itself is not there now.
 """
 
+import re
 from typing import Any, NamedTuple
 
 from django.db import Error, transaction
@@ -11,12 +12,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.catalog import Dependent
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.losses.words import parts, plain
+from gotong_royong.zero_downtime.statements import unquoted
 
 TABLE = "SELECT oid, oid::regclass::text FROM pg_class WHERE oid = to_regclass(%s)"
-TYPE = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = %s AND attname = %s AND attnum > 0"
+COLUMN = """
+    SELECT format_type(atttypid, atttypmod), attgenerated <> '' FROM pg_attribute
+    WHERE attrelid = %s AND attname = %s AND attnum > 0
+"""
 CONSTRAINT = "SELECT oid FROM pg_constraint WHERE conrelid = %s AND conname = %s"
-GENERATED = "SELECT true FROM pg_attribute WHERE attrelid = %s AND attname = %s AND attgenerated <> ''"
 POINTING = """
     WITH RECURSIVE pointing (oid) AS (
         SELECT %s::oid
@@ -27,9 +30,14 @@ POINTING = """
     SELECT array_agg(oid::regclass::text ORDER BY oid::regclass::text) FROM pointing
 """
 VIEW = "SELECT true FROM pg_class WHERE oid = ANY (%s) AND relkind IN ('v', 'm')"
-FUNCTION = """
+ACTS_ON_WRITES = """
+    SELECT true FROM pg_trigger WHERE tgrelid = %(table)s AND NOT tgisinternal
+    UNION ALL SELECT true FROM pg_rewrite WHERE ev_class = %(table)s
+"""
+MAY_DO_ANYTHING = """
     SELECT true FROM pg_proc
-    WHERE proname = ANY (%s) AND provolatile = 'v' AND pronamespace <> 'pg_catalog'::regnamespace
+    WHERE proname = ANY (%s) AND (pronamespace <> 'pg_catalog'::regnamespace OR provolatile = 'v')
+          AND proname <> ALL ('{random,gen_random_uuid,uuidv4,uuidv7,clock_timestamp,timeofday,nextval}')
 """
 
 
@@ -70,11 +78,22 @@ class Present:
         """Return what the column is called now, without quotes; None if it is not there now."""
         place = table.oid, plain(name)
         if place not in self._columns:
-            self._columns[place] = plain(name) if self._ask(TYPE, *place) else None
+            self._columns[place] = plain(name) if self._ask(COLUMN, *place) else None
         return self._columns[place]
 
-    def type(self, table: Table, column: str) -> str:
-        return str((self._ask(TYPE, table.oid, column) or [""])[0])
+    def type(self, table: Table, column: str) -> tuple[str, bool]:
+        """Return the type of a column, and whether its values are made from those of others."""
+        row: tuple[str, bool] = self._ask(COLUMN, table.oid, column)
+        return row
+
+    def rows(self, table: Table, name: str) -> str:
+        """Return what stands after FROM for a question that calls the table and its columns as the way back does."""
+        renamed = [
+            f", {quoted(now)} AS {quoted(then)}"
+            for (oid, then), now in self._columns.items()
+            if oid == table.oid and now and now != then
+        ]
+        return f"(SELECT *{''.join(renamed)} FROM {table.name}) AS {quoted(plain(name))}"  # noqa: S608
 
     def move_table(self, old: str, *new: str) -> None:
         """Say that the way back has renamed the table, or put it into another schema: the parts of its new name."""
@@ -87,17 +106,11 @@ class Present:
         self._columns[table.oid, plain(new)] = self.column(table, old)
         self._columns[table.oid, plain(old)] = None
 
-    def has_renamed(self, table: Table, name: str) -> bool:
-        """Whether the table that has this name on the way back, or a column of it, is called otherwise now."""
-        columns = (was != now for (oid, was), now in self._columns.items() if oid == table.oid and now)
-        return table.name not in {name, plain(name)} or any(columns)
-
-    def forget_table(self, name: str) -> None:
+    def forget_table(self, table: Table) -> None:
         """Say that the way back has dropped the table."""
-        if table := self.table(name):
-            self._forget_names(table)
-            self.tables_gone.add(table.oid)
-            self._gone.add(("pg_class", table.oid))
+        self._forget_names(table)
+        self.tables_gone.add(table.oid)
+        self._gone.add(("pg_class", table.oid))
 
     def forget_column(self, table: Table, name: str) -> None:
         """Say that the way back has dropped the column."""
@@ -118,44 +131,59 @@ class Present:
             if not {(one.catalog, one.oid), ("pg_class", one.table)} & self._gone
         ]
 
-    def pointing(self, table: Table, actions: str) -> list[str]:
-        """Return the tables whose foreign keys lead to this one.
+    def pointing(self, table: Table, actions: str) -> str:
+        """Return the tables whose foreign keys lead to this one, and not itself.
 
         Args:
             actions: which of the keys, by what deleting does there, a letter each.
         """
-        rows = (self._ask(POINTING, table.oid, list(actions)) or [[]])[0]
-        return list(rows)
-
-    def is_generated(self, table: Table, column: str) -> bool:
-        """Whether its values are made from those of other columns."""
-        return bool(self._ask(GENERATED, table.oid, column))
+        return ", ".join(name for name in self._ask(POINTING, table.oid, list(actions))[0] if name != table.name)
 
     def is_viewed(self, table: Table, column: str) -> bool:
         """Whether a view shows the column, whose type PostgreSQL does not alter then."""
         oids = [one.oid for one in self.dependents(table, column) if one.catalog == "pg_class"]
         return bool(self._ask(VIEW, oids))
 
-    def may_write(self, functions: list[str]) -> bool:
-        """Whether a function of such a name is not PostgreSQL's and may change something."""
-        return bool(functions and self._ask(FUNCTION, [plain(name) for name in functions]))
+    def acts_on_writes(self, table: Table) -> bool:
+        """Whether a trigger or a rule may do anything when rows of the table are written; a view does by a rule."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(ACTS_ON_WRITES, {"table": table.oid})
+            return cursor.fetchone() is not None
 
-    def _forget_names(self, table: Table) -> None:
-        self._tables |= {name: None for name, other in self._tables.items() if other == table}
+    def may_do_anything(self, functions: list[str]) -> bool:
+        """Whether a function of such a name is not PostgreSQL's, or is one that does something."""
+        return bool(functions and self._ask(MAY_DO_ANYTHING, [plain(name) for name in functions]))
 
-    def count(self, question: str) -> int | Error:
+    def count(self, what: str, rows: str = "", where: str = "") -> int | Error:
         """Ask as one who only reads, sees all rows and waits no longer than the lock timeout."""
         try:
             with transaction.atomic(self.connection.alias), self.connection.cursor() as cursor:
                 cursor.execute("SET LOCAL transaction_read_only = on")
                 cursor.execute("SET LOCAL row_security = off")
                 cursor.execute(f"SET LOCAL lock_timeout = '{locks.milliseconds(conf.LOCK_TIMEOUT)}'")
-                cursor.execute(question)
+                cursor.execute(f"SELECT {what} FROM {rows}{where and f' WHERE {where}'}")  # noqa: S608
                 return int(cursor.fetchone()[0])
         except Error as error:
             return error
+
+    def _forget_names(self, table: Table) -> None:
+        self._tables |= {name: None for name, other in self._tables.items() if other == table}
 
     def _ask(self, question: str, *values: Any) -> Any:
         with self.connection.cursor() as cursor:
             cursor.execute(question, values)
             return cursor.fetchone()
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a name, without quotes."""
+    return tuple(unquoted(part) for part in re.findall(r'"(?:[^"]|"")*"|[^.]+', name))
+
+
+def plain(name: str) -> str:
+    """Return the last part of a name, without quotes."""
+    return parts(name)[-1]
+
+
+def quoted(name: str) -> str:
+    return '"{}"'.format(name.replace('"', '""'))

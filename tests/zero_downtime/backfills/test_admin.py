@@ -18,6 +18,7 @@ from gotong_royong.zero_downtime.backfills.ranges import LEASE
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.django_db,
     pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),  # no static files are collected for tests
 ]

@@ -4,6 +4,8 @@ import pytest
 
 from gotong_royong.zero_downtime.backfills.sizes import Size
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("a_batch", "a_row", "least", "most"),

@@ -1,5 +1,6 @@
 """Are the tables of a state those that Django itself names, and are they what they were when it rolls on?"""
 
+import pytest
 from django.apps import apps
 from django.db import migrations, models
 from django.db.migrations.loader import MigrationLoader
@@ -7,6 +8,8 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.states import Rolling
 from tests.zero_downtime.linter.history import loader_of
+
+pytestmark = pytest.mark.once
 
 
 def test_every_table_of_the_project_is_named_as_its_model_names_it():

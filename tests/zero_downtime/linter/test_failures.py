@@ -8,6 +8,8 @@ from gotong_royong.zero_downtime.linter.trace import fill
 from tests.zero_downtime.linter.history import lint, loader_of, trace
 from tests.zero_downtime.linter.test_trace import ADD_PAID, NOT_ATOMIC, SLEEPS
 
+pytestmark = pytest.mark.once
+
 
 class TestBadInput:
     def test_one_that_raises_is_told_and_the_next_is_still_judged(self, tried):

@@ -324,3 +324,51 @@ class TestWaivers:
     def test_a_waiver_wants_a_reason(self, tried):
         with pytest.raises(ValueError, match="reason"):
             lint(tried, """operations = [IgnoreRules("E103", reason=" ")]""")
+
+
+class TestSeveralInOne:
+    """Several statements in one string, or several operations in one: each is judged at its place."""
+
+    def test_a_required_column_hides_nothing_that_comes_with_it(self, tried):
+        sql = (
+            "ALTER TABLE django_content_type ADD code text NOT NULL; "
+            "CREATE INDEX by_app ON django_content_type (app_label); "
+            "ALTER TABLE django_content_type ALTER model SET NOT NULL"
+        )
+        (broken,) = lint(tried, f'operations = [migrations.RunSQL("{sql}", migrations.RunSQL.noop)]')
+        assert {"E203", "E103", "E107"} <= broken
+
+    def test_a_required_column_is_one_on_a_table_without_a_model(self, tried):
+        add = 'operations = [migrations.RunSQL("ALTER TABLE django_content_type ADD code text{}", "")]'
+        required, filled = lint(tried, add.format(" NOT NULL"))[0], lint(tried, add.format(" NOT NULL DEFAULT ''"))[0]
+        assert "E203" in required
+        assert "E203" not in filled
+
+    def test_each_of_three_tables_is_told_of_its_own_statement(self, tried):
+        tables = ["shop_customer", "shop_order", "django_content_type"]
+        each = "".join(f'migrations.RunSQL("ALTER TABLE {table} ADD code text NOT NULL", ""),' for table in tables)
+        (seen,) = trace(tried, f"operations = [{each}]")
+        found = {one.table: (one.operation, one.statement) for one in judge(seen) if one.rule.id == "E203"}
+        assert found == {
+            table: (number, f"ALTER TABLE {table} ADD code text NOT NULL") for number, table in enumerate(tables)
+        }
+
+    def test_each_statement_of_a_string_has_its_own_locks(self, tried):
+        sql = "ALTER TABLE shop_order ADD paid boolean; CREATE INDEX by_name ON shop_customer (name)"
+        (seen,) = trace(tried, f'operations = [migrations.RunSQL("{sql}", migrations.RunSQL.noop)]')
+        assert [sorted(one.taken) for one in seen.up.statements] == [["shop_order"], ["shop_customer"]]
+        (index,) = [one for one in judge(seen) if one.rule.id == "E103"]
+        assert index.statement == "CREATE INDEX by_name ON shop_customer (name)"
+
+    def test_each_operation_within_one_is_told_once(self, tried):
+        (seen,) = trace(
+            tried,
+            """operations = [migrations.SeparateDatabaseAndState(database_operations=[
+                migrations.AddIndex("order", models.Index(fields=["number"], name="by_number")),
+                migrations.AddIndex("order", models.Index(fields=["note"], name="by_note")),
+            ])]""",
+        )
+        found = [one.statement for one in judge(seen) if one.rule.id == "E103"]
+        assert len(found) == 2
+        assert "by_number" in found[0]
+        assert "by_note" in found[1]

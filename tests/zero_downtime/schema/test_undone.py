@@ -20,6 +20,7 @@ from tests.zero_downtime.schema.cases import CASES
 from tests.zero_downtime.schema.conftest import is_concurrent, skip_unless_supported, sql, up, whole
 
 pytestmark = pytest.mark.once
+SOME = 5  # each fifth case is run by `make test`
 
 FILE = """
 from django.db import migrations
@@ -52,6 +53,10 @@ class Library:
         (self.migrations / f"{name}.py").write_text(FILE % (needed, atomic, operations))
         for module in [module for module in sys.modules if module.startswith(self.name + ".migrations")]:
             del sys.modules[module]
+
+
+def mostly_slow(cases):
+    return [pytest.param(*case, marks=[pytest.mark.slow] * bool(n % SOME)) for n, case in enumerate(cases)]
 
 
 @contextmanager
@@ -118,7 +123,9 @@ def ways(case):
 
 @pytest.mark.parametrize(
     ("case", "atomic"),
-    [(case, atomic) for case in CASES for atomic in (True, False) if not (atomic and is_concurrent(CASES[case][0]))],
+    mostly_slow(
+        (case, atomic) for case in CASES for atomic in (True, False) if not (atomic and is_concurrent(CASES[case][0]))
+    ),
 )
 def test_a_batch_that_fails_after_it(server, base, template, files, case, atomic):
     skip_unless_supported(server, CASES[case][0])
@@ -127,7 +134,7 @@ def test_a_batch_that_fails_after_it(server, base, template, files, case, atomic
     whole_or_named(base[0], template, case)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow((case,) for case in CASES))
 def test_an_operation_that_fails_after_it_in_no_transaction(server, base, template, files, case):
     skip_unless_supported(server, CASES[case][0])
     files.write("0002_case", f"[*CASES[{case!r}][0], {FAILING}]", atomic=False, after="0001_base")

@@ -6,6 +6,7 @@ applied when the code of the newest state runs everywhere.
 
 import re
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 from django.db import models
@@ -73,13 +74,14 @@ def altered(trace: Trace) -> Iterator[tuple[Change, Any, Column, Column]]:
 
 
 def statement_of(trace: Trace, change: Change) -> Statement | None:
-    """Return the statement that made the change, or the last that touched its table."""
+    """Return the last statement that changed that part of the table, by which name this had then."""
     touching = [
-        statement
+        (one.table == change.table, statement)
         for statement in trace.up.statements
-        if any((c.kind, c.name) == (change.kind, change.name) for c in statement.changes)
+        for one in statement.changes
+        if (one.kind, one.name) == (change.kind, change.name) and one.table not in trace.tables.keys() - {change.table}
     ]
-    return touching[-1] if touching else None
+    return sorted(touching, key=itemgetter(0))[-1][1] if touching else None
 
 
 def spot(trace: Trace, change: Change, **values: Any) -> Spot:
@@ -142,9 +144,10 @@ def column_gone(trace: Trace) -> Iterator[Spot]:
 @rule(
     "E203",
     "A new column that running code leaves empty may not be empty",
-    condition="A column is added NOT NULL, and the database has no default for it when the migration has ended.",
-    effect="The running code does not know {column}, so every INSERT into {table} fails. (Django drops the default of "
-    "a field once the column is there.)",
+    condition="A column is added NOT NULL to a table of before, and the database has no default for it when the "
+    "migration has ended.",
+    effect="Nobody who writes into {table} knows {column} yet, the running code included, so every INSERT fails. "
+    "(Django drops the default of a field once the column is there.)",
     instead="""
 operations = [
     migrations.AddField(
@@ -158,8 +161,10 @@ operations = [
     good=DB_DEFAULT,
 )
 def required_column(trace: Trace) -> Iterator[Spot]:
-    for change, known in known_changes(trace):
-        if adds_required_column(change) and change.name not in known:
+    for change in trace.up.changes:
+        model = trace.running.get(change.table)
+        is_known = model is not None and change.name in fields(model)
+        if adds_required_column(change) and not is_known and statement_of(trace, change):
             yield spot(trace, change, column=change.name)
 
 
