@@ -125,6 +125,7 @@ CLOSING = {
     "close": "editor.connection.close()",
     "close_old_connections": "editor.connection.close_at = 0; close_old_connections()",
     "ended": "end(editor.connection)",
+    "let go of, but not closed": "editor.former, editor.connection.connection = editor.connection.connection, None",
 }
 PYTHON = """
 from django.db import DatabaseError, close_old_connections, transaction
