@@ -114,7 +114,7 @@ class Command(mistakes.Plain, migrate.Command):
             else:
                 self.stdout.write(text)
 
-        return Consent(say, data=agreed, all=agreed, options=("--no-input", "--no-input"))
+        return Consent(say, data=agreed, all=None, options=("--no-input", ""))
 
     def refuse_to_hold_back(self, *executors: Executor) -> None:
         held_back = [chain for executor in executors for chain in executor.held_back]
