@@ -14,8 +14,8 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime import history, locks, undo
-from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.ledger import APP, exists
+from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
+from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import checksum
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
@@ -78,22 +78,19 @@ def applied(executor: "Executor") -> list[Applied]:
 
 def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
     """Return of the other migrations those of which something is there: a run failed in them, in no transaction."""
-    alias, nodes = executor.connection.alias, executor.loader.graph.nodes
-    columns = "app", "name", "direction", "pk", "run", "checksum", "faked"
-    run = at_work(executor)
-    under_way = set(run.steps.filter(status=Status.RUNNING).values_list("app", "name")) if run else set()
+    alias, columns = executor.connection.alias, ("app", "name", "direction", "pk", "run", "checksum", "faked")
     return [
         Applied(key, tuple(history.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
-        for key in history.failed(alias) - set(applied) - under_way
-        if undo.is_half_done(nodes.get(key), executor.past(*key))
+        for key in halves(executor).keys() - set(applied)
     ]
 
 
 def halves(executor: "Executor") -> dict[Key, str]:
-    """Say how far the migrations are of which a run, up or down, left a part."""
+    """Say how far the migrations are of which a run that is over, up or down, left a part."""
     alias, nodes, applied = executor.connection.alias, executor.loader.graph.nodes, executor.loader.applied_migrations
-    said: dict[Key, str] = {}
-    for key in history.failed(alias):
+    other, said = at_work(executor), dict[Key, str]()
+    under_way = set(other.steps.filter(status=Status.RUNNING).values_list("app", "name")) if other else set()
+    for key in history.failed(alias) - under_way:
         past, run = executor.past(*key), history.steps_since_reset(alias, key).values_list("run", flat=True).last()
         if key in applied and past.taken_back:
             said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
@@ -102,6 +99,19 @@ def halves(executor: "Executor") -> dict[Key, str]:
             where = f"after operation {max(ended)}" if ended else "at its first operation"
             said[key] = f"half done by run {run}, which failed: migrate goes on {where}, rollback takes it back"
     return said
+
+
+def refuse_half_done(executor: "Executor", plan: Plan) -> None:
+    """Make sure that nothing of what is only to be recorded is there by half, which that record would hide.
+
+    Raises:
+        HalfDone: if a run left a half of one of these migrations.
+    """
+    for key in halves(executor).keys() & {key_of(migration) for migration, _ in plan}:
+        raise HalfDone(
+            f"{'.'.join(key)} is {halves(executor)[key]}. --fake would hide that half. Nothing was changed. Let "
+            "migrate go on or rollback take it back, and take out of its file what is done by hand."
+        )
 
 
 def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
@@ -119,7 +129,7 @@ def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) 
         NotUndoable: if there is no such run, nothing of it is left, or only a part of a squash is of it.
     """
     runs = Run.objects.using(executor.connection.alias)
-    if run_id is not None and not (exists(executor.connection) and runs.filter(pk=run_id).exists()):
+    if run_id is not None and not (history.tables(runs.db) and runs.filter(pk=run_id).exists()):
         raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
     if run_id is None and not done[0].runs:
         raise NotUndoable(f"{done[0]}, the last that was applied, is of no run that the ledger knows. Use --steps N.")
@@ -169,7 +179,7 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
 def at_work(executor: "Executor") -> Run | None:
     """Return the run of somebody else that is at work on the database now."""
     connection = executor.connection
-    if executor.alias or not locks.holders(connection, locks.RUNNER) or not exists(connection):
+    if executor.alias or not locks.holders(connection, locks.RUNNER) or Run not in history.tables(connection.alias):
         return None
     return Run.objects.using(connection.alias).filter(status=Status.RUNNING).last()
 

@@ -6,7 +6,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_recall import FILL, INDEX, LABEL, SQUASH, forget, recorded, sql
 

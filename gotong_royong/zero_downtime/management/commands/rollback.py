@@ -17,8 +17,8 @@ from gotong_royong.zero_downtime.signals import between_signals
 
 class Command(mistakes.Plain):
     help = "Takes back the migrations of the last run, or as many as you say, newest first."
+    goes_on_unread = True
     requires_system_checks: list[str] = []
-    migration_progress_callback: Any = migrate.Command.migration_progress_callback
 
     def add_arguments(self, parser: Any) -> None:
         which = parser.add_mutually_exclusive_group()
@@ -59,9 +59,7 @@ class Command(mistakes.Plain):
             reports.reporter(self, verbosity=self.verbosity, no_color=options["no_color"]) as report,
             only_runner(connection, report) as alias,
         ):
-            executor = Executor(
-                connection, self.migration_progress_callback, alias=alias, command="rollback", report=report
-            )
+            executor = Executor(connection, alias=alias, command="rollback", report=report)
             executor.recall()
             if (done_now := rollback.applied(executor)) != done:
                 raise NotUndoable(
