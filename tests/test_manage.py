@@ -14,7 +14,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
-from tests.test_migrations import conninfo, url
+from tests.databases import conninfo, url
 from tests.test_settings import manage
 
 pytestmark = pytest.mark.once

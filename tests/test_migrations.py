@@ -19,7 +19,7 @@ from django.db import migrations
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 
-from tests.catalog import fingerprint
+from tests.databases import conninfo, look, url
 from tests.test_constraints import ROWS
 
 OURS = ("accounts", "tasks", "contributions")
@@ -42,24 +42,6 @@ def steps_up():
 def migrate(database, *targets):
     executor = MigrationExecutor(database)
     executor.migrate(list(targets))
-
-
-def look(database):
-    with database.cursor() as cursor:
-        return fingerprint(cursor)
-
-
-def conninfo(database):
-    """Connection parameters for psycopg, as Django's connection has them."""
-    known = database.get_connection_params()
-    return {name: known[name] for name in ("dbname", "user", "password", "host", "port") if known.get(name)}
-
-
-def url(database, **instead):
-    parameters = {**conninfo(database), **instead}
-    host, port = parameters.get("host", "localhost").replace("/", "%2F"), parameters.get("port", "")
-    user, password = parameters.get("user", ""), parameters.get("password", "")
-    return f"postgresql://{user}:{password}@{host}:{port}/{parameters['dbname']}"
 
 
 @pytest.mark.once

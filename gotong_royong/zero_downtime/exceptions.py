@@ -210,10 +210,6 @@ class BackfillFailed(ZeroDowntimeError):
     """A backfill that cannot go on until somebody mends it."""
 
 
-class UnknownApp(ZeroDowntimeError):
-    """An app that is not installed, so it has no migrations to speak of."""
-
-
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
     """Ask whether the known name that is nearest was meant, and say ``otherwise`` if none is near."""
     near = get_close_matches(name, known, n=1)

@@ -4,7 +4,7 @@ The executor is Django's, and does around each migration what the other rooms kn
 under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -84,8 +84,8 @@ class Executor(MigrationExecutor):
         self._half: set[Key] = set()
         """What is taken back though it is not applied: an earlier run failed in it."""
         self._failed_before: set[Key] = set()
-        self._exactly = command == "rollback"
-        """Whether a way back leaves alone what was there before."""
+        self.agreed: Collection[tuple[str, int]] | None = None
+        """What somebody has agreed to be dropped beside tables and columns; None if nobody was asked."""
         self.left: list[undo.Left] = []
         self._number = self._of = 0
         self._stages: dict[Key, Stage] = {}
@@ -247,6 +247,8 @@ class Executor(MigrationExecutor):
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
         """Carry out one migration, again and again until it has its locks."""
+        way, tell = "apply" if step.is_up else "unapply", self.progress_callback or (lambda *told: None)
+        tell(f"{way}_start", step.migration, step.faked)
         try:
             state = step.guard.trying(lambda attempt: self._try(step, attempt, one_try, state))
         except BaseException as error:
@@ -255,6 +257,7 @@ class Executor(MigrationExecutor):
                 raise
             raise failure from error
         step.end(Status.SUCCEEDED)
+        tell(f"{way}_success", step.migration, step.faked)
         return state
 
     def _try(self, step: Progress, attempt: int, one_try: OneTry, state: ProjectState) -> ProjectState:
@@ -316,12 +319,12 @@ class Executor(MigrationExecutor):
         migration, journal = step.migration, step.journal
         journal.new_try()
         with self._editor(step) as editor:
-            if editor and (not self._exactly or type(migration).unapply is not Migration.unapply):
+            if editor and type(migration).unapply is not Migration.unapply:
                 with step.guard.carrying_out(*migration.operations):
                     state = migration.unapply(state, editor)
             elif editor:
                 past = self._past(step)
-                run = self.run.pk if self.run and self.command == "migrate" else None
+                run = self.run.pk if self.run and self._failed_step else None
                 step.left = [*undo.take_back(migration, state, editor, journal, past, run)]
             if editor:
                 editor.run_deferred()
@@ -353,7 +356,7 @@ class Executor(MigrationExecutor):
         editor = schema_editor_class(self.connection.SchemaEditorClass)(self.connection, atomic=step.migration.atomic)
         editor.careful, editor.journal = step.careful, step.journal
         editor.carrying_out, editor.report = step.guard.carrying_out, self.report
-        editor.cascades = self.command == "rollback"  # which has named what goes along
+        editor.agreed = self.agreed
         return editor
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:
@@ -387,7 +390,7 @@ class Executor(MigrationExecutor):
         """
         self.auto_rollback = False
         failed.guard.watchdog.new_step()  # a verdict on what failed is none on the undo
-        self._exactly, self._failed_step = True, failed
+        self._failed_step = failed
         is_half = not failed.migration.atomic and undo.is_half_done(failed.migration, failed.journal.told)
         steps = [*([failed] if is_half else []), *self._applied[::-1]]
         undone = [step.migration for step in steps]

@@ -34,7 +34,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import UnknownApp, meant, summary
+from gotong_royong.zero_downtime.exceptions import meant, summary
 from gotong_royong.zero_downtime.stages import Key
 
 ADVICE = {
@@ -110,13 +110,14 @@ def refuse_unknown_apps(labels: Iterable[str]) -> None:
     """Make sure that these apps are installed.
 
     Raises:
-        UnknownApp: names those that are not, and what may have been meant.
+        CommandError: Django's, of the first that is not, with what may have been meant.
     """
-    known = sorted(config.label for config in apps.get_app_configs())
     for label in labels:
-        if label not in known:
-            there_are = f"There are {', '.join(known)}."
-            raise UnknownApp(f"No installed app has the label {label!r}. {meant(label, known, there_are)}")
+        try:
+            apps.get_app_config(label)
+        except LookupError as error:
+            near = "" if "Did you mean" in str(error) else meant(label, apps.app_configs, "")
+            raise CommandError(f"{error} {near}".rstrip()) from error
 
 
 def sentence(error: BaseException) -> str:

@@ -78,14 +78,7 @@ class Progress:
 
     def end(self, status: Status, error: str = "") -> None:
         """Say how it ended."""
-        blocked = self._blocked
-        facts = {
-            "tries": self.tries,
-            "lock_wait": blocked.lock_wait,
-            "longest_blocked": blocked.longest,
-            "total_blocked": blocked.total,
-            "blocked_sessions": blocked.sessions,
-        }
+        facts = {"tries": self.tries, **self._blocked.facts}
         self.steps.end(status, error, facts)
         seconds = time.monotonic() - self._started
         self.guard.report("step_finished", **self._who, status=status.value, seconds=seconds, error=error, **facts)

@@ -13,11 +13,11 @@ from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from gotong_royong.zero_downtime import history, undo
+from gotong_royong.zero_downtime import history, locks, undo
 from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
 from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import checksum
-from gotong_royong.zero_downtime.models import Run, Step
+from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
 
 
 def halves(executor: "Executor") -> dict[Key, str]:
-    """Say how far the migrations are of which a run, up or down, left a part."""
+    """Say how far the migrations are of which a run that is over, up or down, left a part."""
     alias, nodes, applied = executor.connection.alias, executor.loader.graph.nodes, executor.loader.applied_migrations
-    said: dict[Key, str] = {}
-    for key in history.failed(alias):
+    other, said = at_work(executor), dict[Key, str]()
+    under_way = set(other.steps.filter(status=Status.RUNNING).values_list("app", "name")) if other else set()
+    for key in history.failed(alias) - under_way:
         past, run = executor.past(*key), history.steps_since_reset(alias, key).values_list("run", flat=True).last()
         if key in applied and past.taken_back:
             said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
@@ -175,16 +176,35 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
     return [one for one in done if one.key in later | needing]
 
 
-def refuse_unknown(executor: "Executor", chosen: list[Applied], *, accept_edited: bool = False) -> None:
-    """Pass if there are the files that each of these was applied with.
+def at_work(executor: "Executor") -> Run | None:
+    """Return the run of somebody else that is at work on the database now."""
+    connection = executor.connection
+    if executor.alias or not locks.holders(connection, locks.RUNNER) or Run not in history.tables(connection.alias):
+        return None
+    return Run.objects.using(connection.alias).filter(status=Status.RUNNING).last()
+
+
+def refuse_unknown(
+    executor: "Executor", done: list[Applied], chosen: list[Applied], *, accept_edited: bool = False
+) -> None:
+    """Pass if there are the files that each of these was applied with, and of all that was applied after the first.
+
+    What a file that is gone has changed, nobody knows: its table may be the one that would be dropped.
+
+    Args:
+        done: all that is applied, the last one first.
+        chosen: what of it is to be taken back.
 
     Raises:
         NotUndoable: names the one whose file is gone or was edited since, and what to do.
     """
     nodes = executor.loader.graph.nodes
+    for one in done[: max(map(done.index, chosen), default=0)]:
+        if one not in chosen and one.key not in nodes:
+            raise NotUndoable(_without_file(one, "was applied after what is to be taken back"))
     for one in chosen:
         if one.key not in nodes:
-            raise NotUndoable(_without_file(one))
+            raise NotUndoable(_without_file(one, "is among what is to be taken back"))
         if len({step.faked for step in one.steps}) > 1:
             faked = ", ".join(f"{step.app}.{step.name}" for step in one.steps if step.faked)
             raise NotUndoable(
@@ -200,15 +220,15 @@ def refuse_unknown(executor: "Executor", chosen: list[Applied], *, accept_edited
                 raise NotUndoable(
                     f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
                     f"  applied: SHA-256 {step.checksum}\n  now:     SHA-256 {checksum(nodes[one.key])}\n"
-                    "Nothing was changed. Restore the file from version control, or add --accept-edited to go back by "
-                    "what it says now."
+                    "Nothing was changed. Restore the file from version control, or go back by what it says now: "
+                    "rollback --accept-edited."
                 )
 
 
-def _without_file(one: Applied) -> str:
+def _without_file(one: Applied, why: str) -> str:
     app, name = one.key
     by = f"which run {one.runs[-1]} applied" if one.runs else "which was applied before the ledger was there"
-    said = f"{one}, {by}, is among what is to be taken back, and its file is gone. Nothing was changed. "
+    said = f"{one}, {by}, {why}, and its file is gone. Nothing was changed. "
     if app not in apps.app_configs:
         return f"{said}No installed app has the label {app}: install it again."
     module, _ = MigrationLoader.migrations_module(app)

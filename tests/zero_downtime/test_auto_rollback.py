@@ -6,7 +6,7 @@ import time
 import pytest
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.shop import finish
 
 pytestmark = pytest.mark.once

@@ -11,8 +11,8 @@ from django.db import migrations, models
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import look
-from tests.zero_downtime.test_executor import run
+from tests.databases import look
+from tests.zero_downtime.steps import run
 
 pytestmark = pytest.mark.once
 

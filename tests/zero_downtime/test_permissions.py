@@ -5,7 +5,7 @@ import pytest
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import conninfo, look, url
+from tests.databases import conninfo, look, url
 from tests.zero_downtime.shop import finish
 
 PASSWORD = "for-tests-only"

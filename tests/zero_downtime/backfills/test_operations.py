@@ -16,9 +16,10 @@ from gotong_royong.zero_downtime.backfills import crew, inline, steering
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RequireBackfill, RunBackfill
-from tests.test_migrations import BEFORE_POPULATE, POPULATE, conninfo
+from tests.databases import conninfo
+from tests.test_migrations import BEFORE_POPULATE, POPULATE
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, until
-from tests.zero_downtime.test_executor import run as run_operations
+from tests.zero_downtime.steps import run as run_operations
 
 pytestmark = pytest.mark.once
 
