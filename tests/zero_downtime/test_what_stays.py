@@ -83,6 +83,7 @@ def test_what_is_half_taken_back_is_not_passed_over(migrated, scratch):
     half = "half taken back by run 2, which failed: rollback takes back the rest"
     assert f"shop.0003_b is {half}." in migrated.succeed("migrate")
     assert half in migrated.succeed("showmigrations")
+    assert half in migrated.succeed("migrate", "--plan")
 
 
 def test_what_is_half_done_is_not_hidden_by_a_record(migrated, scratch):
