@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import pwd
 import shlex
 import shutil
 import signal
@@ -33,19 +32,14 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import make_conninfo
 
-from gotong_royong.programs import begin, last_words, plain
+from gotong_royong.zero_downtime.programs import ACCOUNT, account, begin, last_words, locale, open_way, plain
 
 if TYPE_CHECKING:
     import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROGRAMS = {"18": "pginstall18", "16": "pginstall"}  # the wheel's folders; the first version is the default
-LOCALES = {  # the same letters and order on every machine
-    "18": ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"],
-    "16": ["--locale=C", "--lc-ctype=C.UTF-8" if sys.platform == "linux" else "--lc-ctype=UTF-8"],
-}
 NAME, USER, PORT = "gotong_royong", "postgres", "5432"
-ACCOUNT = "pgserver"
 SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
 PATIENCE = 10  # seconds
 DATABASE_EXISTS = "SELECT FROM pg_database WHERE datname = %s"
@@ -248,7 +242,7 @@ def _launch(data: Path, programs: Path) -> None:
 
     owner = _owner(data) or _create(data, programs)
     sockets = _socket_folder(data, owner)
-    _open_way(owner, data, sockets, programs)
+    open_way(owner, data, sockets, programs)
     for path in (data / "postmaster.pid", sockets / f".s.PGSQL.{PORT}.lock"):
         # A dead server's, whose process id something else has now: PostgreSQL would take that for a server. But the
         # lock of another folder's server, which really has its socket here, stays.
@@ -318,36 +312,28 @@ def _create(data: Path, programs: Path) -> tuple[int, int]:
         # A server whose folder was removed under it: at its end it would remove the socket of the new one.
         if process.info["name"] == "postgres" and str(data) in (process.info["cmdline"] or ()):
             _stop(process)
-    owner = _account(data)
+    try:
+        owner = account()
+    except OSError as error:
+        raise _refusal(data, f"{error}", "do not run this as root") from None
     unfinished = data.with_name(f"{data.name}.unfinished")
-    _open_way(owner, unfinished, programs)
+    open_way(owner, unfinished, programs)
     if unfinished.exists():
         shutil.rmtree(unfinished)
     unfinished.mkdir(mode=0o700)
     try:
         os.chown(unfinished, *owner)
-        command = ["--auth=trust", "--encoding=UTF8", *LOCALES[_version()], "--username", USER, "--pgdata", unfinished]
+        command: list[Any] = ["--auth=trust", "--encoding=UTF8", *locale(int(_version())), "--username", USER]
         with plain(programs) as copy:
-            code, output = _run([copy / "initdb", *command], owner, "the data folder to be made")
+            code, output = _run(
+                [copy / "initdb", *command, "--pgdata", unfinished], owner, "the data folder to be made"
+            )
         if code:
             raise _refusal(data, f"initdb says “{last_words(output)}”")
         unfinished.rename(data)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return owner
-
-
-def _account(data: Path) -> tuple[int, int]:
-    """Who a new folder is for: us, or if we are root, a system user, because PostgreSQL refuses root."""
-    if os.geteuid() != 0:
-        return os.geteuid(), os.getegid()
-    output = ""
-    for _ in range(2):
-        with suppress(KeyError):
-            account = pwd.getpwnam(ACCOUNT)
-            return account.pw_uid, account.pw_gid
-        _, output = _run(["/usr/sbin/useradd", "--system", ACCOUNT], None, f"the user {ACCOUNT} to be made")
-    raise _refusal(data, f"the system user {ACCOUNT} cannot be made: {output}", "do not run this as root")
 
 
 def _socket_folder(data: Path, owner: tuple[int, int]) -> Path:
@@ -364,15 +350,6 @@ def _socket_folder(data: Path, owner: tuple[int, int]) -> Path:
         advice = f"remove it (rm -r {shlex.quote(f'{folder}')})"
         raise _refusal(data, f"somebody else made {folder}, where its socket should be", advice)
     return folder
-
-
-def _open_way(owner: tuple[int, int], *paths: Path) -> None:
-    """If we are root, let the server's user pass through the folders above these."""
-    if os.geteuid() == 0:
-        for folder in {parent for path in paths for parent in path.parents}:
-            status = folder.stat()
-            if status.st_uid != owner[0] and not status.st_mode & stat.S_IXOTH:
-                folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
 
 
 # Programs

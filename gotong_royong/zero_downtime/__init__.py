@@ -2,7 +2,7 @@
 
 The rooms, in the order in which they may import one another:
 
-- ``conf``, ``exceptions``: settings, what can go wrong.
+- ``conf``, ``exceptions``: settings, what can go wrong. ``programs``: how PostgreSQL's own are run.
 - ``journal``: what each operation of a step did to the database.
 - ``stages``: does a migration come before or after the deploy?
 - ``statements``: which statements a string of SQL holds, and what each of them is.

@@ -50,10 +50,11 @@ class Settings:
     """The stage of the migrations that say none; None for the one that their operations imply."""
 
     POSTGRESQL_PROGRAMS: str | Path | None = None
-    """The folder of pg_dump and pg_restore; None looks along the PATH."""
+    """The folder of pg_dump and pg_restore, and of the linter's server; None looks along the PATH."""
 
     SCRATCH_DATABASE: str | None = None
-    """Where the linter tries migrations: an alias in DATABASES or the path of a function that returns such an entry."""
+    """A server on which the linter tries migrations, in place of one of its own: an alias in DATABASES or the path of a
+    function that returns such an entry."""
 
     LINT_AFTER: dict[str, str] = {}
     """For each app the name of its last migration that the linter leaves alone."""

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import _database
@@ -26,3 +29,13 @@ def another(scratch):
     """A second empty database."""
     with _database() as database:
         yield database
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_linter():
+    """Keep the linter's servers beside the tests' own, where all of a run find them, and nobody later."""
+    folder = os.environ.get("EMBEDDED_POSTGRES_DIR")
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("DATABASE_URL") and folder:
+            patch.setenv("XDG_CACHE_HOME", f"{Path(folder) / 'cache'}")
+        yield

@@ -68,6 +68,7 @@ class Shop:
             "PYTHONDONTWRITEBYTECODE": "1",
             "DJANGO_SETTINGS_MODULE": "shop_settings",
             "DATABASE_URL": self.address,
+            **{name: os.environ[name] for name in ("XDG_CACHE_HOME",) if name in os.environ},
         }
 
     def settings(self, more: str = "") -> None:

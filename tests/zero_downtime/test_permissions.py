@@ -85,6 +85,12 @@ def test_the_schema_in_which_the_ledger_cannot_be_made_is_named(shop, scratch, g
     assert f"GRANT USAGE, CREATE ON SCHEMA {chr(34) + 'The Shop' + chr(34) if path else 'public'} TO guest_" in said
 
 
+def test_a_search_path_that_leads_nowhere(shop, scratch):
+    with scratch.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE {scratch.alias} SET search_path = nowhere")
+    assert "No schema of the role's search_path exists: make one (CREATE SCHEMA)" in shop.fail("migrate")
+
+
 @pytest.mark.parametrize("command", ["migrate --plan", "rollback --plan", "showmigrations"])
 def test_who_locks_the_ledger_is_not_waited_for(shop, scratch, command):
     shop.succeed("migrate")

@@ -1,6 +1,7 @@
 """What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
 
-- ``scratch``: the database. ``selection``: which migrations. ``facts``: what is known about each.
+- ``server``: where it may harm nothing. ``scratch``: the database. ``selection``: which migrations.
+  ``facts``: what is known about each.
 - ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
 - ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
 - ``confinement``: what nobody may do. ``trace``: runs migrations up and down.
@@ -38,7 +39,7 @@ def lint(
     Args:
         connection: the configured database, which is only read. While this runs, its alias means the scratch database.
         limit: seconds after which an operation is stopped.
-        note: is told if the scratch database is not on the configured server, and why.
+        note: is told if the server is of another version than the configured one, and why.
 
     Raises:
         ZeroDowntimeError: if there can be no scratch database.
@@ -71,15 +72,23 @@ def judge(trace: Trace, *, whole_history: bool = True) -> list[Violation]:
             that makes its table, another one breaks fewer rules.
     """
     found = violations(trace)
-    broken = {one.rule.id for one in found}
+    broken = {_waiver_of(one) for one in found}
     waivers = [operation for operation in trace.migration.operations if isinstance(operation, IgnoreRules)]
-    waived = {id for waiver in waivers for id in waiver.rules}
+    waived = {(id, waiver.direction) for waiver in waivers for id in waiver.rules}
     silenced = settings.SILENCED_SYSTEM_CHECKS
-    found = [one for one in found if one.rule.id not in waived]
-    unused = {id: f"which is no rule. {meant(id, RULES, 'RULES.md has all.')}" for id in waived - RULES.keys()}
+    found = [one for one in found if _waiver_of(one) not in waived]
+    unused = {
+        (id, way): f"which is no rule. {meant(id, RULES, 'RULES.md has all.')}" for id, way in waived if id not in RULES
+    }
     if trace.up.failure is None and whole_history:
-        unused |= dict.fromkeys((waived & RULES.keys()) - broken, "which this migration does not break.")
-    spots = [Spot(trace.up, values={"waived": id, "why": why}) for id, why in sorted(unused.items())]
+        known = {(id, way) for id, way in waived if id in RULES}
+        unused |= {(id, way): f"which this migration does not break on its way {way}." for id, way in known - broken}
+    spots = [Spot(trace.up, values={"waived": id, "why": why}) for (id, _), why in sorted(unused.items())]
     found += [violation(RULES["W402"], trace, spot) for spot in spots]
     found = [one for one in found if one.rule.check_id not in silenced]
     return sorted(found, key=lambda one: (one.direction == Direction.DOWN, one.operation or 0, one.rule.id))
+
+
+def _waiver_of(violation: Violation) -> tuple[str, str]:
+    """Return the rule and the direction that a waiver of the violation names."""
+    return violation.rule.id, violation.direction or Direction.UP

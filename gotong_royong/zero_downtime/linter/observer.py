@@ -90,12 +90,11 @@ class Observer:
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
-        self._shared = 0  # how often rows were written that all databases share
         self._blind = False
 
     @contextmanager
     def watching(self, *, blind: bool = False) -> Iterator[None]:
-        """See each statement, and let none change what is not of this database alone.
+        """See each statement, and let none be about a database or the server.
 
         Args:
             blind: see nothing else.
@@ -231,11 +230,8 @@ class Observer:
 
     def _look(self) -> list[Any]:
         """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
-        (*_, written), *rows = self._ask("observe")
+        _, *rows = self._ask("observe")
         self._reported = self._session().info.server_version >= REPORTS_SINCE
-        before, self._shared = self._shared, written
-        if written > before:
-            raise OutOfBounds
         return rows
 
     def _status(self) -> TransactionStatus:
@@ -266,10 +262,7 @@ class Observer:
         if self._status() == TransactionStatus.IDLE:
             self._begin()
         if self._blind:
-            result = execute()
-            if self._status() == TransactionStatus.INTRANS:
-                self._look()
-            return result
+            return execute()
         changes_rows = _changes_rows(text)
         if self._unsure:
             self._count(self.catalog)

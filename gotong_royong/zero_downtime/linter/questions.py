@@ -48,18 +48,13 @@ COUNTS = """
 """
 COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  # noqa: S608
 
-# Tablespaces, roles and their members, databases, settings of these, comments and labels, origins, subscriptions,
-# rights to set parameters: the same for all databases (https://www.postgresql.org/docs/current/catalogs-overview.html).
-SHARED = "{1213, 1260, 1261, 1262, 2964, 2396, 3592, 6000, 6100, 6243}"
-# Only what initdb did not make: its tables have OIDs below. The first row is how often rows of SHARED were written.
+# Only what initdb did not make: its tables have OIDs below. The first row is only there for its {report}.
 OBSERVE = f"""
     SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint, {COUNTS.format("relation")}
     FROM pg_locks LEFT JOIN pg_class ON oid = relation
     WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
       AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
-    UNION ALL SELECT 0, {{report}}, NULL, sum(scans)::bigint, sum(rows)::bigint
-    FROM (SELECT {COUNTS.format("oid")} FROM unnest('{{SHARED}}'::oid[]) AS oid) AS shared (scans, rows)
-    ORDER BY 1, 2
+    UNION ALL SELECT 0, {{report}}, NULL, 0, 0 ORDER BY 1, 2
 """  # noqa: S608
 
 TABLES_OF_WORDS = """
@@ -71,7 +66,7 @@ TABLES_OF_WORDS = """
 def prepare(server_version: int) -> str:
     """Return statements after which a session answers to ``EXECUTE zero_downtime_observe`` and the others."""
     questions = {
-        "observe": OBSERVE.format(report=f"{REPORT}::text" if server_version >= REPORTS_SINCE else "''", SHARED=SHARED),
+        "observe": OBSERVE.format(report=f"{REPORT}::text" if server_version >= REPORTS_SINCE else "''"),
         "counted (oid[])": COUNTED,
         "these_tables (oid[])": THESE_TABLES,
     }

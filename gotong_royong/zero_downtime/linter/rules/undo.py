@@ -193,6 +193,8 @@ def halves_disagree(trace: Trace) -> Iterator[Spot]:
             for what in differences(model, tables.get(name), trace.alias, both_ways=says_all):
                 if what not in known:
                     yield Spot(trace.up, table=name, values={"what": what})
+    for table, what in trace.otherwise:
+        yield Spot(trace.up, table=table, values={"what": what})
 
 
 @rule(

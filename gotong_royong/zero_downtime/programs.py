@@ -1,14 +1,52 @@
-"""How are PostgreSQL's own programs run, wherever they stand? No shell reads a path."""
+"""How are PostgreSQL's own programs run, wherever they stand, and as whom? No shell reads a path."""
 
 import os
+import pwd
 import re
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+ACCOUNT = "pgserver"
+
+
+def locale(version: int) -> list[str]:
+    """Return the arguments of initdb after which letters and their order are the same on every machine."""
+    if version >= 17:
+        return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    return ["--locale=C", "--lc-ctype=C.UTF-8" if sys.platform == "linux" else "--lc-ctype=UTF-8"]
+
+
+def account() -> tuple[int, int]:
+    """Return the user and group for whom a new data folder is: us, or a system user, because PostgreSQL refuses root.
+
+    Raises:
+        OSError: if there is no such user, and none can be made.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    output = ""
+    for _ in range(2):
+        with suppress(KeyError):
+            found = pwd.getpwnam(ACCOUNT)
+            return found.pw_uid, found.pw_gid
+        output = begin(["/usr/sbin/useradd", "--system", ACCOUNT], None).communicate()[0].strip()
+    raise OSError(f"the system user {ACCOUNT} cannot be made: {output}")
+
+
+def open_way(owner: tuple[int, int], *paths: Path) -> None:
+    """If we are root, let the server's user pass through the folders above these (``chmod o+x``)."""
+    if os.geteuid() == 0:
+        for folder in {parent for path in paths for parent in path.parents}:
+            status = folder.stat()
+            if status.st_uid != owner[0] and not status.st_mode & stat.S_IXOTH:
+                folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
 
 
 @contextmanager
@@ -25,7 +63,9 @@ def plain(programs: Path) -> Iterator[Path]:
         yield Path(folder) / programs.relative_to(above.parent)
 
 
-def begin(command: list[Any], owner: tuple[int, int] | None, log: Path | None = None) -> "subprocess.Popen[str]":
+def begin(
+    command: list[Any], owner: tuple[int, int] | None, log: Path | None = None, stdin: int = subprocess.DEVNULL
+) -> "subprocess.Popen[str]":
     """Begin a program, as the owner of the data folder and out of reach of Ctrl-C; its output is a pipe or the log."""
     as_owner: dict[str, Any] = {}
     if owner and os.geteuid() == 0:
@@ -35,7 +75,7 @@ def begin(command: list[Any], owner: tuple[int, int] | None, log: Path | None = 
             os.chown(log, *owner)
         return subprocess.Popen(  # noqa: S603
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             errors="replace",

