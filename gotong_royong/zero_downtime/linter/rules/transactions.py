@@ -158,7 +158,7 @@ def in_batches(trace: Trace, number: int) -> bool:
 
 
 def row_by_row(trace: Trace) -> Iterator[Spot]:
-    """Yield the operations that changed half as many rows more as there were more, when they ran where there were some."""
+    """Yield the operations that changed at least half of the rows that were there when they were run once more."""
     for passed, number in product(trace.passes, range(len(trace.migration.operations))):
         if in_batches(trace, number):
             continue
