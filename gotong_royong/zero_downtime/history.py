@@ -26,7 +26,7 @@ from gotong_royong.zero_downtime.statements import Object
 # A table that is looked for along the search path is found only in a schema that the role may use.
 TABLES = """
     SELECT relname, format('%%I.%%I', nspname, relname), quote_ident(current_user),
-           has_table_privilege(pg_class.oid, 'SELECT'), has_table_privilege(pg_class.oid, 'UPDATE')
+           has_table_privilege(pg_class.oid, 'SELECT')
     FROM unnest(%s::text[]) AS wanted JOIN pg_class ON pg_class.oid = to_regclass(wanted)
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
 """
@@ -55,16 +55,9 @@ def tables(alias: str) -> dict[type[Model], str]:
     with connections[alias].cursor() as cursor:
         cursor.execute(TABLES, [list(by_name)])
         rows = cursor.fetchall()
-    if closed := [name for _, name, _, may_read, _ in rows if not may_read]:
+    if closed := [name for _, name, _, may_read in rows if not may_read]:
         raise LedgerNotReadable(closed, rows[0][2])
     return {by_name[name]: full for name, full, *_ in rows}
-
-
-def may_write(alias: str) -> bool:
-    """Whether there is a ledger whose runs this role may change."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(TABLES, [[Run._meta.db_table]])
-        return any(may for *_, may in cursor.fetchall())
 
 
 def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, Any]:
