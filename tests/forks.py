@@ -5,6 +5,8 @@ forked; it imports nothing of ours, and nothing that needs settings. Each proces
 """
 
 import atexit
+import faulthandler
+import gc
 import json
 import os
 import runpy
@@ -18,6 +20,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from select import select
+from typing import IO
 
 PROJECT = Path(__file__).resolve().parent.parent
 IMPORTED = [
@@ -49,10 +52,10 @@ IMPORTED = [
 
 
 class Forked:
-    """A process of Django's command line.
+    """A process of Python. On SIGUSR1 it writes to its errors where each of its threads is.
 
     Args:
-        arguments: what comes after ``python -m django``.
+        arguments: what comes after ``python``, such as ``"-m", "django", "migrate"`` or ``"manage.py", "migrate"``.
         env: all of its environment; what Python itself would read of it is left unread, but for PYTHONPATH.
     """
 
@@ -63,6 +66,7 @@ class Forked:
         for theirs in (told, written, warned):
             os.close(theirs)
         self.stdout, self.stderr, self._status = os.fdopen(out), os.fdopen(err), os.fdopen(status)
+        self._readers, self._told = dict[IO[str], threading.Thread](), dict[IO[str], str]()
         self.args, self.pid, self.returncode = arguments, int(self._status.readline()), None
 
     def poll(self) -> int | None:
@@ -80,22 +84,20 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        told = {}
-
-        def read(file):
-            with file:
-                told[file] = file.read()
-
-        files = self.stdout, self.stderr
-        threads = [threading.Thread(target=read, args=[file], daemon=True) for file in files]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout)
-            if thread.is_alive():
+        """Return what it writes until it ends; may be called again after it took too long."""
+        for file in {self.stdout, self.stderr} - self._readers.keys():
+            self._readers[file] = reader = threading.Thread(target=self._read, args=[file], daemon=True)
+            reader.start()
+        for reader in self._readers.values():
+            reader.join(timeout)
+            if reader.is_alive():
                 raise subprocess.TimeoutExpired(self.args, timeout)
         self.wait(timeout)
-        return told[self.stdout], told[self.stderr]
+        return self._told[self.stdout], self._told[self.stderr]
+
+    def _read(self, file: IO[str]) -> None:
+        with file:
+            self._told[file] = file.read()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -106,6 +108,17 @@ class Forked:
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
+
+
+def manage(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run our ``manage.py`` to its end, a minute at most, in such an environment."""
+    process = Forked("manage.py", *arguments, env=env, cwd=PROJECT)
+    try:
+        out, err = process.communicate(60)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @cache
@@ -159,18 +172,24 @@ def keep(order: dict[str, object], told: int, out: int, err: int) -> None:
     os.close(out)
     os.close(err)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1, sys.__stderr__)
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     here = ("", str(PROJECT))
     path = os.environ.get("PYTHONPATH", "")
     sys.path[:] = [order["cwd"], *path.split(os.pathsep), *(entry for entry in sys.path if entry not in here)]
-    sys.argv[1:] = order["arguments"]
-    runpy.run_module("django", run_name="__main__", alter_sys=True)
+    is_module = order["arguments"][0] == "-m"
+    program, *sys.argv[1:] = order["arguments"][is_module:]
+    if is_module:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":
     for module in IMPORTED:
         import_module(module)
+    gc.freeze()  # or each fork looks through all that, and copies the pages that it stands on
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         serve(channel)

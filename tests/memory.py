@@ -30,6 +30,7 @@ def folder_of_a_server() -> Path:
     What a killed run has left is removed, too: its server has ended, or nobody uses it.
     """
     made = temporary(PREFIX)
+    made.chmod(0o755)  # for whoever the server, or a pool before it, runs as
     for left in made.parent.glob(f"{PREFIX}*/*.users"):
         with suppress(OSError), left.open("a") as users:
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,9 +10,9 @@ from django.conf import settings
 from django.db.migrations.state import ProjectState
 
 from tests.bench.shop.trials import TRIALS
-from tests.test_migrations import look
+from tests.databases import look
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.timeout(600)]
 
 INITIAL = import_module("tests.bench.shop.migrations.0001_initial").Migration
 SAFE = {name: trial for name, trial in TRIALS.items() if trial.safe}

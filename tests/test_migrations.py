@@ -19,7 +19,7 @@ from django.db import migrations
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 
-from tests.catalog import fingerprint
+from tests.databases import conninfo, look, url
 from tests.test_constraints import ROWS
 
 OURS = ("accounts", "tasks", "contributions")
@@ -42,24 +42,6 @@ def steps_up():
 def migrate(database, *targets):
     executor = MigrationExecutor(database)
     executor.migrate(list(targets))
-
-
-def look(database):
-    with database.cursor() as cursor:
-        return fingerprint(cursor)
-
-
-def conninfo(database):
-    """Connection parameters for psycopg, as Django's connection has them."""
-    known = database.get_connection_params()
-    return {name: known[name] for name in ("dbname", "user", "password", "host", "port") if known.get(name)}
-
-
-def url(database, **instead):
-    parameters = {**conninfo(database), **instead}
-    host, port = parameters.get("host", "localhost").replace("/", "%2F"), parameters.get("port", "")
-    user, password = parameters.get("user", ""), parameters.get("password", "")
-    return f"postgresql://{user}:{password}@{host}:{port}/{parameters['dbname']}"
 
 
 @pytest.mark.once
@@ -135,7 +117,7 @@ def test_up_down_to_zero_and_up_again_with_data_in_the_tables(scratch):
     with scratch.cursor() as cursor:
         cursor.execute(ROWS)
     for app in sorted({app for app, _ in GRAPH.nodes}):
-        call_command("migrate", app, "zero", database=scratch.alias, verbosity=0)
+        call_command("migrate", app, "zero", database=scratch.alias, verbosity=0, interactive=False)
     left = look(scratch)
     assert {line for lines in left.values() for line in lines if "django_migrations" not in line} == set()
     call_command("migrate", database=scratch.alias, verbosity=0)
@@ -351,7 +333,7 @@ class TestGuideIntegration:
         assert len(tables) == 15
         assert tables <= self.tables(scratch)
         for app in OURS:
-            call_command("migrate", app, "zero", database=scratch.alias, verbosity=0)
+            call_command("migrate", app, "zero", database=scratch.alias, verbosity=0, interactive=False)
         assert not tables & self.tables(scratch)
 
     def test_every_file_is_where_the_guide_says(self):

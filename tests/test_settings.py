@@ -7,6 +7,8 @@ import sys
 import pytest
 from django.conf import settings
 
+from tests import forks
+
 pytestmark = pytest.mark.once
 
 UNREACHABLE = "postgresql://maria:s3cret-w0rd@127.0.0.1:1/gotong"
@@ -20,8 +22,7 @@ PRODUCTION = {
 def manage(*arguments, **environment):
     """Run ``manage.py`` in an environment of its own and return its exit code, output and errors."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment}
-    command = [sys.executable, "manage.py", *arguments]
-    done = subprocess.run(command, env=environment, cwd=settings.BASE_DIR, capture_output=True, text=True, timeout=60)
+    done = forks.manage(*arguments, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -12,7 +12,6 @@ from threading import Lock
 from typing import Any
 
 import psycopg
-from psycopg.pq import ConnStatus, ExecStatus
 
 from gotong_royong.zero_downtime.locks import HOLDERS, WORKER, halves
 
@@ -72,19 +71,21 @@ class Backstop:
     Args:
         session: in which the server does that from now on; nothing else can be done with it.
         us: the process that is watched.
-        watchdog: the process that asks every moment, unless it cannot.
+        watchdog: the session that asks every moment, unless it cannot.
         budget: seconds that anybody may wait for us before the running statement is canceled, or the session ended.
     """
 
-    def __init__(self, session: "psycopg.Connection[Any]", *, us: int, watchdog: int, budget: float) -> None:
-        self.session, self.us, self.watchdog = session, us, watchdog
+    def __init__(
+        self, session: "psycopg.Connection[Any]", *, us: int, watchdog: "psycopg.Connection[Any]", budget: float
+    ) -> None:
+        self.session, self.watchdog = session, watchdog
         self.lost = ""
         """What has ended it before its time."""
         self._heard, self._lock = list[str](), Lock()
         budget = max(budget, LEAST)
-        loop = LOOP.format(us=us, watchdog=watchdog, budget=budget, pause=min(budget / 10, PAUSE))
+        facts = {"us": us, "watchdog": watchdog.info.backend_pid, "budget": budget, "pause": min(budget / 10, PAUSE)}
         session.add_notice_handler(self._hear)
-        session.pgconn.send_query(loop.encode())
+        session.pgconn.send_query(LOOP.format(**facts).encode())
         session.pgconn.flush()
 
     def heard(self) -> str:
@@ -95,7 +96,8 @@ class Backstop:
             return said
 
     def close(self) -> None:
-        """Wait a moment until it has ended, as it does once one of the two sessions is gone."""
+        """End both sessions; the loop ends, and a moment is waited for that, when the watchdog's is gone."""
+        self.watchdog.close()
         until = time.monotonic() + 1
         with self._lock:
             while self._is_at_work() and time.monotonic() < until:
@@ -107,17 +109,12 @@ class Backstop:
             self._heard.append(notice.message_primary or "")
 
     def _is_at_work(self) -> bool:
-        pgconn = self.session.pgconn
-        if pgconn.status != ConnStatus.OK:
-            return False
         try:
-            pgconn.consume_input()
-            if pgconn.is_busy():
+            self.session.pgconn.consume_input()
+            if self.session.pgconn.is_busy():
                 return True
-            result = pgconn.get_result()
+            if result := self.session.pgconn.get_result():
+                self.lost = self.lost or result.error_message.decode(errors="replace")
         except psycopg.Error as error:
-            self.lost = str(error)
-        else:
-            if result and result.status == ExecStatus.FATAL_ERROR:
-                self.lost = result.error_message.decode(errors="replace")
+            self.lost = self.lost or str(error)
         return False

@@ -65,7 +65,7 @@ class Change(NamedTuple):
     said: dict[str, str]
 
 
-def changes(statement: Statement) -> list[Change]:
+def read(statement: Statement) -> list[Change]:
     """Return what the statement does to what is there, in the order in which it says so."""
     if not (altered := ALTERED.match(statement.flat)):
         return [_change(statement, OF_STATEMENTS)]

@@ -46,10 +46,13 @@ class Code:
         self.guard, self.bears_repeating = guard, bears_repeating
         self.in_transaction, self.could_repeat = guard.in_transaction, guard.may_repeat
         guard.may_repeat = self.could_repeat and (self.in_transaction or bears_repeating)
+        self.limits: dict[str, str] = {}
+        """The running statement's own settings: it has our limit if others would queue behind it for a table."""
         self._has_ended_transaction = False
         self._others = ExitStack()
 
     def __enter__(self) -> None:
+        self.guard.watchdog.forgive()
         self._began = self._limit(self.guard.before["lock_timeout"])
         for connection in connections.all(initialized_only=True):
             if connection is not self.guard.connection and not self._is_ledger(connection):
@@ -59,7 +62,8 @@ class Code:
         self._others.close()
         if self.guard.connection.connection is not None:
             now = self._limit(self.guard.settings["lock_timeout"])
-            self._has_ended_transaction |= self.in_transaction and now not in {None, self._began}
+            is_another = self.in_transaction and None not in {now, self._began} and now != self._began
+            self._has_ended_transaction |= is_another
         if error is not None and not isinstance(error, Exception):
             return
         if failure := self._failure(error):
@@ -76,14 +80,26 @@ class Code:
             self._has_ended_transaction = True
         if self._has_ended_transaction or statements.commits(sql):
             self._may_have_committed()
+        is_limited = statements.holds_up(sql) and "NOWAIT" not in sql.upper()
+        self.limits = {"lock_timeout": self.guard.settings["lock_timeout"]} if is_limited else {}
+
+    def note(self, error: Exception) -> None:
+        """Remember the error of a statement if it is of our making."""
+        if isinstance(error, ZeroDowntimeError):
+            self.guard.watchdog.judge(error)
+        elif self.limits and locks.sqlstate(error) == locks.LOCK_NOT_AVAILABLE:
+            self.guard.watchdog.judge(GaveWay(in_full(error)))
 
     def elsewhere(self, connection: BaseDatabaseWrapper) -> None:
         """Be told that it, or anything else in this process, opens another session or changes something in one."""
         if self._is_ledger(connection):
             return
         self._may_have_committed()
-        if connection.vendor == "postgresql":
-            self.guard.say_unwatched(connection)
+        if connection.vendor == "postgresql" and not self.guard.has_told_unwatched:
+            self.guard.has_told_unwatched = True
+            who = f"process {connection.connection.info.backend_pid}, of the connection {connection.alias}"
+            text = f"A migration works in another session, too ({who}). Nobody watches whom that keeps waiting."
+            self.guard.report("note", text=text)
 
     def _failure(self, error: Exception | None) -> ZeroDowntimeError | None:
         """Return what to raise in place of the error, or of the success, that it made of what has happened."""

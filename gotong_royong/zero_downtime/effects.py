@@ -4,7 +4,7 @@ The journal is told before it is executed, and afterwards what it has not change
 that sets what was set already, an index or a constraint that is dropped and made again as it was.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from django.db import Error
@@ -29,8 +29,8 @@ class JournalingEditor(DatabaseSchemaEditor):
     journal: Journal | None = None
     may_touch: Callable[[tuple[Object, ...]], bool] | None = None
     """Whether to execute a statement that concerns these objects; None for any statement."""
-    cascades = False
-    """Whether somebody has agreed that what depends on a table or a column goes with it."""
+    agreed: Collection[tuple[str, int]] | None = None
+    """What may go with a table or column, by PostgreSQL's catalog and the OID in it; None if nobody was asked."""
     report: Callable[..., object] = staticmethod(lambda event, **facts: None)
     kinds: dict[str, tuple[str, list[str]]]
     """For each template of a statement the kind of its object, and the parts of the statement that name it."""
@@ -63,8 +63,8 @@ class JournalingEditor(DatabaseSchemaEditor):
         if objects and there.keys() == set(objects):
             return
         objects = () if None in there else tuple(object for object in objects if object not in there)
-        if not self.cascades and "CASCADE" in text and statements.drops(text):
-            self._look_what_goes_along(objects, is_said=is_plain)
+        if "CASCADE" in text and statements.drops(text) and not self._goes_along(objects, is_said=is_plain):
+            sql = sql if is_plain else text.removesuffix(" CASCADE")  # lest somebody makes a view in this moment
         is_lasting = not self.connection.in_atomic_block and statements.is_patient(text)
         settable, standing = self._settable(objects), self._look(objects) if is_lasting else {}
         if statements.drops(text):
@@ -84,21 +84,26 @@ class JournalingEditor(DatabaseSchemaEditor):
         if settable:
             self._say_unchanged(self.journal, text, settable)
 
-    def _look_what_goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> None:
-        """Tell what CASCADE drops beside the tables and columns.
+    def _goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> bool:
+        """Tell what CASCADE drops beside the tables and columns; return whether that is anything.
 
         Raises:
-            StillNeeded: if that is more than foreign keys, and it is Django's CASCADE and not the author's.
+            StillNeeded: if somebody was asked and has not agreed to that. If nobody was, if it is more than foreign
+                keys, and Django's CASCADE and not the author's.
         """
+        goes_along = False
         for object in objects:
             table = object.table or object.name if object.kind in {"table", "column"} else ""
             if oid := catalog.table(self.connection, table) if table else None:
                 column = definitions.plain(object.name) if object.kind == "column" else ""
                 found = catalog.dependents(self.connection, oid, column)
-                if not is_said and any(one.catalog != "pg_constraint" for one in found):
+                goes_along = goes_along or bool(found)
+                is_grave = not is_said and any(one.catalog != "pg_constraint" for one in found)
+                if is_grave if self.agreed is None else any((one.catalog, one.oid) not in self.agreed for one in found):
                     raise StillNeeded(str(object), [one.description for one in found])
-                for one in found:
+                for one in found if self.agreed is None else ():
                     self.report("note", text=f"{one.description} goes with {object}, on which it depends.")
+        return goes_along
 
     def _there_already(self, sql: str, objects: tuple[Object, ...]) -> dict[Object | None, str]:
         """Return what the SQL need not make, or drop, and why: an earlier try has, or it says IF [NOT] EXISTS.
@@ -109,12 +114,13 @@ class JournalingEditor(DatabaseSchemaEditor):
         is_conditional = statements.has_condition(sql)
         if not is_repeated and not is_conditional:
             return {}
-        makes = dict(change for one in statements.split(sql) for change in one.changes)
+        changes = [change for one in statements.split(sql) for change in one.changes]
+        makes = dict(changes)
         look = {object: self._look_at(*object, is_new=is_made) for object, is_made in makes.items()}
         done = {one for one, is_made in makes.items() if look[one] != UNKNOWN and (look[one] is not None) is is_made}
         if is_repeated and objects and done.issuperset(objects):
             return {object: f"{object} is already as an earlier try has made it" for object in objects}
-        if not is_conditional:
+        if not is_conditional or (changes and len(changes) == 2 * len(makes)):  # what is dropped is made anew
             return {}
         if len(objects) != len(makes) or not objects or UNKNOWN in look.values():
             return {None: f"what there was already cannot be told: {' '.join(sql.split())[:100]}"}

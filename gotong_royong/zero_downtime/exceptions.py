@@ -6,7 +6,6 @@ They are Django's ``CommandError``, so that a command ends with the sentence and
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Self
 
 import psycopg
 from django.core.management import CommandError
@@ -19,9 +18,12 @@ DETAIL = re.compile(r"\s*\b(?:DETAIL|CONTEXT|HINT|QUERY): .*")
 class ZeroDowntimeError(CommandError):
     """Anything that the engine refuses or gives up."""
 
-    def saying(self, text: str) -> Self:
-        """Return the same error with another text."""
-        other = type(self).__new__(type(self), text)
+    kept = ""
+    """What the ledger may say of it, if that is less than its text: nothing that a row says."""
+
+    def saying(self, text: str, kind: "type[ZeroDowntimeError] | None" = None) -> "ZeroDowntimeError":
+        """Return the same error with another text, or an error of another kind of which the ledger says the same."""
+        other = ZeroDowntimeError.__new__(kind or type(self), text)
         vars(other).update(vars(self))
         return other
 
@@ -70,6 +72,10 @@ class Unwatched(ZeroDowntimeError):
 
 class StepFailed(ZeroDowntimeError):
     """A migration raised something that is none of ours."""
+
+
+class ReceiverFailed(ZeroDowntimeError):
+    """A receiver of pre_migrate or post_migrate raised something."""
 
 
 class RolledBack(ZeroDowntimeError):
@@ -129,6 +135,10 @@ class StillNeeded(ZeroDowntimeError):
 
 class EditedHalfway(ZeroDowntimeError):
     """A migration that is half done, and whose file says by now something else than what was done."""
+
+
+class HalfDone(ZeroDowntimeError):
+    """A migration of which a run left a half is to be recorded as done."""
 
 
 class TransactionPooling(ZeroDowntimeError):
@@ -200,10 +210,6 @@ class BackfillFailed(ZeroDowntimeError):
     """A backfill that cannot go on until somebody mends it."""
 
 
-class UnknownApp(ZeroDowntimeError):
-    """An app that is not installed, so it has no migrations to speak of."""
-
-
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
     """Ask whether the known name that is nearest was meant, and say ``otherwise`` if none is near."""
     near = get_close_matches(name, known, n=1)
@@ -219,6 +225,16 @@ def summary(error: BaseException) -> str:
     said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
     primary = said_by.diag.message_primary if isinstance(said_by, psycopg.Error) else None
     return _in_one_line(error, primary or DETAIL.sub("", str(error)))
+
+
+def for_the_ledger(error: BaseException) -> str:
+    """Say an exception in one line that may be kept: of one that is neither ours nor PostgreSQL's the type alone.
+
+    What Python says may quote a row (``ValueError("bad row: …")``). It stays on the screen of who sees the run.
+    """
+    if isinstance(error, ZeroDowntimeError):
+        return error.kept or summary(error)
+    return summary(error) if isinstance(error, Error | psycopg.Error | KeyboardInterrupt) else type(error).__name__
 
 
 def in_full(error: BaseException) -> str:

@@ -4,7 +4,7 @@ The executor is Django's, and does around each migration what the other rooms kn
 under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -25,12 +25,11 @@ from gotong_royong.zero_downtime.exceptions import (
     ZeroDowntimeError,
     counted,
     in_full,
-    summary,
 )
 from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import Loader
+from gotong_royong.zero_downtime.loader import Loader, parts
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
@@ -80,12 +79,13 @@ class Executor(MigrationExecutor):
         self.faked: set[Key] = set()
         """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
+        self._taken_back = 0
         self._failed_step: Progress | None = None
         self._half: set[Key] = set()
         """What is taken back though it is not applied: an earlier run failed in it."""
         self._failed_before: set[Key] = set()
-        self._exactly = command == "rollback"
-        """Whether a way back leaves alone what was there before."""
+        self.agreed: Collection[tuple[str, int]] | None = None
+        """What somebody has agreed to be dropped beside tables and columns; None if nobody was asked."""
         self.left: list[undo.Left] = []
         self._number = self._of = 0
         self._stages: dict[Key, Stage] = {}
@@ -99,11 +99,12 @@ class Executor(MigrationExecutor):
         memory = history.remembered(self.alias, self.loader)
         if edited := history.edited(self.loader, memory):
             self.report("note", text=history.warning(edited))
+        for key, half in rollback.halves(self).items():
+            if key in self.loader.applied_migrations:
+                self.report("note", text=f"{'.'.join(key)} is {half}.")
         lost = history.lost(self.connection, self.loader, memory)
         for migration in lost:
-            self.record_migration(migration)  # type: ignore[call-arg, arg-type]
-            if migration.replaces:
-                self.recorder.record_applied(*key_of(migration))
+            self._record(migration)
             self.report(
                 "note",
                 text=f"django_migrations has lost {migration}, which the ledger knows to be applied: "
@@ -162,6 +163,8 @@ class Executor(MigrationExecutor):
             self._half = back.keys() - self.loader.applied_migrations.keys()
             self.loader.applied_migrations |= back  # Django takes nothing else back
             self._failed_before = history.failed(self.alias)
+            if fake and not back:
+                rollback.refuse_half_done(self, plan)
             self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
@@ -171,7 +174,11 @@ class Executor(MigrationExecutor):
                 self.run.backup = str(backups.take(self.connection, self.backup_folder, self.report))
                 self.run.save(using=self.alias, update_fields=["backup"])
             self._at_work = steps, stack.enter_context(guarded(self.connection, self.report))
-            return super().migrate(targets, plan, state, fake, fake_initial)
+            try:
+                return super().migrate(targets, plan, state, fake, fake_initial)
+            except KeyboardInterrupt as error:
+                said = str(error) or "Stopped by Ctrl-C or SIGTERM."
+                raise KeyboardInterrupt(f"{said}{self._what_is_different()}") from error
 
     def _make_ledger(self) -> list[Migration]:
         """Apply the ledger's own migrations, which no ledger can record; return those.
@@ -180,7 +187,7 @@ class Executor(MigrationExecutor):
             NoLedger: if this role may not make them.
         """
         leaves = self.loader.graph.leaf_nodes(APP)
-        plan = super().migration_plan(leaves, clean_start=not ledger.exists(self.connection))
+        plan = super().migration_plan(leaves, clean_start=not history.tables(self.alias))
         try:
             if plan:
                 with twice_is_once(self.connection), ledger.unrouted():
@@ -223,6 +230,7 @@ class Executor(MigrationExecutor):
         step = self._begin(*at_work, migration, Step.Direction.DOWN, faked=fake or key_of(migration) in self.faked)
         state = self._carry_out(step, self._backwards, state)
         self.left += step.left
+        self._taken_back += self._failed_step is None
         self._applied = [other for other in self._applied if other.migration != migration]
         return state
 
@@ -237,6 +245,8 @@ class Executor(MigrationExecutor):
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
         """Carry out one migration, again and again until it has its locks."""
+        way, tell = "apply" if step.is_up else "unapply", self.progress_callback or (lambda *told: None)
+        tell(f"{way}_start", step.migration, step.faked)
         try:
             state = step.guard.trying(lambda attempt: self._try(step, attempt, one_try, state))
         except BaseException as error:
@@ -245,6 +255,7 @@ class Executor(MigrationExecutor):
                 raise
             raise failure from error
         step.end(Status.SUCCEEDED)
+        tell(f"{way}_success", step.migration, step.faked)
         return state
 
     def _try(self, step: Progress, attempt: int, one_try: OneTry, state: ProjectState) -> ProjectState:
@@ -280,7 +291,7 @@ class Executor(MigrationExecutor):
             if editor:
                 editor.run_deferred()
                 journal.before_commit()
-            self.record_migration(migration)  # type: ignore[call-arg, arg-type]
+            self._record(migration)
         return state
 
     def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
@@ -306,18 +317,23 @@ class Executor(MigrationExecutor):
         migration, journal = step.migration, step.journal
         journal.new_try()
         with self._editor(step) as editor:
-            if editor and (not self._exactly or type(migration).unapply is not Migration.unapply):
+            if editor and type(migration).unapply is not Migration.unapply:
                 with step.guard.carrying_out(*migration.operations):
                     state = migration.unapply(state, editor)
             elif editor:
                 past = self._past(step)
-                run = self.run.pk if self.run and self.command == "migrate" else None
+                run = self.run.pk if self.run and self._failed_step else None
                 step.left = [*undo.take_back(migration, state, editor, journal, past, run)]
             if editor:
                 editor.run_deferred()
-            for app, name in [*migration.replaces, key_of(migration)]:
-                self.recorder.record_unapplied(app, name)
+            self._record(migration, applied=False)
         return state
+
+    def _record(self, migration: Migration, *, applied: bool = True) -> None:
+        """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
+        record = self.recorder.record_applied if applied else self.recorder.record_unapplied
+        for app, name in dict.fromkeys([*parts(self.loader, migration), key_of(migration)]):
+            record(app, name)
 
     def _past(self, step: Progress) -> Past:
         """Return what was done of a migration: of this run's all, of earlier ones what the ledger tells."""
@@ -343,26 +359,31 @@ class Executor(MigrationExecutor):
         editor = schema_editor_class(self.connection.SchemaEditorClass)(self.connection, atomic=step.migration.atomic)
         editor.careful, editor.journal = step.careful, step.journal
         editor.carrying_out, editor.report = step.guard.carrying_out, self.report
-        editor.cascades = self.command == "rollback"  # which has named what goes along
+        editor.agreed = self.agreed
         return editor
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:
         """Write how a step failed, undo the batch if that is wanted, and return what to raise."""
         if is_interruption(error) or not isinstance(error, Exception):
+            left = "The database could not be asked what became of it."
             with suppress(Error):
-                step.end_unless_committed(Status.INTERRUPTED, "")
-            return KeyboardInterrupt() if isinstance(error, Exception) else error
+                is_done = step.end_unless_committed(Status.INTERRUPTED, "")
+                left = "It was done by then." if is_done else step.what_is_left
+                self._applied += [step] * (is_done and step.is_up)
+            return KeyboardInterrupt(f"Stopped by Ctrl-C or SIGTERM in {step.migration}. {left}")
         is_to_be_undone = self.auto_rollback and step.is_up and not isinstance(error, HalfCommitted)
         failure = step.explained(error, "" if is_to_be_undone else step.what_is_left)
         with suppress(Error):
-            (step.end_unless_committed if locks.is_lost(error) else step.end)(Status.FAILED, summary(failure))
+            (step.end_unless_committed if locks.is_lost(error) else step.end)(Status.FAILED, failure.kept)
         if is_to_be_undone:
             return self._undo_batch(step, failure)
-        return failure.saying(f"{failure}{self._what_is_applied()}")
+        return failure.saying(f"{failure}{self._what_is_different()}")
 
-    def _what_is_applied(self, advice: str = ": rollback takes it back") -> str:
-        left = len(self._applied)
-        return f"\nWhat {self.run} applied before that stays ({counted(left, 'step')}){advice}." if left else ""
+    def _what_is_different(self, advice: str = ": rollback takes it back") -> str:
+        up, down = counted(len(self._applied), "step"), counted(self._taken_back, "step")
+        stays = f"\nWhat {self.run} applied before that stays ({up}){advice}."
+        gone = f"\nWhat {self.run} took back before that is not applied any more ({down}): migrate applies it again."
+        return stays * bool(self._applied) + gone * bool(self._taken_back)
 
     def _undo_batch(self, failed: Progress, failure: ZeroDowntimeError) -> ZeroDowntimeError:
         """Undo what this run applied, newest first, and what the failed migration left half done.
@@ -372,7 +393,7 @@ class Executor(MigrationExecutor):
         """
         self.auto_rollback = False
         failed.guard.watchdog.new_step()  # a verdict on what failed is none on the undo
-        self._exactly, self._failed_step = True, failed
+        self._failed_step = failed
         is_half = not failed.migration.atomic and undo.is_half_done(failed.migration, failed.journal.told)
         steps = [*([failed] if is_half else []), *self._applied[::-1]]
         undone = [step.migration for step in steps]
@@ -382,7 +403,7 @@ class Executor(MigrationExecutor):
             undo.refuse_irreversible(failed.migration, failed.journal.lasting)
             plan = rollback.plan_of(self, {key_of(step.migration) for step in self._applied}, self.faked)
         except (NotUndoable, Error) as error:
-            return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_applied('')}")
+            return failure.saying(f"{told}\nNot rolled back: {in_full(error)}{self._what_is_different('')}")
         try:
             self._number, self._of = 0, len(undone)
             half = [(self.loader.graph.nodes[key_of(failed.migration)], True)] if failed in steps else []
@@ -393,12 +414,13 @@ class Executor(MigrationExecutor):
                 if plan:
                     super(Executor, self).migrate([], plan=plan)
 
-            between_signals(self, [*half, *plan], take_back)
+            self.left += map(undo.Left, between_signals(self, [*half, *plan], take_back, go_on=True))
         except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
             stays = [str(step.migration) for step in self._applied] or ["half of the failed migration"] * is_half
             left = ", ".join(stays) or "nothing"
             return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
-        return RolledBack(
+        return failure.saying(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
-            f"{undo.outcome(self.run, undone, self.left)}"
+            f"{undo.outcome(self.run, undone, self.left)}",
+            RolledBack,
         )

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar
@@ -33,23 +34,29 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Guard:
-    """Runs statements under the lock budget and the watchdog; ``guarded`` makes it for a connection."""
+PATIENT = {"lock_timeout": "0", "statement_timeout": "0"}
 
-    def __init__(
-        self,
-        connection: BaseDatabaseWrapper,
-        watchdog: Watchdog,
-        settings: dict[str, str],
-        before: dict[str, str],
-        report: Report,
-    ) -> None:
-        self.connection, self.watchdog, self.settings, self.before = connection, watchdog, settings, before
-        self.report = report
-        self.may_repeat = True
-        """Whether the step may be tried again: no code has run that may have committed something."""
-        self._code: Code | None = None
-        self._is_quiet = self._has_said_unwatched = False
+
+@dataclass
+class Guard:
+    """Runs statements under the lock budget and the watchdog; ``guarded`` makes it for a connection.
+
+    Args:
+        settings: the session's own while it is guarded.
+        before: what these were.
+        report: is told of tries that got no lock, and waits.
+    """
+
+    connection: BaseDatabaseWrapper
+    watchdog: Watchdog
+    settings: dict[str, str]
+    before: dict[str, str]
+    report: Report
+    may_repeat: bool = True
+    """Whether the step may be tried again: no code has run that may have committed something."""
+    has_told_unwatched: bool = False
+    _code: Code | None = None
+    _is_quiet: bool = False
 
     def trying(self, action: Callable[[int], T]) -> T:
         """Call ``action`` with 1, 2, 3 … until it gets its locks. What a try has done, it must undo if it fails.
@@ -62,13 +69,14 @@ class Guard:
         self.may_repeat = True
         try:
             return self._retrying(action, lambda error: self.may_repeat and self.is_worth_another_try(error))
+        except ZeroDowntimeError:
+            raise
         except Exception as error:
             verdict = self.watchdog.verdict
-            if verdict is None or isinstance(verdict, GaveWay) or isinstance(error, ZeroDowntimeError):
-                raise
-            if isinstance(verdict, Unwatched) and locks.is_lost(error):
-                raise
-            raise verdict from None
+            is_for_good = verdict and not isinstance(verdict, GaveWay)
+            if verdict and is_for_good and not (isinstance(verdict, Unwatched) and locks.is_lost(error)):
+                raise verdict from None
+            raise
 
     @contextmanager
     def carrying_out(self, *operations: Any) -> Iterator[None]:
@@ -105,35 +113,25 @@ class Guard:
     def _run(self, sql: str, execute: Callable[[], Any]) -> Any:
         """Run one statement. Of code, only what others would queue behind for a table has our limit."""
         code, verdict = self._code, self.watchdog.verdict
-        if (
-            verdict
-            and (code or not isinstance(verdict, GaveWay))
-            and not statements.Statement(sql).controls_transaction
-        ):
+        is_for_good = verdict and (code or not isinstance(verdict, GaveWay))
+        if verdict and is_for_good and not statements.Statement(sql).controls_transaction:
             raise verdict
         if code:
             code.look_at(sql)
-        is_limited = code is None or (statements.holds_up(sql) and "NOWAIT" not in sql.upper())
         try:
             with self.quietly():
                 is_patient = statements.is_patient(sql) and self._holds_nothing()
-                gives_way_after = conf.BLOCK_BUDGET if code else conf.LOCK_TIMEOUT
-                self.watchdog.begin_statement(sql, gives_way_after=math.inf if is_patient else gives_way_after)
-                limits = {"lock_timeout": self.settings["lock_timeout"]} if code and is_limited else {}
-                if is_patient:
-                    limits = {"lock_timeout": "0", "statement_timeout": "0"}
+                wait = math.inf if is_patient else conf.BLOCK_BUDGET if code else conf.LOCK_TIMEOUT
+                self.watchdog.begin_statement(sql, gives_way_after=wait)
+                limits = PATIENT if is_patient else code.limits if code else {}
                 with locks.session_settings(self.connection, **limits) if limits else nullcontext():
                     if self.in_transaction:
                         return execute()
-                    return self._retrying(
-                        lambda attempt: self._build(sql, execute) if is_patient else execute(),
-                        lambda error: self.is_worth_another_try(error, is_limited=is_limited),
-                    )
+                    one_try = partial(self._build, sql, execute) if is_patient else execute
+                    return self._retrying(lambda attempt: one_try(), self.is_worth_another_try)
         except Exception as error:
-            if code and isinstance(error, ZeroDowntimeError):
-                self.watchdog.judge(error)
-            elif code and is_limited and locks.sqlstate(error) == locks.LOCK_NOT_AVAILABLE:
-                self.watchdog.judge(GaveWay(in_full(error)))
+            if code:
+                code.note(error)
             raise
         finally:
             self.watchdog.end_statement()
@@ -161,42 +159,31 @@ class Guard:
             time.sleep(pause)
         raise AssertionError("count() does not end")
 
-    def is_worth_another_try(self, error: Exception, *, is_limited: bool = True) -> bool:
-        """Whether it is for a lock, or for those who waited behind us, that something came to no end.
-
-        Args:
-            is_limited: whether it is we who say how long it waits for its locks.
-        """
+    def is_worth_another_try(self, error: Exception) -> bool:
+        """Whether it is for a lock, or for those who waited behind us, that something came to no end."""
         state = locks.sqlstate(error)
         if state == locks.LOCK_NOT_AVAILABLE:
-            return is_limited
-        if state == locks.DEADLOCK or isinstance(error, GaveWay):
-            return True
-        return state == locks.QUERY_CANCELED and isinstance(self.watchdog.verdict, GaveWay)
-
-    def say_unwatched(self, connection: BaseDatabaseWrapper) -> None:
-        """Say, once in a run, that a session is at work whose locks nobody watches."""
-        if self._has_said_unwatched:
-            return
-        self._has_said_unwatched = True
-        pid = connection.connection.info.backend_pid
-        text = f"A migration works in another session, too (process {pid}, of the connection {connection.alias}). "
-        self.report("note", text=f"{text}Nobody watches whom that keeps waiting, and what it commits is not undone.")
+            return self._code is None or bool(self._code.limits)
+        if state == locks.QUERY_CANCELED:
+            return isinstance(self.watchdog.verdict, GaveWay)
+        return state == locks.DEADLOCK or isinstance(error, GaveWay)
 
     def follow(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
         """Give a new session of the connection what the one before had, and have it watched: a signal's receiver.
 
-        Takes the lock of the session that migrates, for which it waits while the server still works for the one before.
+        Ends the one before if it is still there, for nobody is told any more what it does, and takes its lock.
         """
         if connection is not self.connection:
             if self._code:
                 self._code.elsewhere(connection)
             return
-        with self.quietly():
+        before = self.watchdog.us
+        with self.quietly(), connection.cursor() as cursor:
             self.watchdog.follow()
-            settings = self.settings | ({"lock_timeout": self.before["lock_timeout"]} if self._code else {})
-            with connection.cursor() as cursor:
-                cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
+            own = {"lock_timeout": self.before["lock_timeout"]} if self._code else {}
+            locks.put(connection, self.settings | own)
+            if before in locks.holders(connection, locks.AT_WORK):
+                cursor.execute("SELECT pg_terminate_backend(%s)", [before])
             locks.take(connection, locks.AT_WORK, lambda whom: self.report("waiting", whom=whom))
 
     @contextmanager

@@ -20,13 +20,21 @@ from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
-from django.db.models import Q
+from django.db.models import Model, Q
 from django.utils import timezone
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime import catalog, history, locks
+from gotong_royong.zero_downtime import history, locks
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import LockLost, Nested, NoLedger, RolledBack, WithinTransaction, summary
+from gotong_royong.zero_downtime.exceptions import (
+    LockLost,
+    Nested,
+    NoLedger,
+    RolledBack,
+    WithinTransaction,
+    for_the_ledger,
+    summary,
+)
 from gotong_royong.zero_downtime.journal import Entry, Kind
 from gotong_royong.zero_downtime.loader import checksum
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, whoami
@@ -59,13 +67,10 @@ SCHEMA = """
     ORDER BY place LIMIT 1
 """
 
+NO_SCHEMA = "3F000"  # none that the role may use
+
 NO_STEP: list[Any] = [None] * 9
 """The parameters with which ``END_STEP`` changes no row."""
-
-
-def is_guarded(connection: BaseDatabaseWrapper) -> bool:
-    """Whether runs on this database are guarded and recorded: on PostgreSQL, but not where tests run."""
-    return not why_not_guarded(connection)
 
 
 def why_not_guarded(connection: BaseDatabaseWrapper) -> str:
@@ -102,8 +107,8 @@ _holders: list[Holder] = []
 def _open(session: BaseDatabaseWrapper, settings: dict[str, str]) -> None:
     bounded = {"lock_timeout": locks.milliseconds(conf.PATIENCE)}  # somebody may have locked a table of the ledger
     settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **bounded, **settings}
+    locks.put(session, settings)
     with session.cursor() as cursor:
-        cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
         # The next commit of the migrating session takes to the disk what the ledger wrote before it.
         cursor.execute("SET synchronous_commit = off")
 
@@ -193,7 +198,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             pids = locks.holders(other, locks.RUNNER)
             if ours := next((one for one in _holders if one.session.connection.info.backend_pid in pids), None):
                 raise Nested(str(ours.run or "another command"))
-            run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if exists(other) else None
+            run = Run.objects.using(alias).filter(status=Status.RUNNING).last() if history.tables(alias) else None
             say(run.described if run else f"another migrate, {whom}")
 
         def say_statement(whom: str) -> None:
@@ -227,17 +232,14 @@ def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger
     with connection.cursor() as cursor:
         cursor.execute(SCHEMA)
         ((schema, role),) = cursor.fetchall() or [(None, "")]
-    advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
-    nowhere = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
-    return NoLedger(
-        f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}. "
-        f"Nothing was changed. {advice if schema else nowhere}"
-    )
-
-
-def exists(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the database has a ledger."""
-    return catalog.table(connection, Step._meta.db_table) is not None
+    if not schema:
+        advice = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
+    elif {NO_SCHEMA, locks.NOT_ALLOWED} & {locks.sqlstate(each) for each in (error, error.__context__) if each}:
+        advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
+    else:
+        advice = f"They would be made in the schema {schema}, by the role {role}. Mend that, and migrate again."
+    said = f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}."
+    return NoLedger(f"{said} Nothing was changed. {advice}")
 
 
 class Steps:
@@ -246,12 +248,11 @@ class Steps:
     Should the process be killed in between, ``bury_the_dead`` finds out from django_migrations.
     """
 
-    def __init__(self, alias: str, run: Run) -> None:
+    def __init__(self, alias: str, run: Run, tables: dict[type[Model], str]) -> None:
         self.alias, self.run = alias, run
         self.succeeded = 0
         self._id, self._end = 0, NO_STEP
-        tables = history.tables(alias)
-        names = {"step": tables[Step], "effect": tables[Effect]}
+        names = {"step": tables.get(Step, "zero_downtime_step"), "effect": tables.get(Effect, "zero_downtime_effect")}
         self._end_step, self._begin_step, self._note = (sql.format(**names) for sql in (END_STEP, BEGIN_STEP, NOTE))
 
     def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
@@ -296,11 +297,11 @@ class Steps:
 
 def bury_the_dead(alias: str, report: Report) -> None:
     """Mark and tell the runs that never said how they ended, if this role may. Hold the runner's lock meanwhile."""
-    if not alias or not history.may_write(alias):
-        return
-    for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
-        _close(dead, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
-        report("note", text=f"Found {dead.described}, whose process died.")
+    if alias and history.tables(alias):
+        for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
+            with suppress(Error):  # it may not, or it would have to wait
+                _close(dead, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
+                report("note", text=f"Found {dead.described}, whose process died.")
 
 
 def _close(run: Run, status: Status, error: str = "") -> None:
@@ -333,10 +334,11 @@ def _prune(alias: str, days: int) -> None:
 def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[Steps]:
     """Open a run of so many steps, and say in it how it ended."""
     bury_the_dead(alias, report)
+    tables = history.tables(alias)
     started = time.monotonic()
     run = Run.objects.using(alias).create(command=command, who=whoami(), process=os.getpid(), revision=revision())
     report("run_started", run=run.pk, command=command, steps=count)
-    steps = Steps(alias, run)
+    steps = Steps(alias, run, tables)
     holder = next(holder for holder in _holders if holder.session is connections[alias])
     holder.run = run
 
@@ -356,8 +358,8 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
         with suppress(Error):  # the database may be what went away
             steps.flush()
             awake(alias)
-            _close(run, status, summary(error))
-        say_end(status, summary(error))
+            _close(run, status, for_the_ledger(error))
+        say_end(status, for_the_ledger(error))
         raise
     finally:
         holder.run = None

@@ -5,9 +5,11 @@ The answer is one sentence that names the migration or the database. To find the
 one by one. Every command of the engine is a ``Plain`` one, which says it.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ import psycopg
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import BaseCommand, CommandError
+from django.core.management.base import OutputWrapper
 from django.db import Error, NotSupportedError
 from django.db.migrations import Migration
 from django.db.migrations.exceptions import (
@@ -31,8 +34,15 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import UnknownApp, meant, summary
+from gotong_royong.zero_downtime.exceptions import meant, summary
 from gotong_royong.zero_downtime.stages import Key
+
+ADVICE = {
+    locks.NOT_ALLOWED: "Use the role that owns the tables, or GRANT this one what it lacks.",
+    locks.READ_ONLY: "The server is a standby, or the database is set to be only read. Use one that takes writes.",
+    locks.LOCK_NOT_AVAILABLE: "Another session has locked what this reads. End it, or do that again later: "
+    "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock' finds it.",
+}
 
 
 class Plain(BaseCommand):
@@ -41,7 +51,18 @@ class Plain(BaseCommand):
     That is for the command line, unless it says --traceback; whoever calls the command from Python gets the error.
     """
 
+    goes_on_unread = False
+    """Whether it goes on to its end where nobody reads what it writes any more."""
     _called_from_command_line: bool  # Django's
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        for name in ("stdout", "stderr"):
+            if (stream := getattr(sys, name)) is None:  # closed by who started the process
+                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            elif self.goes_on_unread:
+                setattr(sys, name, _unread(stream))
+        self.stdout, self.stderr = OutputWrapper(sys.stdout), OutputWrapper(sys.stderr)
+        super().run_from_argv(argv)
 
     def execute(self, *args: Any, **options: Any) -> Any:
         try:
@@ -50,10 +71,10 @@ class Plain(BaseCommand):
             if "migration match" in str(error):
                 error.args = (f"{error} showmigrations {options['app_label']} lists them.",)
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if not self._called_from_command_line or options["traceback"]:
                 raise
-            self.stderr.write("\nStopped by Ctrl-C or SIGTERM.")
+            self.stderr.write(f"\n{str(error) or 'Stopped by Ctrl-C or SIGTERM.'}")
             sys.exit(130)
         except BrokenPipeError as error:
             if not self._called_from_command_line or options["traceback"]:
@@ -66,17 +87,37 @@ class Plain(BaseCommand):
             raise
 
 
+class _Unread(io.FileIO):
+    """Takes what nobody reads, and what finds no room, for written."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data) or len(data)
+        return len(data)
+
+
+def _unread(stream: Any) -> Any:
+    """Return a stream to the same file that raises nothing when nobody reads it, or when it cannot show it all."""
+    try:
+        raw = _Unread(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):  # it is no file
+        return stream
+    how: dict[str, Any] = {"errors": "backslashreplace", "line_buffering": stream.isatty() or stream is sys.stderr}
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, **how)
+
+
 def refuse_unknown_apps(labels: Iterable[str]) -> None:
     """Make sure that these apps are installed.
 
     Raises:
-        UnknownApp: names those that are not, and what may have been meant.
+        CommandError: Django's, of the first that is not, with what may have been meant.
     """
-    known = sorted(config.label for config in apps.get_app_configs())
     for label in labels:
-        if label not in known:
-            there_are = f"There are {', '.join(known)}."
-            raise UnknownApp(f"No installed app has the label {label!r}. {meant(label, known, there_are)}")
+        try:
+            apps.get_app_config(label)
+        except LookupError as error:
+            near = "" if "Did you mean" in str(error) else meant(label, apps.app_configs, "")
+            raise CommandError(f"{error} {near}".rstrip()) from error
 
 
 def sentence(error: BaseException) -> str:
@@ -171,13 +212,8 @@ def _of_database(error: Error | psycopg.Error) -> str:
             f"cannot connect to database {name} on {host or 'localhost'}:{port} as {user or 'the system user'}. "
             f"Check DATABASE_URL and that the server is running. It said: {reason}"
         )
-    if state == locks.NOT_ALLOWED:
-        return f"{reason}. Use the role that owns the tables, or GRANT this one what it lacks."
-    if state == locks.READ_ONLY:
-        return f"{reason}. The server is a standby, or the database is set to be only read. Use one that takes writes."
-    if state == locks.LOCK_NOT_AVAILABLE:
-        who = "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock'"
-        return f"{reason}. Another session has locked what this reads. End it, or do that again later: {who} finds it."
+    if advice := ADVICE.get(state or ""):
+        return f"{reason}. {advice}"
     if locks.is_lost(error):
         return f"The connection to the database was lost: {reason}. Once it is back, do that again."
     return f"{summary(error)}. --traceback shows where it came from."

@@ -10,7 +10,14 @@ from typing import Any
 from django.db.migrations import Migration
 
 from gotong_royong.zero_downtime import history, ledger, locks
-from gotong_royong.zero_downtime.exceptions import HalfCommitted, StepFailed, ZeroDowntimeError, in_full
+from gotong_royong.zero_downtime.exceptions import (
+    HalfCommitted,
+    StepFailed,
+    ZeroDowntimeError,
+    for_the_ledger,
+    in_full,
+    summary,
+)
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.journal import Journal, Past
 from gotong_royong.zero_downtime.loader import file_of
@@ -71,23 +78,17 @@ class Progress:
 
     def end(self, status: Status, error: str = "") -> None:
         """Say how it ended."""
-        blocked = self._blocked
-        facts = {
-            "tries": self.tries,
-            "lock_wait": blocked.lock_wait,
-            "longest_blocked": blocked.longest,
-            "total_blocked": blocked.total,
-            "blocked_sessions": blocked.sessions,
-        }
+        facts = {"tries": self.tries, **self._blocked.facts}
         self.steps.end(status, error, facts)
         seconds = time.monotonic() - self._started
         self.guard.report("step_finished", **self._who, status=status.value, seconds=seconds, error=error, **facts)
 
-    def end_unless_committed(self, status: Status, error: str) -> None:
+    def end_unless_committed(self, status: Status, error: str) -> bool:
         """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
         ledger.awake(self.steps.alias)
         is_done = history.is_done(self.steps.alias, key_of(self.migration), self.direction)
         self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
+        return is_done
 
     @property
     def what_is_left(self) -> str:
@@ -107,17 +108,22 @@ class Progress:
         if isinstance(error, ZeroDowntimeError):
             left = "" if isinstance(error, HalfCommitted) else left
             reason = str(error).replace("migrate again", self.again)
-            return error.saying(f"{migration} was stopped{where}. {reason}\n{left}".rstrip())
-        sentence = f"{migration} failed{where}: {in_full(error)}"
+            said = error.saying(f"{migration} was stopped{where}. {reason}\n{left}".rstrip())
+            said.kept = error.kept or summary(said)
+            return said
         if locks.is_lost(error):
-            return StepFailed(f"{sentence}\nThe connection to the database was lost. Once it is back, {self.again}.")
-        if locks.sqlstate(error) == locks.NOT_ALLOWED:
+            left, advice = "", f"The connection to the database was lost. Once it is back, {self.again}."
+        elif locks.sqlstate(error) == locks.NOT_ALLOWED:
             advice = f"{self.again.capitalize()} as the role that owns it, or GRANT this one what it lacks."
-            return StepFailed(f"{sentence}\n{' '.join(filter(None, [left, advice]))}")
+        else:
+            advice = f"Mend it and {self.again}; --traceback shows where it came from."
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]
         place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
-        advice = f"Mend it and {self.again}; --traceback shows where it came from."
-        return StepFailed(f"{sentence}{place}\n{' '.join(filter(None, [left, advice]))}")
+        failure = StepFailed(
+            f"{migration} failed{where}: {in_full(error)}{place}\n{' '.join(filter(None, [left, advice]))}"
+        )
+        failure.kept = f"{migration} failed{where}: {for_the_ledger(error)}{place}"
+        return failure
 
 
 def is_interruption(error: BaseException | None) -> bool:

@@ -5,7 +5,7 @@ remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.apps import apps
@@ -13,11 +13,11 @@ from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from gotong_royong.zero_downtime import history, undo
-from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.ledger import APP, exists
-from gotong_royong.zero_downtime.loader import checksum
-from gotong_royong.zero_downtime.models import Run, Step
+from gotong_royong.zero_downtime import history, locks, undo
+from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
+from gotong_royong.zero_downtime.ledger import APP
+from gotong_royong.zero_downtime.loader import checksum, parts
+from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def applied(executor: "Executor") -> list[Applied]:
     lost = {key_of(migration) for migration in history.lost(executor.connection, loader, memory)}
     found = {key for key in loader.applied_migrations.keys() | lost if key[0] != APP}
     half = half_done(executor, found)
-    covered = {part for key in found & nodes.keys() for part in _parts(loader, nodes[key])}
+    covered = {part for key in found & nodes.keys() for part in parts(loader, nodes[key])}
     places: dict[Applied, tuple[int, int]] = {}
     for key in found - covered:
         migration = nodes.get(key) or Migration(key[1], key[0])
-        steps = tuple(history.vouching(migration, memory))
-        rows = [recorded[part] for part in _parts(loader, migration) if part in recorded]
+        steps = tuple(history.vouching(loader, key, memory))
+        rows = [recorded[part] for part in parts(loader, migration) if part in recorded]
         places[Applied(key, steps)] = (
             max((step.pk for step in steps), default=0),
             max(rows, default=recorded.get(key, 0)),
@@ -78,20 +78,19 @@ def applied(executor: "Executor") -> list[Applied]:
 
 def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
     """Return of the other migrations those of which something is there: a run failed in them, in no transaction."""
-    alias, nodes = executor.connection.alias, executor.loader.graph.nodes
-    columns = "app", "name", "direction", "pk", "run", "checksum", "faked"
+    alias, columns = executor.connection.alias, ("app", "name", "direction", "pk", "run", "checksum", "faked")
     return [
         Applied(key, tuple(history.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
-        for key in history.failed(alias) - set(applied)
-        if undo.is_half_done(nodes.get(key), executor.past(*key))
+        for key in halves(executor).keys() - set(applied)
     ]
 
 
 def halves(executor: "Executor") -> dict[Key, str]:
-    """Say how far the migrations are of which a run, up or down, left a part."""
+    """Say how far the migrations are of which a run that is over, up or down, left a part."""
     alias, nodes, applied = executor.connection.alias, executor.loader.graph.nodes, executor.loader.applied_migrations
-    said: dict[Key, str] = {}
-    for key in history.failed(alias):
+    other, said = at_work(executor), dict[Key, str]()
+    under_way = set(other.steps.filter(status=Status.RUNNING).values_list("app", "name")) if other else set()
+    for key in history.failed(alias) - under_way:
         past, run = executor.past(*key), history.steps_since_reset(alias, key).values_list("run", flat=True).last()
         if key in applied and past.taken_back:
             said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
@@ -102,12 +101,17 @@ def halves(executor: "Executor") -> dict[Key, str]:
     return said
 
 
-def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
-    """Yield what the migration replaces, and what that replaces in turn."""
-    for app, name in migration.replaces:
-        yield app, name
-        if part := loader.disk_migrations.get((app, name)):
-            yield from _parts(loader, part)
+def refuse_half_done(executor: "Executor", plan: Plan) -> None:
+    """Make sure that nothing of what is only to be recorded is there by half, which that record would hide.
+
+    Raises:
+        HalfDone: if a run left a half of one of these migrations.
+    """
+    for key in halves(executor).keys() & {key_of(migration) for migration, _ in plan}:
+        raise HalfDone(
+            f"{'.'.join(key)} is {halves(executor)[key]}. --fake would hide that half. Nothing was changed. Let "
+            "migrate go on or rollback take it back, and take out of its file what is done by hand."
+        )
 
 
 def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) -> list[Applied]:
@@ -117,7 +121,7 @@ def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) 
         NotUndoable: if there is no such run, nothing of it is left, or only a part of a squash is of it.
     """
     runs = Run.objects.using(executor.connection.alias)
-    if run_id is not None and not (exists(executor.connection) and runs.filter(pk=run_id).exists()):
+    if run_id is not None and not (history.tables(runs.db) and runs.filter(pk=run_id).exists()):
         raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
     if run_id is None and not done[0].runs:
         raise NotUndoable(f"{done[0]}, the last that was applied, is of no run that the ledger knows. Use --steps N.")
@@ -164,16 +168,35 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
     return [one for one in done if one.key in later | needing]
 
 
-def refuse_unknown(executor: "Executor", chosen: list[Applied], *, accept_edited: bool = False) -> None:
-    """Pass if there are the files that each of these was applied with.
+def at_work(executor: "Executor") -> Run | None:
+    """Return the run of somebody else that is at work on the database now."""
+    connection = executor.connection
+    if executor.alias or Run not in history.tables(connection.alias) or not locks.holders(connection, locks.RUNNER):
+        return None
+    return Run.objects.using(connection.alias).filter(status=Status.RUNNING).last()
+
+
+def refuse_unknown(
+    executor: "Executor", done: list[Applied], chosen: list[Applied], *, accept_edited: bool = False
+) -> None:
+    """Pass if there are the files that each of these was applied with, and of all that was applied after the first.
+
+    What a file that is gone has changed, nobody knows: its table may be the one that would be dropped.
+
+    Args:
+        done: all that is applied, the last one first.
+        chosen: what of it is to be taken back.
 
     Raises:
         NotUndoable: names the one whose file is gone or was edited since, and what to do.
     """
     nodes = executor.loader.graph.nodes
+    for one in done[: max(map(done.index, chosen), default=0)]:
+        if one not in chosen and one.key not in nodes:
+            raise NotUndoable(_without_file(one, "was applied after what is to be taken back"))
     for one in chosen:
         if one.key not in nodes:
-            raise NotUndoable(_without_file(one))
+            raise NotUndoable(_without_file(one, "is among what is to be taken back"))
         if len({step.faked for step in one.steps}) > 1:
             faked = ", ".join(f"{step.app}.{step.name}" for step in one.steps if step.faked)
             raise NotUndoable(
@@ -189,15 +212,15 @@ def refuse_unknown(executor: "Executor", chosen: list[Applied], *, accept_edited
                 raise NotUndoable(
                     f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
                     f"  applied: SHA-256 {step.checksum}\n  now:     SHA-256 {checksum(nodes[one.key])}\n"
-                    "Nothing was changed. Restore the file from version control, or add --accept-edited to go back by "
-                    "what it says now."
+                    "Nothing was changed. Restore the file from version control, or go back by what it says now: "
+                    "rollback --accept-edited."
                 )
 
 
-def _without_file(one: Applied) -> str:
+def _without_file(one: Applied, why: str) -> str:
     app, name = one.key
     by = f"which run {one.runs[-1]} applied" if one.runs else "which was applied before the ledger was there"
-    said = f"{one}, {by}, is among what is to be taken back, and its file is gone. Nothing was changed. "
+    said = f"{one}, {by}, {why}, and its file is gone. Nothing was changed. "
     if app not in apps.app_configs:
         return f"{said}No installed app has the label {app}: install it again."
     module, _ = MigrationLoader.migrations_module(app)

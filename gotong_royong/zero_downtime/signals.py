@@ -1,33 +1,77 @@
-"""Who is told that migrations are about to be taken back, and that they were? All that hear of ``migrate app name``.
+"""Who is told that migrations are about to be carried out, and that they were? All that hear of stock ``migrate``.
 
 Receivers of ``pre_migrate`` and ``post_migrate`` keep other tables true: Django's own renames the content type of a
 renamed model, and makes those of models that come back.
 """
 
+import sys
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import Any
 
 from django.apps import apps
-from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import ModelState, StateApps
+from django.db.models import signals
 
+from gotong_royong.zero_downtime.exceptions import ReceiverFailed, in_full
 from gotong_royong.zero_downtime.stages import Plan
 
+AFTERWARDS = {
+    "pre_migrate": "Nothing was migrated. Mend it and do that again.",
+    "post_migrate": "The migrations are done and recorded. Mend it and run migrate, which calls it again.",
+}
 
-def between_signals(executor: MigrationExecutor, plan: Plan, take_back: Callable[[], object], **how: Any) -> None:
+
+def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool = False, **how: Any) -> list[str]:
+    """Send ``pre_migrate`` or ``post_migrate`` for each app, as Django does.
+
+    Args:
+        go_on: whether to do so for the other apps after a receiver failed, and to return what is to be said of it.
+
+    Raises:
+        ReceiverFailed: names the receiver and the app.
+    """
+    failed = list[str]()
+    for app in apps.get_app_configs():
+        if app.models_module is None:
+            continue
+        if verbosity > 1:
+            line = f"Running {name.replace('_', '-')} handlers for application {app.label}"
+            print(line, file=how.get("stdout", sys.stdout))
+        try:
+            how_often = {"verbosity": verbosity, "interactive": interactive, "using": db}
+            getattr(signals, name).send(sender=app, app_config=app, **how_often, **how)
+        except Exception as error:
+            failed.append(f"{_receiver(error)}, a receiver of {name}, failed for the app {app.label}: {in_full(error)}")
+            if not go_on:
+                raise ReceiverFailed(f"{failed[0]}. {AFTERWARDS[name]}") from error
+    return failed
+
+
+def _receiver(error: Exception) -> str:
+    """Say which function the signal called."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)][1:]
+    called = next(frame for frame in frames if not frame.f_globals["__name__"].startswith("django.dispatch"))
+    return f"{called.f_globals['__name__']}.{called.f_code.co_qualname}"
+
+
+def between_signals(
+    executor: MigrationExecutor, plan: Plan, take_back: Callable[[], object], *, go_on: bool = False, **how: Any
+) -> list[str]:
     """Take the plan back between the two signals that ``migrate`` sends. Reads the migrations again after it.
 
     A receiver may insert operations into the migrations of the plan, so ``take_back`` must use these very objects.
 
     Args:
+        go_on: whether to take back what can be where a receiver fails; returns what is to be said of those.
         how: what the receivers are told beside: ``verbosity``, ``interactive``, ``stdout``.
     """
-    how = {"verbosity": 0, "interactive": False, "db": executor.connection.alias, "plan": plan, **how}
-    emit_pre_migrate_signal(apps=_models(executor), **how)
+    how = {"verbosity": 0, "interactive": False, "db": executor.connection.alias, "plan": plan, "go_on": go_on, **how}
+    failed = send("pre_migrate", apps=_models(executor), **how)
     take_back()
     executor.loader.build_graph()
-    emit_post_migrate_signal(apps=_models(executor), **how)
+    return failed + send("post_migrate", apps=_models(executor), **how)
 
 
 def _models(executor: Any) -> StateApps:

@@ -13,7 +13,7 @@ from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
-from gotong_royong.zero_downtime.statements import Statement, split
+from gotong_royong.zero_downtime.statements import Statement, only_adds, split
 
 Plan = list[tuple[Migration, bool]]
 Key = tuple[str, str]
@@ -25,13 +25,16 @@ TAKING_AWAY = (
     operations.AlterModelTable,
     operations.AddConstraint,
 )
-TAKES_AWAY = re.compile(
-    r"(?:DROP (?:TABLE|VIEW|MATERIALIZED|FOREIGN|SCHEMA|TYPE|DOMAIN|FUNCTION|PROCEDURE|ROUTINE|SEQUENCE|OWNED)|TRUNCATE"
-    r"|CREATE UNIQUE)\b|ALTER (?!INDEX\b).* (?:RENAME (?!CONSTRAINT\b)|SET NOT NULL\b|SET SCHEMA\b"
-    r"|ADD (?:CONSTRAINT \S+ )?(?:UNIQUE|CHECK|EXCLUDE|PRIMARY)\b"
-    r"|DROP (?!CONSTRAINT\b|DEFAULT\b|NOT NULL\b|IDENTITY\b|EXPRESSION\b))"
+# Outlines of statements, and of actions of ALTER TABLE, that code which knows nothing of them does not mind.
+SAFE = re.compile(r"UPDATE\b|DROP INDEX\b|ALTER INDEX\b|ALTER TYPE \S+ ADD VALUE\b")
+SAFE_ACTION = re.compile(
+    r"ADD (?!(?:CONSTRAINT|UNIQUE|CHECK|EXCLUDE|PRIMARY|FOREIGN)\b)(?!.*\bPRIMARY KEY\b)"
+    r"(?:(?!.*\bNOT NULL\b)|.*\b(?:DEFAULT|GENERATED)\b)"
+    r"|(?:DROP|VALIDATE|RENAME) CONSTRAINT\b|(?:RE)?SET \("
+    r"|ALTER (?:COLUMN )?\S+ (?:DROP (?:DEFAULT|NOT NULL)\b|SET (?:DEFAULT|STATISTICS|STORAGE)\b)"
 )
-"""Matches the outline of a statement."""
+# What adds something that old code may run into.
+STRICT = re.compile(r"CREATE (?:UNIQUE|TRIGGER|CONSTRAINT|RULE|POLICY)\b")
 
 
 class Stage(StrEnum):
@@ -54,25 +57,22 @@ def said_stage(migration: Migration) -> Stage | None:
     """
     said = getattr(migration, "stage", None)
     stage: Any = conf.DEFAULT_STAGE if said is None else said
+    if stage is None:
+        return None
     try:
         return Stage(stage)
     except ValueError:
-        if said is not None:
-            raise ImpossibleStage(
-                f"{migration} has stage {said!r}. Write stage = Stage.PRE_DEPLOY or stage = Stage.POST_DEPLOY."
-            ) from None
-        if conf.DEFAULT_STAGE is not None:
-            raise ImpossibleStage(
-                f"ZERO_DOWNTIME_DEFAULT_STAGE is {conf.DEFAULT_STAGE!r}. "
-                f"Set it to {Stage.PRE_DEPLOY.value!r} or {Stage.POST_DEPLOY.value!r}, or leave it out."
-            ) from None
-        return None
+        where = "ZERO_DOWNTIME_DEFAULT_STAGE is" if said is None else f"{migration} has stage"
+        raise ImpossibleStage(
+            f"{where} {stage!r}. Write 'pre_deploy' or 'post_deploy' in its place, or leave it out."
+        ) from None
 
 
 def stages_of(plan: Plan, graph: MigrationGraph, there: Collection[str]) -> dict[Key, Stage]:
     """Return when each migration of a plan may run: as it says, as the setting says, or as its operations imply.
 
-    What takes away something that the code names is POST_DEPLOY. No code names what the plan makes itself.
+    What takes away something that the code names is POST_DEPLOY, and so is SQL of which it cannot be told that it does
+    not. No code names what the plan makes itself.
 
     Args:
         there: the names of the tables that the database has.
@@ -105,7 +105,7 @@ class Known:
     def _loses(self, one: Any, migration: Migration, number: int) -> bool:
         app = migration.app_label
         if isinstance(one, operations.RunSQL):
-            return (app,) not in self.new and any(TAKES_AWAY.match(said.outline) for said in _statements(one))
+            return (app,) not in self.new and not all(map(_is_safe, _statements(one)))
         model = str(getattr(one, "model_name", getattr(one, "old_name", getattr(one, "name", "")))).lower()
         if isinstance(one, operations.CreateModel):
             self.new |= set() if self._is_there(app, one) else {(app, model)}
@@ -151,15 +151,11 @@ class Known:
     def _before(self, migration: Migration, number: int) -> Iterator[Operation]:
         """Yield what the app's operations before that one do to its models, newest first."""
         yield from reversed(list(_on_models(migration.operations[:number])))
-        ways, seen = deque([key_of(migration)]), set()
-        while ways:
-            node = self.graph.node_map.get(ways.popleft())
-            for parent in node.parents if node else ():
-                if parent.key[0] == migration.app_label and parent.key not in seen:
-                    seen.add(parent.key)
-                    ways.append(parent.key)
-                    known: Any = self.graph.nodes[parent.key]
-                    yield from reversed(list(_on_models(known.operations)))
+        key = key_of(migration)
+        for app, name in reversed(self.graph.forwards_plan(key)[:-1] if key in self.graph.nodes else []):
+            if app == migration.app_label:
+                known: Any = self.graph.nodes[app, name]
+                yield from reversed(list(_on_models(known.operations)))
 
 
 def _is_stricter(one: operations.AlterField, old: Any) -> bool:
@@ -171,6 +167,13 @@ def _is_stricter(one: operations.AlterField, old: Any) -> bool:
         or (old.null and not new.null)
         or (new.db_column or one.name) != (old.db_column or one.name)
     )
+
+
+def _is_safe(one: Statement) -> bool:
+    """Whether it can be told that code goes on as before: what it names stays, and what it writes is taken."""
+    if actions := one.actions:
+        return all(SAFE_ACTION.match(action.outline) for action in actions)
+    return not one.verb or bool(SAFE.match(one.outline)) or (only_adds(one.text) and not STRICT.match(one.outline))
 
 
 def _statements(one: operations.RunSQL) -> Iterator[Statement]:

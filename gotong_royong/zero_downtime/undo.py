@@ -103,8 +103,10 @@ def take_back(
     rolling = Rolling(ProjectState(state.clone().models, state.real_apps))
     moves = [(operation, *rolling.step(operation, migration.app_label)) for operation in migration.operations]
     for number in past.keys() - set(range(len(moves) + 1)):
+        made = ", ".join(map(str, sorted(past[number].executed))) or "whatever it did"
         yield Left(
-            f"operation {number} of {migration}, which run {past[number].run} did, stays: the file has it no more"
+            f"operation {number} of {migration}, which run {past[number].run} did, stays, for the file has it no more: "
+            f"{made}. Put the operation back into the file and roll back again, or drop that by hand"
         )
     for number, move in reversed(list(enumerate(moves, 1))):
         told = past.of(number)

@@ -9,8 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import psycopg
@@ -38,15 +37,11 @@ WORTH_SAYING = 0.5  # seconds after which a statement is told of, and between tw
 
 WAITS = f"""
     SELECT pid, seconds, extract(epoch FROM waitstart)::float8, relation::regclass::text, blockers,
+           (SELECT mode FROM pg_locks WHERE pid = {{us}} AND granted AND relation = kept_out.relation
+            ORDER BY array_position(ARRAY{list(BLOCKS)}, mode) DESC LIMIT 1),
            (SELECT virtualtransaction FROM pg_locks WHERE pid = {{us}} AND locktype = 'virtualxid' AND granted LIMIT 1)
     FROM ({KEPT_OUT}) AS kept_out
 """  # noqa: S608
-
-OUR_LOCK = """
-    SELECT mode FROM pg_locks
-    WHERE pid = %(us)s AND granted AND relation::regclass::text = %(table)s
-    ORDER BY array_position(%(modes)s, mode) DESC LIMIT 1
-"""
 
 # https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING
 PROGRESS = """
@@ -56,46 +51,40 @@ PROGRESS = """
 """
 
 NO_BACKSTOP = (
-    "track_activities is off for this role. So the server cannot see whether the watchdog stands still, and if this "
-    "process is stopped, it lets nobody in: ALTER ROLE … SET track_activities = on."
+    "track_activities is off for this role. So the server cannot see whether the watchdog stands still: should this "
+    "process be stopped, nobody is let in. ALTER ROLE … SET track_activities = on changes that."
 )
 
 
 class Wait(NamedTuple):
-    """One session that waits in a lock's queue."""
+    """One session that waits in a lock's queue: ours, or somebody who is kept out by us."""
 
     pid: int
     seconds: float
     since: float | None
     table: str | None
     blockers: list[int]
-    transaction: str | None
-    """Ours."""
+    our_lock: str | None
+    """On that table."""
+    our_transaction: str | None
 
 
-@dataclass
 class Blocked:
-    """What a step did to the other sessions: times in seconds."""
+    """What a step did to the other sessions, and how long it waited itself."""
 
-    waits: dict[tuple[int, float | None], float] = field(default_factory=dict)
-    lock_waits: dict[float | None, float] = field(default_factory=dict)
-
-    @property
-    def sessions(self) -> int:
-        return len({pid for pid, _ in self.waits})
+    def __init__(self) -> None:
+        self.users: dict[tuple[int, float | None], float] = {}
+        self.ours: dict[float | None, float] = {}
 
     @property
-    def longest(self) -> float:
-        return max(self.waits.values(), default=0.0)
-
-    @property
-    def total(self) -> float:
-        return sum(self.waits.values())
-
-    @property
-    def lock_wait(self) -> float:
-        """How long our own statements waited for their locks."""
-        return sum(self.lock_waits.values())
+    def facts(self) -> dict[str, Any]:
+        """The numbers for the ledger; times in seconds."""
+        return {
+            "lock_wait": sum(self.ours.values()),
+            "longest_blocked": max(self.users.values(), default=0.0),
+            "total_blocked": sum(self.users.values()),
+            "blocked_sessions": len({pid for pid, _ in self.users}),
+        }
 
 
 class Watchdog(threading.Thread):
@@ -107,17 +96,19 @@ class Watchdog(threading.Thread):
         report: is told of statements that last, and of their progress.
     """
 
+    session: "psycopg.Connection[Any]"
+
     def __init__(self, connection: BaseDatabaseWrapper, *, budget: float, report: Report) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.watched, self.budget, self.report = connection, budget, report
+        self.us: int = connection.connection.info.backend_pid
         self.blocked = Blocked()
         self._names = look_up(connection, "search_path", "track_activities")
         self._has_backstop = self._names.pop("track_activities") == "on"
-        if not self._has_backstop:
-            report("note", text=NO_BACKSTOP)
-        self._opening = threading.Lock()
         self._backstop: Backstop | None = None
-        self.session = self._open("migrate: watchdog")
+        self._sessions = ExitStack()
+        self._watches = 0
+        """The session that is watched in fact, as soon as the sessions for that are open."""
         self._statement, self._gives_way_after, self._say_at = "", math.inf, math.inf
         self._blockers: list[int] = []
         self._kept: dict[str | None, tuple[float, float]] = {}
@@ -126,24 +117,24 @@ class Watchdog(threading.Thread):
         self._ended_at: float | None = None
         self._busy_since = math.inf
         self._over = threading.Event()
-        self.follow()
 
     def __enter__(self) -> "Watchdog":
+        if not self._has_backstop:
+            self.report("note", text=NO_BACKSTOP)
+        self._open()
         self.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self.join()
-        self.session.close()
-        if self._backstop:
-            self._backstop.close()
+        self._sessions.close()
 
     def follow(self) -> None:
-        """Watch the session that the connection has now, and have the server watch it, too."""
-        self.us: int = self.watched.connection.info.backend_pid
-        with suppress(psycopg.Error):  # then the watchdog's thread tries again, and gives the verdict
-            self._have_it_watched()
+        """Watch the session that the connection has now; wait until it is, so that nothing is executed before."""
+        self.us = self.watched.connection.info.backend_pid
+        while self._watches != self.us and not isinstance(self._verdict, Unwatched):
+            time.sleep(INTERVAL / 10)
 
     def new_step(self) -> Blocked:
         """Forget the last step's waits and verdict; return where this one's will be."""
@@ -152,7 +143,7 @@ class Watchdog(threading.Thread):
         return self.blocked
 
     def new_try(self) -> None:
-        self._listen()
+        self._hear()
         self._verdict, self._ended_at, self._busy_since = None, None, time.monotonic()
 
     def begin_statement(self, sql: str, *, gives_way_after: float) -> None:
@@ -171,13 +162,18 @@ class Watchdog(threading.Thread):
     @property
     def verdict(self) -> ZeroDowntimeError | None:
         """Why something was ended: a ``GaveWay`` if only to let others pass, else the error that the step ends with."""
-        self._listen()
+        self._hear()
         return self._verdict
 
     def judge(self, verdict: ZeroDowntimeError) -> None:
         """Give a verdict, unless there is one for good."""
         if self._verdict is None or isinstance(self._verdict, GaveWay):
             self._verdict = verdict
+
+    def forgive(self) -> None:
+        """Forget that something was to give way: it has come to its end all the same."""
+        if isinstance(self._verdict, GaveWay):
+            self._verdict = None
 
     def whom_we_wait_for(self) -> str:
         """Say which sessions kept us from our lock when it was last looked at."""
@@ -189,16 +185,25 @@ class Watchdog(threading.Thread):
         looked_at = 0.0
         while not self._over.wait(INTERVAL if looked_at else 0):
             now = time.monotonic()
-            if now - self._busy_since > INTERVAL or now - looked_at > self.budget * HEARTBEAT:
+            is_due = now - self._busy_since > INTERVAL or now - looked_at > self.budget * HEARTBEAT
+            if is_due or self._watches != self.us:
                 looked_at = now
-                try:
-                    self._have_it_watched()
-                    self.look()
-                    self._listen()
-                except psycopg.Error as error:
-                    self._look_again(error)
-                except Exception as error:  # noqa: BLE001 - a reporter's, say
-                    self._end_with(Unwatched.failed(summary(error)))
+                self._look_or_end()
+
+    def _look_or_end(self) -> None:
+        """Look, from other sessions in place of lost ones; if it cannot, end what runs: nothing runs unwatched."""
+        try:
+            if self._watches != self.us or (self._backstop and self._backstop.lost):
+                self._open()
+            self.look()
+            self._hear()
+        except psycopg.Error as error:
+            try:
+                self._open()
+            except (psycopg.Error, Error) as refusal:
+                self._end_with(Unwatched.lost(summary(error), summary(refusal)))
+        except Exception as error:  # noqa: BLE001 - a reporter's, say
+            self._end_with(Unwatched.failed(summary(error)))
 
     def look(self) -> None:
         """See who waits now, remember it, and end what we do where that is due."""
@@ -206,10 +211,10 @@ class Watchdog(threading.Thread):
         ours = next((wait for wait in waits if wait.pid == self.us), None)
         users = [wait for wait in waits if wait is not ours]
         if ours:
-            self.blocked.lock_waits[ours.since] = ours.seconds
+            self.blocked.ours[ours.since] = ours.seconds
             self._blockers = ours.blockers or self._blockers
         for wait in users:
-            self.blocked.waits[wait.pid, wait.since] = wait.seconds
+            self.blocked.users[wait.pid, wait.since] = wait.seconds
         kept_out, gave_way = self._kept_out(users), isinstance(self._verdict, GaveWay)
         if ours and not gave_way and kept_out > self._gives_way_after:
             self.judge(GaveWay("Its statement was canceled, for others waited behind it."))
@@ -228,8 +233,8 @@ class Watchdog(threading.Thread):
         Those who give up and come again, or come in turns, wait for as long as one who stays.
         """
         now, longest = time.monotonic(), 0.0
-        if users and users[0].transaction != self._transaction:
-            self._kept, self._transaction = {}, users[0].transaction
+        if users and users[0].our_transaction != self._transaction:
+            self._kept, self._transaction = {}, users[0].our_transaction
         for wait in users:
             since, last = self._kept.get(wait.table, (now, 0.0))
             began = now - wait.seconds
@@ -252,9 +257,7 @@ class Watchdog(threading.Thread):
 
     def _reason(self, users: list[Wait], kept_out: float) -> str:
         longest = max(users, key=lambda wait: wait.seconds)
-        values = {"us": self.us, "table": longest.table or "", "modes": list(BLOCKS)}
-        found = self.session.execute(OUR_LOCK, values).fetchone()
-        lock = found[0] if found else "its lock"
+        lock = longest.our_lock or "its lock"
         where = f"table {longest.table}" if longest.table else "a row"
         in_turns = f", and somebody at any time for {kept_out:.1f} s" if kept_out > longest.seconds + INTERVAL else ""
         return (
@@ -268,7 +271,18 @@ class Watchdog(threading.Thread):
         text = " ".join(self._statement.split())[:500]
         return f"The statement: {text}" if self._say_at < math.inf else f"No statement ran. The last one: {text}"
 
-    def _open(self, name: str) -> "psycopg.Connection[Any]":
+    def _open(self) -> None:
+        """Open the watchdog's session, and have the server watch ours, in place of what there was for that."""
+        self._sessions.close()
+        us, self.session = self.us, self._session("migrate: watchdog")
+        self._sessions.callback(self.session.close)
+        if self._has_backstop:
+            session = self._session("migrate: backstop")
+            self._backstop = Backstop(session, us=us, watchdog=self.session, budget=self.budget)
+            self._sessions.callback(self._backstop.close)
+        self._watches = us
+
+    def _session(self, name: str) -> "psycopg.Connection[Any]":
         """Open a session that calls tables as the watched one does, under the role that may cancel its statements."""
         parameters = {**self.watched.get_connection_params(), "application_name": name}
         session: psycopg.Connection[Any] = psycopg.connect(**parameters)
@@ -278,44 +292,15 @@ class Watchdog(threading.Thread):
         session.execute(PUT, [False, list(settings), list(settings.values())])
         return session
 
-    def _have_it_watched(self) -> None:
-        """Have the server watch the session, before anything is executed in it that might keep others waiting."""
-        with self._opening:
-            before, us, watchdog = self._backstop, self.us, self.session.info.backend_pid
-            is_there = before and (before.us, before.watchdog) == (us, watchdog) and not before.lost
-            if is_there or not self._has_backstop:
-                return
-            session = self._open("migrate: backstop")
-            self._backstop = Backstop(session, us=us, watchdog=watchdog, budget=self.budget)
-            if before:
-                before.close()
-
-    def _listen(self) -> None:
-        """Hear what the server has done in our stead.
-
-        Raises:
-            psycopg.OperationalError: in the watchdog's thread, if the server watches no more.
-        """
-        if not self._backstop:
-            return
-        if said := self._backstop.heard():
+    def _hear(self) -> None:
+        """Hear what the server has done in our stead."""
+        if self._backstop and (said := self._backstop.heard()):
             self.judge(
                 BlockedTooLong(
                     f"The watchdog stood still, with this process or because nobody reads its output, and {said}. So "
                     f"the server let everybody in. {self._what_ran}"
                 )
             )
-        if self._backstop.lost and threading.current_thread() is self:
-            raise psycopg.OperationalError(self._backstop.lost)
-
-    def _look_again(self, error: psycopg.Error) -> None:
-        """Open other sessions in place of those that were lost; if none are to be had, let nothing run unwatched."""
-        try:
-            self.session.close()
-            self.session = self._open("migrate: watchdog")
-            self._have_it_watched()
-        except (psycopg.Error, Error) as refusal:
-            self._end_with(Unwatched.lost(summary(error), summary(refusal)))
 
     def _end_with(self, verdict: ZeroDowntimeError) -> None:
         """End the running statement, past the watchdog's own session."""

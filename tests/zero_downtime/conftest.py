@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import _database
-from tests.test_migrations import url
+from tests.databases import url
 from tests.zero_downtime.shop import ITEMS, Shop
 from tests.zero_downtime.things import THING
 

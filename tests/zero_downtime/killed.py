@@ -6,6 +6,8 @@ statement or commit to kill it (``kill``, null for not at all), and whether thes
 how many statements it ``made``, and its ``output``. A SELECT does not count: it leaves what the statement before left.
 """
 
+import faulthandler
+import gc
 import json
 import os
 import signal
@@ -20,6 +22,8 @@ import psycopg
 from django.core.management import call_command
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
+
+PATIENCE = 60  # seconds, after which a run that has not ended says where it is, and ends
 
 
 def run(order, answer):
@@ -68,6 +72,7 @@ def main():
     django.setup()
     import_module("gotong_royong.zero_downtime.management.commands.rollback")
     MigrationLoader(None)  # so that no child has to import the files again
+    gc.disable()  # nor looks through all that, and copies the pages that it stands on
     answers = os.dup(1)
     for line in sys.stdin:
         order = json.loads(line)
@@ -76,6 +81,7 @@ def main():
             if not (child := os.fork()):
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
+                faulthandler.dump_traceback_later(PATIENCE, exit=True)
                 run(order, writer)
             os.close(writer)
             made = os.read(reader, 20)

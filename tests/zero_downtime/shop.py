@@ -1,11 +1,14 @@
 """A project of its own, with one small app whose migrations a test writes, on Django's command line: no manage.py."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from django.conf import settings
 
 from tests.forks import Forked
@@ -71,6 +74,14 @@ class Shop:
     def settings(self, more: str = "") -> None:
         (self.folder / "shop_settings.py").write_text(SETTINGS + more)
 
+    def app(self, label: str, **files: str) -> None:
+        """Install another app, of these files besides ``__init__.py``, in place of other changes of the settings."""
+        folder = self.folder / label
+        folder.mkdir()
+        for name, text in {"__init__": "", **files}.items():
+            (folder / f"{name}.py").write_text(text)
+        self.settings(f"INSTALLED_APPS.append({label!r})\n")
+
     def models(self, text: str) -> None:
         (self.folder / "shop" / "models.py").write_text(f"from django.db import models\n{text}")
 
@@ -89,7 +100,7 @@ class Shop:
         is_for_python = any(name.startswith("PYTHON") for name in environment)
         environment = {**self.environment, **environment}
         if not is_for_python:
-            return Forked(*arguments, env=environment, cwd=self.folder)
+            return Forked("-m", "django", *arguments, env=environment, cwd=self.folder)
         command = [sys.executable, "-m", "django", *arguments]
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, cwd=self.folder, text=True, **pipes)
@@ -113,9 +124,14 @@ class Shop:
 
 
 def finish(process: "subprocess.Popen[str] | Forked") -> Done:
-    """Wait for a command's end, a minute at most."""
+    """Wait for a command's end, a minute at most; one that takes longer fails and says where it was."""
     try:
         out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
+        process.kill()
+        pytest.fail("".join(process.communicate()))
     except BaseException:
         process.kill()
         process.communicate()

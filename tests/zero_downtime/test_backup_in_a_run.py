@@ -12,7 +12,7 @@ import pytest
 from django.conf import settings
 
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.shop import finish
 
 pytestmark = pytest.mark.once

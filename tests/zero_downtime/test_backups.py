@@ -21,7 +21,7 @@ from gotong_royong import embedded
 from gotong_royong.zero_downtime import backups
 from gotong_royong.zero_downtime.exceptions import BackupFailed
 from tests.conftest import _database
-from tests.test_migrations import conninfo, look
+from tests.databases import conninfo, look
 from tests.zero_downtime.load import WAITS_FOR
 
 FAILED = r"^No backup: .*{}.*\. Nothing was migrated\. [A-Z].*\.$"

@@ -9,9 +9,9 @@ from django.db import migrations
 
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
 from gotong_royong.zero_downtime.models import Step
-from tests.test_migrations import conninfo, look
+from tests.databases import conninfo, look
 from tests.zero_downtime.load import holding, load
-from tests.zero_downtime.test_executor import ask, run
+from tests.zero_downtime.steps import ask, run
 
 READ = "SELECT id FROM users"
 WRITE = "LOCK TABLE users IN ROW EXCLUSIVE MODE"

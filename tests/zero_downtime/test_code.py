@@ -11,10 +11,10 @@ from django.db import DatabaseError, connections, migrations, transaction
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, HalfCommitted, Interrupted, StepFailed
 from gotong_royong.zero_downtime.models import Step
 from gotong_royong.zero_downtime.operations import repeatable
-from tests.test_migrations import conninfo, url
+from tests.databases import conninfo, url
 from tests.zero_downtime.load import holding
 from tests.zero_downtime.shop import ITEMS, Shop
-from tests.zero_downtime.test_executor import ask, run
+from tests.zero_downtime.steps import ask, run
 from tests.zero_downtime.test_watched import SOMEBODY_WAITS
 
 pytestmark = pytest.mark.once

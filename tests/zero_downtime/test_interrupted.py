@@ -11,10 +11,10 @@ from django.db import migrations, models
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import look
-from tests.zero_downtime.test_executor import run
+from tests.databases import look
+from tests.zero_downtime.steps import run
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 KEY = "accounts", "20270101000000_trial"
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gotong_royong.zero_downtime.models import Effect
-from tests.test_migrations import look
+from tests.databases import look
 
 pytestmark = pytest.mark.once
 

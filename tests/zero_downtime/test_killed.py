@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import uuid
 from contextlib import contextmanager
 
 import psycopg
@@ -18,10 +19,10 @@ from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
 from tests.catalog import fingerprint
-from tests.test_migrations import conninfo
-from tests.zero_downtime.test_executor import environment
+from tests.databases import conninfo
+from tests.zero_downtime.steps import environment
 
-pytestmark = [pytest.mark.once, pytest.mark.slow]
+pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRAPH = MigrationLoader(None).graph
 LEAVES = sorted(GRAPH.leaf_nodes(), key=lambda key: (key[0] != "zero_downtime", key))
@@ -34,7 +35,7 @@ class Killer:
 
     def __init__(self, django_db_blocker, env=None):
         self.blocker = django_db_blocker
-        self.templates = []
+        self.templates, self.name = [], uuid.uuid4().hex[:12]
         with django_db_blocker.unblock():
             env = env or environment(connection)
         self.process = subprocess.Popen(
@@ -76,7 +77,7 @@ class Killer:
     def before(self, key):
         """Return the name of the database as it is before that migration."""
         for number in range(len(self.templates), HISTORY.index(key) + 1):
-            name = f"killed_{number}_{id(self)}"
+            name = f"killed_{number}_{self.name}"
             self.sql(f"CREATE DATABASE {name} TEMPLATE {self.templates[-1] if self.templates else 'template1'}")
             self.templates.append(name)
             if number:
@@ -85,7 +86,7 @@ class Killer:
 
     @contextmanager
     def copy(self, template):
-        name = f"killed_copy_{id(self)}"
+        name = f"killed_copy_{self.name}"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield name

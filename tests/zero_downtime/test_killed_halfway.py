@@ -8,7 +8,7 @@ import pytest
 
 from tests.zero_downtime.test_killed import Killer
 
-pytestmark = [pytest.mark.once, pytest.mark.slow]
+pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ID = '("id", models.BigAutoField(primary_key=True))'
 BASE = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.test_recall import recorded, sql
 from tests.zero_downtime.things import NOT_TOLD, TAG, TAGS, TWO, alter, field, now, raw, rows, told, trial
 

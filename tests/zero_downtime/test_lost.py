@@ -9,7 +9,7 @@ import pytest
 
 from gotong_royong import embedded
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import conninfo, look
+from tests.databases import conninfo, look
 from tests.zero_downtime.shop import finish
 
 pytestmark = pytest.mark.once

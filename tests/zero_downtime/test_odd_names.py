@@ -5,8 +5,8 @@ import json
 import pytest
 
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import look
-from tests.zero_downtime.test_routers import RUN_BACKFILL
+from tests.databases import look
+from tests.zero_downtime.items import RUN_BACKFILL
 
 pytestmark = pytest.mark.once
 

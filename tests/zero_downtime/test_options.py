@@ -4,7 +4,7 @@ import pytest
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look, url
+from tests.databases import look, url
 
 pytestmark = pytest.mark.once
 
@@ -80,12 +80,8 @@ def test_prune(two, scratch):
 
 
 def test_an_app_without_migrations(two, scratch):
-    two.settings('INSTALLED_APPS.append("notes")\n')
-    (two.folder / "notes").mkdir()
-    (two.folder / "notes" / "__init__.py").touch()
-    (two.folder / "notes" / "models.py").write_text(
-        "from django.db import models\nclass Note(models.Model):\n    text = models.TextField()\n"
-    )
+    note = "from django.db import models\nclass Note(models.Model):\n    text = models.TextField()\n"
+    two.app("notes", models=note)
     assert "Creating table notes_note" in two.succeed("migrate", "--run-syncdb")
     assert "notes_note | text | text | True | None" in look(scratch)["columns"]
     assert "Creating table notes_note" not in two.succeed("migrate", "--run-syncdb")

@@ -44,10 +44,7 @@ class Thing(models.Model):
 @pytest.fixture
 def packaged(shop):
     """A shop with a package that sets autodetectors on Django's commands as it is started."""
-    (shop.folder / "package").mkdir()
-    (shop.folder / "package" / "__init__.py").touch()
-    (shop.folder / "package" / "apps.py").write_text(PACKAGE)
-    shop.settings("INSTALLED_APPS.append('package')\n")
+    shop.app("package", apps=PACKAGE)
     shop.write("0001_items", THING)
     shop.models(MODEL + "    bio = models.TextField(null=True)\n")
     return shop

@@ -5,7 +5,7 @@ import pytest
 
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import conninfo, look, url
+from tests.databases import conninfo, look, url
 from tests.zero_downtime.shop import finish
 
 PASSWORD = "for-tests-only"
@@ -83,6 +83,12 @@ def test_the_schema_in_which_the_ledger_cannot_be_made_is_named(shop, scratch, g
         cursor.execute(f"ALTER ROLE {scratch.alias.replace('scratch', 'guest')} SET search_path = {path or 'public'}")
     said = shop.fail("migrate", DATABASE_URL=guest)
     assert f"GRANT USAGE, CREATE ON SCHEMA {chr(34) + 'The Shop' + chr(34) if path else 'public'} TO guest_" in said
+
+
+def test_a_search_path_that_leads_nowhere(shop, scratch):
+    with scratch.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE {scratch.alias} SET search_path = nowhere")
+    assert "No schema of the role's search_path exists: make one (CREATE SCHEMA)" in shop.fail("migrate")
 
 
 @pytest.mark.parametrize("command", ["migrate --plan", "rollback --plan", "showmigrations"])

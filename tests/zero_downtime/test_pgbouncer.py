@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import conninfo, look, url
+from tests.databases import conninfo, look, url
+from tests.zero_downtime.items import FILL, ITEM
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 SETTINGS = """
@@ -25,21 +26,6 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = {mode}
-"""
-
-ITEM = """
-from django.db import models
-class Item(models.Model):
-    id = models.IntegerField(primary_key=True)
-    class Meta:
-        db_table = "items"
-"""
-FILL = """
-from gotong_royong.zero_downtime.backfills import Declaration
-class Fill(Declaration):
-    model = "shop.Item"
-    where = None
-    update = {"id": 1}
 """
 
 pytestmark = [

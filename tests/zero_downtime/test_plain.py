@@ -60,8 +60,12 @@ def test_a_broken_file(shop):
 
 
 WRONG = {
-    "migrate shob": "UnknownApp: No installed app has the label 'shob'. Did you mean shop?",
-    "migrate shob --plan": "UnknownApp: No installed app has the label 'shob'. Did you mean shop?",
+    "migrate shob": "CommandError: No installed app with label 'shob'. Did you mean shop?",
+    "migrate shob --plan": "CommandError: No installed app with label 'shob'. Did you mean shop?",
+    "migrate x": "CommandError: No installed app with label 'x'.",
+    "migrate gotong_royong.zero_downtime": (
+        "CommandError: No installed app with label 'gotong_royong.zero_downtime'. Did you mean 'zero_downtime'?"
+    ),
     "migrate shop 0009": (
         "CommandError: Cannot find a migration matching '0009' from app 'shop'. showmigrations shop lists them."
     ),

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime import catalog, locks
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.plan import look_ahead, mentions
-from tests.test_migrations import conninfo, look
+from tests.databases import conninfo, look
 
 pytestmark = pytest.mark.once
 
@@ -330,7 +330,7 @@ class TestCommand:
         assert "create_users_table (up, post-deploy)" in plan(scratch, capsys, stage="post_deploy")
 
     def test_what_cannot_be_planned(self, migrated, capsys):
-        with pytest.raises(CommandError, match="No installed app has the label 'nope'"):
+        with pytest.raises(CommandError, match="No installed app with label 'nope'"):
             plan(migrated, capsys, "nope")
         with pytest.raises(CommandError, match="Cannot find a migration matching '1999' from app 'tasks'"):
             plan(migrated, capsys, "tasks", "1999")

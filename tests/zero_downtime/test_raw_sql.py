@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import psycopg
 import pytest
 
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.load import TICK, clock, holding, load
 
 READ = "SELECT count(*) FROM items"

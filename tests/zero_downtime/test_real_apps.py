@@ -28,10 +28,7 @@ class Migration(migrations.Migration):
 @pytest.fixture
 def with_plain(shop):
     """A shop and an app without migrations, to which no model of the shop points."""
-    (shop.folder / "plain").mkdir()
-    (shop.folder / "plain" / "__init__.py").touch()
-    (shop.folder / "plain" / "models.py").write_text(PLAIN)
-    shop.settings("INSTALLED_APPS.append('plain')\n")
+    shop.app("plain", models=PLAIN)
     return shop
 
 

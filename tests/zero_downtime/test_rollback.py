@@ -8,7 +8,7 @@ from django.db import migrations
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look
+from tests.databases import look
 
 pytestmark = pytest.mark.once
 

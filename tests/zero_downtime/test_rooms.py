@@ -19,7 +19,7 @@ ROWS = [
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
     {"rollback", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
-    {"apps", "management", "reports", "tasks", "admin"},
+    {"chain", "apps", "management", "reports", "tasks", "admin", "checks"},
 ]
 
 

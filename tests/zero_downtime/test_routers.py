@@ -4,7 +4,8 @@ import pytest
 from django.conf import settings
 
 from gotong_royong.zero_downtime.models import Effect, Run
-from tests.test_migrations import look
+from tests.databases import look
+from tests.zero_downtime.items import FILL, ITEM, RUN_BACKFILL
 from tests.zero_downtime.test_stages import applied
 
 pytestmark = pytest.mark.once
@@ -24,32 +25,6 @@ DATABASE_ROUTERS = ["shop.routing.Router"]
 DATABASES["elsewhere"] = {**DATABASES["default"], "HOST": "127.0.0.1", "PORT": 1}
 """
 FAILS = 'column("items", "size"), migrations.RunSQL("SELECT 1 / 0", "")'
-ITEM = """
-class Item(models.Model):
-    id = models.IntegerField(primary_key=True)
-    size = models.IntegerField(null=True)
-
-    class Meta:
-        db_table = "items"
-"""
-FILL = """
-from django.db.models import Q
-from gotong_royong.zero_downtime.backfills import Declaration
-
-class Fill(Declaration):
-    model = "shop.Item"
-    where = Q(size=None)
-    update = {"size": 1}
-"""
-RUN_BACKFILL = """
-from django.db import migrations, models
-from gotong_royong.zero_downtime.operations import RunBackfill
-
-class Migration(migrations.Migration):
-    atomic = False
-    dependencies = [("shop", "0002_size")]
-    operations = [RunBackfill("shop.fill")]
-"""
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from django.db.migrations.recorder import MigrationRecorder
 
-from tests.test_migrations import conninfo, url
+from tests.databases import conninfo, url
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_permissions import PASSWORD
 

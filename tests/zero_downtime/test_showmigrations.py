@@ -6,7 +6,7 @@ import sys
 import uuid
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import call_command
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
@@ -110,7 +110,7 @@ def test_the_plan_and_verbosity_2_say_it_too(scratch, package, show):
 def test_other_apps_as_django_shows_them(scratch, package, show):
     assert show("messages", "sessions") == ["messages", " (no migrations)", "sessions", " [ ] first", " [ ] second"]
     assert "accounts" in show("accounts", "auth")
-    with pytest.raises(CommandError, match=r"No installed app has the label 'session'. Did you mean sessions\?"):
+    with pytest.raises(SystemExit, match="2"):
         show("session")
 
 

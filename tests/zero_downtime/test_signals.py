@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.test_migrations import look
+from tests.databases import look
 
 pytestmark = pytest.mark.once
 

@@ -13,7 +13,8 @@ from django.db.migrations.state import ModelState, ProjectState
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.states import Rolling
 from tests.bench.synthetic import write_project
-from tests.test_migrations import GRAPH, look
+from tests.databases import look
+from tests.test_migrations import GRAPH
 
 pytestmark = pytest.mark.once
 

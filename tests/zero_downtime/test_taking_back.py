@@ -6,7 +6,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_recall import FILL, INDEX, LABEL, SQUASH, forget, recorded, sql
 
@@ -108,6 +108,24 @@ class TestFiles:
         sql(scratch, "UPDATE django_migrations SET app = 'mall' WHERE name = '0004_fill'")
         sql(scratch, "UPDATE zero_downtime_step SET app = 'mall' WHERE name = '0004_fill'")
         assert "No installed app has the label mall: install it again." in refused(labeled, scratch, "--yes")
+
+    def test_nor_is_one_that_comes_before_it(self, labeled, scratch):
+        """What the one that is gone has done with the table, nobody knows."""
+        (labeled.migrations / "0004_fill.py").unlink()
+        said = refused(labeled, scratch, "--run", "1", "--yes", "--all")
+        assert (
+            "shop.0004_fill, which run 2 applied, was applied after what is to be taken back, and its file is" in said
+        )
+
+    def test_what_it_has_no_more_stays_and_is_told(self, shop, scratch):
+        fails = "migrations.RunSQL('SELECT 1 / 0', '')"
+        shop.write("0002_trial", f"{LABEL}, migrations.RunSQL('CREATE TABLE bag ()', ''), {fails}", "atomic = False")
+        shop.fail("migrate")
+        shop.write("0002_trial", LABEL, "atomic = False")
+        out = shop.succeed("rollback", "--steps", "1", "--yes", "--accept-edited")
+        assert "operation 2 of shop.0002_trial, which run 1 did, stays, for the file has it no more: table bag." in out
+        assert "Put the operation back into the file and roll back again, or drop that by hand" in out
+        assert sql(scratch, "SELECT to_regclass('shop_label'), to_regclass('bag')") == [(None, "bag")]
 
     def test_one_that_was_edited_is_not_undone_by_its_new_text(self, labeled, scratch):
         label = Step.objects.using(scratch.alias).get(name="0004_fill")
@@ -262,6 +280,36 @@ class TestTwoAtOnce:
         who = Run.objects.using(scratch.alias).latest("pk").who
         assert f"While this waited for its turn, run 4 (rollback) by {who} took back shop.0005_slow." in said
         assert recorded(scratch) == {"0001_items", "0002_label", "0003_index", "0004_fill"}
+
+    def test_a_look_beside_a_migrate_says_that_it_is_at_work(self, labeled, scratch):
+        """Its step is neither failed nor half done."""
+        slow = 'migrations.RunSQL("CREATE TABLE bag ()", "DROP TABLE bag"), migrations.RunSQL("SELECT pg_sleep(5)", "")'
+        labeled.write("0005_slow", slow, "atomic = False")
+        first = labeled.start("migrate")
+        while not sql(scratch, "SELECT to_regclass('bag')")[0][0]:
+            assert first.poll() is None, finish(first)
+            time.sleep(0.02)
+        out = labeled.succeed("rollback", "--plan")
+        assert first.poll() is None
+        assert "before it failed" not in out
+        assert "  shop.0004_fill\n" in out
+        assert "run 3 (migrate) by " in out
+        assert "is at work: what it does may change this." in out
+        assert finish(first).code == 0
+        assert "is at work" not in labeled.succeed("rollback", "--plan")
+
+    @pytest.mark.parametrize("table", ["run", "step", "effect"])
+    def test_a_look_does_not_wait_for_who_has_locked_the_ledger(self, labeled, scratch, table):
+        labeled.write("0005_bag", 'migrations.RunSQL("CREATE TABLE bag ()", "DROP TABLE bag")', "atomic = False")
+        labeled.succeed("migrate")
+        with scratch.cursor() as cursor:
+            cursor.execute(f"BEGIN; LOCK TABLE zero_downtime_{table}")
+            done = labeled.run("rollback", "--plan")
+            cursor.execute("COMMIT")
+        if done.code:
+            assert "Another session has locked what this reads" in done.err
+        else:
+            assert "  shop.0005_bag" in done.out
 
     def test_a_look_waits_for_nobody(self, slow, scratch):
         first = self.begin(slow, scratch)

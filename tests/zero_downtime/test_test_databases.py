@@ -4,7 +4,7 @@ import pytest
 
 from gotong_royong.zero_downtime.models import Run
 from tests.conftest import _database
-from tests.test_migrations import url
+from tests.databases import url
 
 pytestmark = pytest.mark.once
 

@@ -24,8 +24,9 @@ from gotong_royong.zero_downtime.models import Step
 from tests.bench.shop.trials import TRIALS
 from tests.bench.victims import FILL
 from tests.conftest import _database
+from tests.databases import conninfo
 from tests.test_constraints import ROWS
-from tests.test_migrations import GRAPH, HISTORY, OURS, conninfo
+from tests.test_migrations import GRAPH, HISTORY, OURS
 from tests.zero_downtime.load import clock, holding, load
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]

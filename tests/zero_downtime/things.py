@@ -1,6 +1,6 @@
 """A table with two rows, what a trial migration does to it, and what a rollback says of that."""
 
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.test_recall import recorded, sql
 
 THING = """migrations.CreateModel("Thing", [

@@ -17,7 +17,7 @@ from gotong_royong.zero_downtime.backfills.statements import Work
 from gotong_royong.zero_downtime.backfills.worker import POLL, Worker
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted
-from gotong_royong.zero_downtime.ledger import is_guarded
+from gotong_royong.zero_downtime.ledger import why_not_guarded
 from gotong_royong.zero_downtime.models import Backfill
 
 ROWS_IN_A_BLOCK = 50  # of a table that was never analyzed
@@ -154,7 +154,7 @@ def _stop(row: Backfill) -> None:
 
 
 def _is_recorded(connection: BaseDatabaseWrapper) -> bool:
-    return is_guarded(connection) and steering.is_recorded(connection.alias)
+    return not why_not_guarded(connection) and steering.is_recorded(connection.alias)
 
 
 def _pending_or_ended(name: str, connection: BaseDatabaseWrapper) -> Backfill:

@@ -8,7 +8,7 @@
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
 from django.conf import settings
@@ -26,6 +26,9 @@ from gotong_royong.zero_downtime.operations import IgnoreRules
 from gotong_royong.zero_downtime.stages import Key
 
 __all__ = ["RULES", "Trace", "Violation", "lint", "rules"]
+
+NOT_RUN = ("E301", "W401")
+"""The rules that say why a migration did not run; the others may fail on what the linter has failed on before."""
 
 
 def lint(
@@ -72,26 +75,36 @@ def lint(
             limit=limit,
             stopped=stopped,
         ):
-            yield trace, judge(trace, whole_history=not selection.one_deploy)
+            rules = NOT_RUN if (trace.migration.app_label, trace.migration.name) in stopped else RULES
+            yield trace, judge(trace, rules, whole_history=not selection.one_deploy)
 
 
-def judge(trace: Trace, *, whole_history: bool = True) -> list[Violation]:
+def judge(trace: Trace, rules: Iterable[str] = RULES, *, whole_history: bool = True) -> list[Violation]:
     """Return what a migration breaks, without what it waives or the settings silence.
 
     Args:
+        rules: those that are asked.
         whole_history: whether a waiver that is not used here is used nowhere. Deployed together with the migration
             that makes its table, another one breaks fewer rules.
     """
-    found = violations(trace)
-    broken = {one.rule.id for one in found}
+    found = violations(trace, rules)
+    broken = {_waiver_of(one) for one in found}
     waivers = [operation for operation in trace.migration.operations if isinstance(operation, IgnoreRules)]
-    waived = {id for waiver in waivers for id in waiver.rules}
+    waived = {(id, waiver.direction) for waiver in waivers for id in waiver.rules}
     silenced = settings.SILENCED_SYSTEM_CHECKS
-    found = [one for one in found if one.rule.id not in waived]
-    unused = {id: f"which is no rule. {meant(id, RULES, 'RULES.md has all.')}" for id in waived - RULES.keys()}
+    found = [one for one in found if _waiver_of(one) not in waived]
+    unused = {
+        (id, way): f"which is no rule. {meant(id, RULES, 'RULES.md has all.')}" for id, way in waived if id not in RULES
+    }
     if trace.up.failure is None and whole_history:
-        unused |= dict.fromkeys((waived & RULES.keys()) - broken, "which this migration does not break.")
-    spots = [Spot(trace.up, values={"waived": id, "why": why}) for id, why in sorted(unused.items())]
+        known = {(id, way) for id, way in waived if id in RULES}
+        unused |= {(id, way): f"which this migration does not break on its way {way}." for id, way in known - broken}
+    spots = [Spot(trace.up, values={"waived": id, "why": why}) for (id, _), why in sorted(unused.items())]
     found += [violation(RULES["W402"], trace, spot) for spot in spots]
     found = [one for one in found if one.rule.check_id not in silenced]
     return sorted(found, key=lambda one: (one.direction == Direction.DOWN, one.operation or 0, one.rule.id))
+
+
+def _waiver_of(violation: Violation) -> tuple[str, str]:
+    """Return the rule and the direction that a waiver of the violation names."""
+    return violation.rule.id, violation.direction or Direction.UP

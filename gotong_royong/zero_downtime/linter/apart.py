@@ -120,6 +120,8 @@ class _Child:
             for message in map(json.loads, lines):
                 self._note(*message)
                 yield message
+                if message[0] in {"stopped", "end"}:
+                    return
             if lines:
                 until = time.monotonic() + self._limit
             elif status is not None and not data:

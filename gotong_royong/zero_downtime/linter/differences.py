@@ -5,12 +5,15 @@ column that no field has is not compared: the code has forgotten the column, and
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, connections, models
+from django.db import DEFAULT_DB_ALIAS, Error, connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime.linter.facts import Constraint, Index, Table
+from gotong_royong.zero_downtime import definitions
+from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
+from gotong_royong.zero_downtime.linter.facts import Change, Constraint, Index, Table
 
 
 def differences(model: type[models.Model], table: Table | None, alias: str, *, both_ways: bool = True) -> Iterator[str]:
@@ -48,6 +51,34 @@ def differences(model: type[models.Model], table: Table | None, alias: str, *, b
         if name not in named and set(part.columns) <= fields.keys() and not _is_known(part, fields, uniques):
             kind = "index" if isinstance(part, Index) else "constraint"
             yield f"{table.name} has the {kind} {name}, which model {meta.object_name} does not name"
+
+
+def defined_otherwise(
+    connection: BaseDatabaseWrapper, code: Mapping[str, type[models.Model]], changed: Iterable[Change]
+) -> Iterator[tuple[str, str]]:
+    """Yield the table and a sentence for each new index or constraint that is not what its model says under that name.
+
+    Both are compared as PostgreSQL describes them: what the model says is built on a temporary table.
+    """
+    editor = connection.SchemaEditorClass(connection, collect_sql=True)
+    for change in changed:
+        if change.table not in code or not isinstance(change.after, Index | Constraint):
+            continue
+        model: Any = code[change.table]
+        parts = [*model._meta.indexes, *model._meta.constraints]
+        part = next((one for one in parts if one.name.encode()[:63].decode(errors="ignore") == change.name), None)
+        table = ".".join(connection.ops.quote_name(name) for name in change.table.split("."))
+        name, sql = connection.ops.quote_name(change.name), part and part.create_sql(model, editor)
+        if not sql:
+            continue
+        try:
+            wanted = definitions.added(connection, sql, None, like=table)
+            same_kind = [one for one in wanted if one.kind == change.kind]
+            definitions.compare(connection, change.kind, table, name, sql, same_kind)
+        except DefinitionDiffers as error:
+            yield change.table, f"the model has {error.wanted}, and {change.table} has {error.found}"
+        except (Error, definitions.NotComparable):  # the table is no more what it was, or the name means something else
+            continue
 
 
 def unique_in(model: type[models.Model]) -> set[frozenset[str]]:

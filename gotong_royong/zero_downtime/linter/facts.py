@@ -170,6 +170,8 @@ class Pass:
     failure: Failure | None = None
     before: Catalog = field(default_factory=dict)
     after: Catalog = field(default_factory=dict)
+    stumbles: tuple[Failure, ...] = ()
+    """How its code failed where the tables had rows, for a reason that is not in the rows."""
     enums: tuple[tuple[str, str], ...] = ()
     """Labels that enum types had before and have no longer."""
 
@@ -191,6 +193,7 @@ class Trace:
         indexed: the columns that earlier migrations of the plan added to tables of before, and then gave an index: by
             table and column, the index and the migration.
         reruns: for each raw operation of a migration that is not atomic, why it fails when it runs twice.
+        otherwise: the tables whose new indexes or constraints are not what the models say, and what is different.
         because_of: the migration whose failure made this one fail.
         alias: of the connection to the scratch database.
         path: the file. own: whether its app is the project's own. leaves: those of its app, if there are several.
@@ -205,6 +208,7 @@ class Trace:
     catalog: Catalog = field(default_factory=dict)
     indexed: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     reruns: Mapping[int, str] = field(default_factory=dict)
+    otherwise: tuple[tuple[str, str], ...] = ()
     because_of: str = ""
     alias: str = "default"
     path: str = ""

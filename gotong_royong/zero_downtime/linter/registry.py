@@ -4,7 +4,7 @@ The id serves the rule, its documentation, its two examples and the test that ru
 rule. ``E1xx`` blocks, ``E2xx`` breaks the running code, ``E3xx`` cannot be undone or run again, ``W4xx`` advises.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,7 +37,9 @@ class Rule:
         title: what happens, in a few words.
         condition: when it applies.
         effect: what users notice; has gaps such as {table}.
-        instead: what to write, with the user's own names in the gaps.
+        instead: what to write, with the user's own names in the gaps; {forth} and {back} are ``sql`` and
+            ``reverse_sql``, or on the way down the other way round.
+        back: what to write instead on the way down, if that is not the same.
         bad: the body of a migration that breaks it, and ``good`` one that does the same without.
         judge: finds where a migration breaks it.
     """
@@ -47,13 +49,15 @@ class Rule:
     condition: str
     effect: str
     instead: str
+    back: str
     bad: str
     good: str
     judge: Judge
 
-    @property
-    def level(self) -> int:
-        return ERROR if self.id.startswith("E") else WARNING
+    def level(self, direction: Direction | None) -> int:
+        """Return an error's level, or a warning's: so long as all goes well, nobody waits for a way down."""
+        is_warning = self.id.startswith("W") or (self.id.startswith("E1") and direction == Direction.DOWN)
+        return WARNING if is_warning else ERROR
 
     @property
     def check_id(self) -> str:
@@ -80,14 +84,24 @@ class Violation:
     hint: str
     path: str
 
+    @property
+    def level(self) -> int:
+        return self.rule.level(self.direction)
+
     def as_check(self) -> CheckMessage:
         """As Django's system checks say it."""
         return CheckMessage(
-            self.rule.level, self.message, hint=self.hint, obj=f"{self.app}.{self.migration}", id=self.rule.check_id
+            self.level, self.message, hint=self.hint, obj=f"{self.app}.{self.migration}", id=self.rule.check_id
         )
 
 
 RULES: dict[str, Rule] = {}
+
+FORWARDS = {"forth": "sql", "back": "reverse_sql", "makes": "makes", "drops": "drops"}
+BACKWARDS = {"forth": "reverse_sql", "back": "sql", "makes": "drops", "drops": "makes"}
+"""How a recipe is written for the way up, and for the way down."""
+IN_GENERAL = FORWARDS | {"unique": "", "body": "(<columns>)", "kind": "UNIQUE", "deferral": ""}
+"""How it is written where nobody has broken the rule."""
 
 
 def as_told(one: Violation) -> dict[str, Any]:
@@ -101,12 +115,19 @@ def as_found(told: dict[str, Any]) -> Violation:
 
 
 def rule(
-    id: str, title: str, *, condition: str, effect: str, instead: str, bad: str = "", good: str = ""
+    id: str, title: str, *, condition: str, effect: str, instead: str, back: str = "", bad: str = "", good: str = ""
 ) -> Callable[[Judge], Judge]:
-    """Register the decorated function as the judge of a rule."""
+    """Register the decorated function as the judge of a rule.
+
+    Raises:
+        ValueError: if another rule has the id.
+    """
+    if id in RULES:
+        raise ValueError(id)
 
     def register(judge: Judge) -> Judge:
-        RULES[id] = Rule(id, title, condition, effect, instead, bad.strip("\n"), good.strip("\n"), judge)
+        examples = bad.strip("\n"), good.strip("\n")
+        RULES[id] = Rule(id, title, condition, effect, instead, back or instead, *examples, judge)
         return judge
 
     return register
@@ -130,15 +151,17 @@ def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> st
     return sentence.format_map(Values(named))
 
 
-def violations(trace: Trace) -> list[Violation]:
-    """Return what the rules find in a trace, without regard to waivers."""
-    return [violation(rule, trace, spot) for rule in RULES.values() for spot in rule.judge(trace)]
+def violations(trace: Trace, rules: Iterable[str] = RULES) -> list[Violation]:
+    """Return what these rules find in a trace, without regard to waivers."""
+    return [violation(RULES[id], trace, spot) for id in rules for spot in RULES[id].judge(trace)]
 
 
 def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
     statement, lock = spot.statement, spot.lock
     operation = statement.operation if statement and spot.operation is None else spot.operation
     text = " ".join(statement.sql.split()) if statement else ""
+    direction = spot.passed.direction if spot.passed else None
+    is_down = direction == Direction.DOWN
     model = trace.running.get(spot.table) or trace.written.get(spot.table)
     values = {
         "table": spot.table,
@@ -152,14 +175,14 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
         "column": "column",
         "columns": "columns",
         "name": "name",
+        **(BACKWARDS if is_down else FORWARDS),
         **spot.values,
     }
-    name, column, columns = values["name"], values["column"], values["columns"]
+    column, columns = values["column"], values["columns"]
     written = trace.written.get(spot.table)
     named = {str(field.column): field.name for field in written._meta.local_concrete_fields} if written else {}
     values |= {
         "field": named.get(column, column),
-        "name_key": f"{name}_key",
         "column_length": f"{column}_length",
         "table_columns": "_".join([spot.table, *getattr(columns, "names", [columns])]),
     }
@@ -167,7 +190,7 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
         rule,
         trace.migration.app_label,
         trace.migration.name,
-        spot.passed.direction if spot.passed else None,
+        direction,
         operation,
         text,
         spot.table,
@@ -176,6 +199,6 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
         bool(statement and spot.table in statement.scans),
         bool(statement and spot.table in statement.rewrites),
         filled(rule.effect, values),
-        filled(rule.instead, values).strip("\n"),
+        filled(rule.back if is_down else rule.instead, values).strip("\n"),
         trace.path,
     )

@@ -7,7 +7,7 @@ from django.core.checks import ERROR
 from django.core.management.color import Style
 
 from gotong_royong.zero_downtime.linter.facts import Pass, Trace
-from gotong_royong.zero_downtime.linter.registry import RULES, Rule, Violation, filled
+from gotong_royong.zero_downtime.linter.registry import IN_GENERAL, RULES, Rule, Violation, filled
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 WIDTH = 72  # of a statement in the table of a trace
@@ -30,10 +30,12 @@ A migration that breaks a rule on purpose says so, and why:
 from gotong_royong.zero_downtime.operations import IgnoreRules
 
 operations = [
-    IgnoreRules("E103", reason="The table has twelve rows."),
+    IgnoreRules("E103", reason="The table has twelve rows."),  # on the way up; on the way down: direction="down"
     …
 ]
 ```
+
+On the way down, an E1xx is a warning: so long as all goes well, nobody waits for it.
 """
 
 
@@ -45,7 +47,7 @@ def text(found: Iterable[Violation], style: Style) -> Iterator[str]:
         if key != migration:
             migration, said = key, set()
             yield style.MIGRATE_HEADING(one.path or key)
-        paint = style.ERROR if one.rule.level >= ERROR else style.WARNING
+        paint = style.ERROR if one.level >= ERROR else style.WARNING
         yield "  " + paint(f"{one.rule.id} {one.rule.title}") + f" ({place(one)})"
         yield f"    {one.message}"
         if one.hint not in said:
@@ -69,7 +71,7 @@ def as_json(found: Iterable[Violation]) -> Iterator[str]:
 
 
 def level(one: Violation) -> str:
-    return "error" if one.rule.level >= ERROR else "warning"
+    return "error" if one.level >= ERROR else "warning"
 
 
 def github(found: Iterable[Violation]) -> Iterator[str]:
@@ -91,7 +93,7 @@ def sarif(found: Iterable[Violation]) -> Iterator[str]:
             "id": rule.check_id,
             "shortDescription": {"text": rule.title},
             "fullDescription": {"text": rule.condition},
-            "help": {"text": filled(rule.instead, {}).strip()},
+            "help": {"text": filled(rule.instead, IN_GENERAL).strip()},
         }
         for rule in RULES.values()
     ]
@@ -164,7 +166,7 @@ def _section(rule: Rule) -> str:
         f"When: {rule.condition}\n",
         f"> {filled(rule.effect, {}, gap='*%s*')}\n",
     ]
-    lines.append(f"```\n{filled(rule.instead, {}).strip()}\n```\n")
+    lines.append(f"```\n{filled(rule.instead, IN_GENERAL).strip()}\n```\n")
     for word, example in (("Bad", rule.bad), ("Good", rule.good)):
         if example:
             lines.append(f"{word}:\n\n```python\n{example}\n```\n")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import django
 from django.conf import settings
+from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import AmbiguityError
 from django.db.migrations.loader import MigrationLoader
@@ -72,7 +73,7 @@ def after_baseline(loader: MigrationLoader, keys: Iterable[Key]) -> list[Key]:
     for app, name in conf.LINT_AFTER.items():
         try:
             last = named(loader, app, name)[0]
-        except ZeroDowntimeError as error:
+        except CommandError as error:
             raise ZeroDowntimeError(f"In ZERO_DOWNTIME_LINT_AFTER: {error}") from None
         legacy |= {key for key in loader.graph.forwards_plan(last) if key[0] == app}
     return [key for key in keys if key not in legacy]
@@ -82,7 +83,7 @@ def named(loader: MigrationLoader, app: str, name: str = "") -> list[Key]:
     """Return the migrations of an app, or the one whose name begins so.
 
     Raises:
-        ZeroDowntimeError: if there is none, or more than one.
+        CommandError: if there is none, or more than one.
     """
     refuse_unknown_apps([app])
     keys: list[Key] = [key for key in loader.graph.nodes if key[0] == app]

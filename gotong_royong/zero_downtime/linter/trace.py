@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from django.apps import apps
@@ -25,6 +26,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, call, confined, watch
+from gotong_royong.zero_downtime.linter.differences import defined_otherwise
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
@@ -40,7 +42,6 @@ LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row i
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
 MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
-
 
 OUT_OF_BOUNDS = (
     "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
@@ -62,11 +63,7 @@ def fill(
     keys: Collection[Key],
     stopped: Collection[Key] = (),
 ) -> None:
-    """Run migrations without looking, as the ground on which others are judged; what fails is left out.
-
-    Args:
-        stopped: those that are not to be run.
-    """
+    """Run migrations without looking, as the ground for others; what is stopped or fails is left out."""
     rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
     observer = Observer(connection)
     for key in keys:
@@ -148,6 +145,7 @@ def traces(
                 catalog=observer.catalog,
                 indexed=dict(indexed),
                 reruns=reruns,
+                otherwise=tuple(defined_otherwise(connection, written, up.changes)),
                 because_of=".".join(min(ancestors)) if ancestors else "",
                 alias=connection.alias,
                 path=path_of(migration),
@@ -190,6 +188,7 @@ class _Runner:
 
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
+        self.stumbles: list[Failure] = []
 
     def up(self, migration: Migration, rolling: Rolling, *, rehearse: bool = False) -> tuple[list[Move], Pass]:
         """Run it forwards and let the state roll on; return what each operation finds, and what it did."""
@@ -210,7 +209,7 @@ class _Runner:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
                 self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and _is_code(operation):
+                if rehearse and (_is_code(operation) or self._has_changed_rows(number)):
                     self._rehearse(migration, number, editor, operation.database_forwards, before, after)
 
         passed = self._pass(migration, Direction.UP, run)
@@ -224,7 +223,7 @@ class _Runner:
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
                 self._operation(migration, number, editor, operation.database_backwards, after, before)
-                if _is_code(operation):
+                if _is_code(operation) or self._has_changed_rows(number):
                     self._rehearse(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
@@ -247,6 +246,10 @@ class _Runner:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
 
+    def _has_changed_rows(self, number: int) -> bool:
+        """Whether the operation sent an UPDATE or the like."""
+        return any(one.operation == number and one.writes and not one.changes for one in self.observer.statements)
+
     def _rehearse(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
@@ -256,14 +259,17 @@ class _Runner:
         if not tables:
             return
         allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
-        with (
-            suppress(*FAILS),  # on rows that are made up, nothing has to succeed
-            self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
-            transaction.atomic(self.connection.alias),
-        ):
-            self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            call(run, migration.app_label, editor, old, new)
-            raise _Undo
+        try:
+            with (
+                self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
+                transaction.atomic(self.connection.alias),
+            ):
+                self.observer.look_away(lambda: insert_rows(self.connection, tables))
+                call(run, migration.app_label, editor, old, new)
+                raise _Undo
+        except FAILS as error:  # on rows that are made up, nothing else has to succeed
+            if _is_of_the_code(error):
+                self.stumbles.append(Failure(number, in_full(error)))
         allow(self.limit, number)
 
     def _operation(
@@ -281,7 +287,7 @@ class _Runner:
         observer = self.observer
         observer.statements, observer.put_off, observer.operation = [], {}, 0
         observer.report_counts()
-        before, failure = dict(observer.catalog), None
+        before, failure, self.stumbles = dict(observer.catalog), None, []
         enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
@@ -315,6 +321,7 @@ class _Runner:
             failure,
             {oid: table for oid, table in before.items() if oid in changed},
             {oid: table for oid, table in after.items() if oid in changed},
+            tuple(self.stumbles),
             tuple(sorted(gone)),
         )
 
@@ -349,6 +356,13 @@ def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
             found += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
             found += getattr(one, "exceptions", ())
     return any(isinstance(one, kind) for one in known.values())
+
+
+def _is_of_the_code(error: BaseException) -> bool:
+    """Whether code fails with any row: it names what is not there, or what a historical model has not."""
+    if isinstance(error, AttributeError):
+        return type(error.obj).__module__ == "__fake__" or isinstance(error.obj, ModuleType)
+    return isinstance(error, NameError | ImportError)
 
 
 def _is_code(operation: Operation) -> bool:

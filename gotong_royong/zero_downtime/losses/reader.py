@@ -9,7 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.changes import HAS_VALUE, NOTHING, called, changes
+from gotong_royong.zero_downtime.changes import HAS_VALUE, NOTHING, called, read
 from gotong_royong.zero_downtime.exceptions import counted, summary
 from gotong_royong.zero_downtime.losses.present import Present, Table, plain, quoted
 from gotong_royong.zero_downtime.statements import Object, Statement, split
@@ -100,7 +100,7 @@ class Reader:
             self._not_told(statement)
         if statement.verb == "CREATE":
             self._made_back.update(plain(one.name) for one in statement.objects)
-        for what, said in changes(statement):
+        for what, said in read(statement):
             if does := self._of_statements.get(what):
                 does(statement, said)
             elif what == "rename table":

@@ -13,6 +13,7 @@ class Migration(migrations.Migration):
 
     operations = [
         IgnoreRules('E103', 'W411', reason='Only runs write the ledger, one at a time, and it is this run that waits.'),
+        IgnoreRules('E103', 'W411', reason='It is the run that takes this back which waits.', direction='down'),
         migrations.AddIndex(
             model_name='step',
             index=models.Index(fields=['app', 'name', 'id'], name='zero_downtime_step_latest'),

@@ -4,6 +4,8 @@ from typing import Any
 
 from django.db.migrations.operations.base import Operation, OperationCategory
 
+DIRECTIONS = {"up", "down"}
+
 
 class IgnoreRules(Operation):
     """Let this migration break some rules of the linter; does nothing to the database or the models.
@@ -11,9 +13,10 @@ class IgnoreRules(Operation):
     Args:
         rules: their ids, such as ``"E101"``.
         reason: why that does no harm here; somebody will read it.
+        direction: on which way they may be broken: ``"up"`` or ``"down"``.
 
     Raises:
-        ValueError: without a rule or without a reason.
+        ValueError: without a rule or without a reason, or for another direction.
     """
 
     reduces_to_sql = True
@@ -21,13 +24,14 @@ class IgnoreRules(Operation):
     elidable = True
     category = OperationCategory.MIXED
 
-    def __init__(self, *rules: str, reason: str) -> None:
-        if not rules or not reason.strip():
-            raise ValueError('Write IgnoreRules("E101", reason="why that does no harm here").')
-        self.rules, self.reason = rules, reason
+    def __init__(self, *rules: str, reason: str, direction: str = "up") -> None:
+        if not rules or not reason.strip() or direction not in DIRECTIONS:
+            raise ValueError('Write IgnoreRules("E101", reason="why that does no harm here"), or direction="down" too.')
+        self.rules, self.reason, self.direction = rules, reason, direction
 
     def deconstruct(self) -> Any:
-        return type(self).__qualname__, list(self.rules), {"reason": self.reason}
+        more = {"direction": self.direction} if self.direction != "up" else {}
+        return type(self).__qualname__, list(self.rules), {"reason": self.reason, **more}
 
     def state_forwards(self, app_label: str, state: Any) -> None:
         """Leave the models as they are."""
@@ -39,4 +43,4 @@ class IgnoreRules(Operation):
         """Leave the database as it is."""
 
     def describe(self) -> str:
-        return f"Ignore {', '.join(self.rules)}: {self.reason}"
+        return f"Ignore {', '.join(self.rules)} on the way {self.direction}: {self.reason}"

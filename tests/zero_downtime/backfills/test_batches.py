@@ -11,7 +11,7 @@ from gotong_royong.zero_downtime.backfills import batches, steering
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 from tests.zero_downtime.load import holding, load
 

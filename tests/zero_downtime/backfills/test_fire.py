@@ -14,7 +14,7 @@ from django.db.models.functions import Upper
 from gotong_royong.zero_downtime.backfills import crew, ranges, steering, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import UNDONE
 from tests.zero_downtime.load import load
 

@@ -10,11 +10,11 @@ from django.db.models import Q
 from gotong_royong.zero_downtime.backfills import batches, crew, steering, throttle, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, in_jobs, until
 from tests.zero_downtime.load import load
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 Status = Backfill.Status
 LOOKS = """

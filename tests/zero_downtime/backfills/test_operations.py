@@ -16,9 +16,10 @@ from gotong_royong.zero_downtime.backfills import crew, inline, steering
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RequireBackfill, RunBackfill
-from tests.test_migrations import BEFORE_POPULATE, POPULATE, conninfo
+from tests.databases import conninfo
+from tests.test_migrations import BEFORE_POPULATE, POPULATE
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, until
-from tests.zero_downtime.test_executor import run as run_operations
+from tests.zero_downtime.steps import run as run_operations
 
 pytestmark = pytest.mark.once
 
@@ -208,7 +209,7 @@ def test_what_failed_without_a_where_is_done_once(skills, fill, ask, declare, op
 
 def test_the_projects_own_goes_back_and_forth(skills, ask):
     ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
-    call_command("migrate", *BEFORE_POPULATE, database=skills.alias, verbosity=0)
+    call_command("migrate", *BEFORE_POPULATE, database=skills.alias, verbosity=0, interactive=False)
     assert ask("SELECT count(markov_user_id) FROM users") == 0
     assert steering.names(skills.alias) == []
     call_command("migrate", *POPULATE, database=skills.alias, verbosity=0)

@@ -9,11 +9,11 @@ import pytest
 from gotong_royong.zero_downtime.backfills import steering, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import UNDONE
 from tests.zero_downtime.backfills.test_fire import DECLARATIONS, WRONG
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 Status = Backfill.Status
 LAID_OUT = """

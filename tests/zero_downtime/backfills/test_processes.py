@@ -16,9 +16,9 @@ from django.db import connections
 
 from gotong_royong.zero_downtime.backfills import crew, ranges, steering
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo, url
+from tests.databases import conninfo, url
 from tests.zero_downtime.load import load
-from tests.zero_downtime.test_executor import environment
+from tests.zero_downtime.steps import environment
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ import pytest
 
 from gotong_royong.zero_downtime.backfills import ranges, steering
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
 
 Status = Backfill.Status

@@ -21,7 +21,7 @@ from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.programs import open_way
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
 from tests.zero_downtime.backfills.test_fire import WRONG
 

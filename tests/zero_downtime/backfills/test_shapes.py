@@ -13,10 +13,10 @@ from gotong_royong.zero_downtime.backfills.statements import Work
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RunBackfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 from tests.zero_downtime.load import holding
-from tests.zero_downtime.test_executor import run as run_operations
+from tests.zero_downtime.steps import run as run_operations
 
 Status = Backfill.Status
 

@@ -11,7 +11,7 @@ from django.db.models.functions import Upper
 from gotong_royong.zero_downtime.backfills import batches, crew, ranges, steering, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, in_jobs, until
 from tests.zero_downtime.load import holding
 

@@ -10,10 +10,11 @@ from django.conf import settings as project
 
 from gotong_royong.zero_downtime.backfills import steering
 from gotong_royong.zero_downtime.models import Backfill
+from tests import forks
 from tests.conftest import _database
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.load import load
-from tests.zero_downtime.test_executor import environment
+from tests.zero_downtime.steps import environment
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
@@ -27,15 +28,9 @@ ENQUEUED = "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'zero_down
 
 def manage(database, *arguments, **environ):
     """Run a command where the queue is installed."""
-    return subprocess.run(
-        [sys.executable, "manage.py", *arguments],
-        env={**environment(database), "BACKFILL_QUEUE": "1", **environ},
-        cwd=project.BASE_DIR,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = forks.manage(*arguments, env={**environment(database), "BACKFILL_QUEUE": "1", **environ})
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def worker(database):

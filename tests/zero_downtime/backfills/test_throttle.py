@@ -16,10 +16,12 @@ from gotong_royong.zero_downtime.backfills import inline, ranges, steering
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import going, until
 from tests.zero_downtime.load import load
-from tests.zero_downtime.test_executor import run as run_operations
+from tests.zero_downtime.steps import run as run_operations
+
+pytestmark = pytest.mark.once
 
 
 def look(database, **options):

@@ -77,3 +77,36 @@ def test_what_points_to_a_renamed_table_is_looked_at_again(tried):
     (key,) = [one for table in seen.catalog.values() for one in table.constraints.values() if one.kind == "f"]
     assert key.target == "buyers"
     assert lint(tried, rename) == [{"E201"}]
+
+
+MADE = """
+atomic = False
+stage = Stage.POST_DEPLOY
+operations = [
+    migrations.RunSQL(
+        "CREATE {} CONCURRENTLY IF NOT EXISTS made ON shop_order {}",
+        "DROP INDEX CONCURRENTLY IF EXISTS made",
+        state_operations=[{}],
+    ),
+]
+"""
+INDEX = 'migrations.AddIndex("order", models.Index(fields=["number"], condition=models.Q(number__gt=0), name="made"))'
+UNIQUE = 'migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], include=["note"], name="made"))'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "operation", "differs"),
+    [
+        ("INDEX", "(number) WHERE number > 0", INDEX, False),
+        ("INDEX", "(number)", INDEX, True),
+        ("INDEX", "(number) WHERE number > 1", INDEX, True),
+        ("INDEX", "USING hash (number) WHERE number > 0", INDEX, True),
+        ("INDEX", "(number) INCLUDE (note) WHERE number > 0", INDEX, True),
+        ("UNIQUE INDEX", "(number) INCLUDE (note)", UNIQUE, False),
+        ("UNIQUE INDEX", "(number)", UNIQUE, True),
+        ("UNIQUE INDEX", "(number) INCLUDE (note) WHERE number > 0", UNIQUE, True),
+    ],
+)
+def test_an_index_of_the_same_name_is_compared(tried, kind, body, operation, differs):
+    (broken,) = lint(tried, MADE.format(kind, body, operation))
+    assert ("E306" in broken) is differs

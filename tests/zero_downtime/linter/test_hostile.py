@@ -11,6 +11,7 @@ from django.db import connection
 
 from tests.conftest import _database
 from tests.test_migrations import conninfo, url
+from tests.zero_downtime.linter.test_scratch import until
 from tests.zero_downtime.shop import Shop
 
 pytestmark = pytest.mark.once
@@ -164,6 +165,37 @@ def test_one_that_ends_the_process_when_it_is_loaded_is_named(shop, code):
         "os._exit(0)": "ZeroDowntimeError: While loading shop.migrations.0002_exits: it ended the process that ran it ",
     }
     assert said.startswith(named[code])
+
+
+def test_one_that_the_linter_fails_on_costs_its_verdict_and_no_other(shop):
+    shop.write("0002_broken", "type('Odd', (migrations.RunSQL,), {'reversible': property(lambda self: 1 / 0)})('')")
+    shop.write("0003_index", 'migrations.RunSQL("CREATE INDEX i ON items (id)", "DROP INDEX i")')
+    done = shop.run("lintmigrations", "shop", "--format=json")
+    assert done.out, done
+    found = {(one["migration"][:4], one["id"][-4:]): one["message"] for one in map(json.loads, done.out.splitlines())}
+    assert "The linter fails on it: " in found["0002", "W401"], done
+    assert ("0003", "E103") in found
+
+
+@pytest.mark.parametrize("killed", ["parent", "child", "server"])
+def test_a_kill_leaves_nothing_and_ends_it_with_an_error(shop, tmp_path, monkeypatch, killed):
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
+    sleep = f"open({str(tmp_path / 'at')!r}, 'w').write('here') and time.sleep(5)"
+    shop.write("0002_waits", f"migrations.RunPython(lambda *_: {sleep}, migrations.RunPython.noop)")
+    process = shop.start("lintmigrations", "shop")
+    until((tmp_path / "at").exists)
+    parent = psutil.Process(process.pid)
+    began = parent.children(recursive=True)
+    (server,) = [one for one in parent.children() if one.name() == "postgres"]
+    (child,) = [one for one in parent.children() if one.cmdline() == parent.cmdline()]
+    {"parent": parent, "child": child, "server": server}[killed].kill()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if killed == "child":
+        assert "It ended the process that ran it (SIGKILL)." in out
+    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in began))
+    (tmp_path / "at").unlink()
+    assert "2 migrations, 0 errors" in shop.succeed("lintmigrations", "shop")
 
 
 def test_nothing_of_it_is_left(linted):

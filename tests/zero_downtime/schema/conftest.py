@@ -8,7 +8,7 @@ from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime.editors import schema_editor_class
 from tests.conftest import _database
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.schema.cases import BASE, BASE_ROWS
 
 # Set again rather than compared: it takes a lock that nobody who reads or writes rows waits for.

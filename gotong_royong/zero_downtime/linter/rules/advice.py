@@ -9,18 +9,22 @@ from gotong_royong.zero_downtime.changes import columns_set
 from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
-from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, statements
+from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, recipe_of, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.statements import split
 
 NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
+ABSENT = re.compile(
+    r'00000 (?P<kind>(?:foreign )?table|(?:materialized )?view|relation|schema) "(?P<name>.*)" does not exist, skipping'
+)
 
 
 @rule(
     "W401",
     "The migration could not be judged",
-    condition="It needs what the scratch database has not, was stopped, or fails because another one before it does.",
+    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, or fails because another one "
+    "before it does.",
     effect="Nothing is known about this migration: {why}",
     instead="""
 If another migration is named, correct that one first. Otherwise give the scratch server what is missing
@@ -38,6 +42,11 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
         yield Spot(trace.up, failure.operation, values={"why": failure.message})
     elif trace.down and trace.down.failure and trace.down.failure.environment:
         yield Spot(trace.down, trace.down.failure.operation, values={"why": trace.down.failure.message})
+    for statement in trace.up.statements:
+        for absent in filter(None, map(ABSENT.fullmatch, statement.notices)):
+            if absent["name"] not in trace.tables:
+                why = f"there is no {absent['kind']} {absent['name']} in the scratch database, so what happens to one"
+                yield Spot(trace.up, None, statement, values={"why": f"{why} was not seen: {statement.sql[:100]}"})
 
 
 @rule(
@@ -114,9 +123,9 @@ atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
-        reverse_sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} …",
-        state_operations=[...],  # what drops it now
+        {forth}="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
+        {back}="CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} {body:text}",
+        state_operations=[...],  # what {drops} it now
     ),
 ]
 """,
@@ -124,14 +133,18 @@ operations = [
     good=NOT_ATOMIC + operations(DROP_CREATED),
 )
 def index_dropped(trace: Trace) -> Iterator[Spot]:
-    new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104"}}
+    new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104", "E113"}}
     for passed, statement in statements(trace):
         for change in statement.changes:
             before, lock = change.before, statement.held.get(change.table)
             others = any(c.kind == "column" and c.table == change.table for c in statement.changes)
-            is_gone = isinstance(before, Index) and not before.constraint and change.after is None
-            if is_gone and not others and change.name not in new and lock and lock.mode == STRONGEST:
-                yield Spot(passed, None, statement, change.table, lock, {"name": change.name})
+            if not isinstance(before, Index) or before.constraint or change.after or others or change.name in new:
+                continue
+            alike = (c.after for c in statement.changes if c.table == change.table and isinstance(c.after, Index))
+            if recipe_of(before)["body"] in (recipe_of(index)["body"] for index in alike):  # it has another name now
+                continue
+            if lock and lock.mode == STRONGEST:
+                yield Spot(passed, None, statement, change.table, lock, recipe_of(before))
 
 
 NEW_INDEX = """\

@@ -49,6 +49,26 @@ operations = [
     ),
 ]
 """
+UNIQUE_CONSTRAINT = """
+operations = [
+    migrations.RunSQL(
+        sql=[
+            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS order_number_idx ON shop_order (number)",
+            "ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS order_number, "
+            "ADD CONSTRAINT order_number UNIQUE USING INDEX order_number_idx",
+        ],
+        reverse_sql="ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS order_number",
+        state_operations=[
+            migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number")),
+        ],
+    ),
+]
+"""
+EXCLUSION = """\
+migrations.RunSQL(
+    "ALTER TABLE shop_order ADD CONSTRAINT order_created EXCLUDE (created WITH =)",
+    "ALTER TABLE shop_order DROP CONSTRAINT order_created",
+)"""
 NOT_VALID = """\
 AddConstraintNotValid(
     "order", models.CheckConstraint(condition=models.Q(number__gt=0), name="number_is_positive")

@@ -5,24 +5,27 @@ that holds somebody up while the server reads or writes a whole table
 (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Lock, Pass, Statement, Trace
-from gotong_royong.zero_downtime.linter.names import Name
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import (
+    EXCLUSION,
     NOT_ATOMIC,
     NOT_VALID_AND_VALIDATE,
     POST_DEPLOY,
-    UNIQUE_INDEX,
+    UNIQUE_CONSTRAINT,
     operations,
 )
 from gotong_royong.zero_downtime.statements import split
 
 HOUSEKEEPING = {"VACUUM", "CLUSTER", "TRUNCATE", "REINDEX", "REFRESH"}
 STRONGEST = "AccessExclusiveLock"
+BEFORE_BODY = re.compile(r".*? USING btree |.*?(?=USING )", re.DOTALL)
+DEFERRAL = re.compile(r"(?: DEFERRABLE)?(?: INITIALLY DEFERRED)?$")
 
 
 def statements(trace: Trace) -> Iterator[tuple[Pass, Statement]]:
@@ -40,6 +43,31 @@ def blocking(statement: Statement, table: str) -> Lock | None:
 def new_index(statement: Statement, table: str) -> Index | None:
     found = (c.after for c in statement.changes if c.kind == "index" and c.table == table and not c.before)
     return next((index for index in found if isinstance(index, Index)), None)
+
+
+def constraint_of(statement: Statement, index: Index) -> Constraint | None:
+    """Return the new constraint that the index is for."""
+    found = (c.after for c in statement.changes if c.kind == "constraint" and c.name == index.name)
+    return next((one for one in found if isinstance(one, Constraint)), None)
+
+
+def exclusion(statement: Statement, index: Index) -> bool:
+    constraint = constraint_of(statement, index)
+    return constraint is not None and constraint.kind == "x"
+
+
+def recipe_of(index: Index, constraint: Constraint | None = None) -> dict[str, Any]:
+    """Return what is needed to write the statement that builds the index, and that makes the constraint of it."""
+    values = {
+        "name": index.name,
+        "unique": "UNIQUE " * index.unique,
+        "body": BEFORE_BODY.sub("", index.definition, count=1),
+    }
+    if constraint:
+        values["index"] = f"{index.name.encode()[:58].decode(errors='ignore')}_idx"
+        values["kind"] = "PRIMARY KEY" if constraint.kind == "p" else "UNIQUE"
+        values["deferral"] = DEFERRAL.search(constraint.definition)[0]  # type: ignore[index]
+    return values
 
 
 def validated(statement: Statement, table: str) -> Change | None:
@@ -76,7 +104,7 @@ def cause(statement: Statement, table: str) -> str:
     if table in statement.rewrites:
         return "E102"
     if index:
-        return "E104" if index.unique or index.constraint else "E103"
+        return "E103" if not index.constraint else "E113" if exclusion(statement, index) else "E104"
     if change:
         return "E106" if change.before else "E105"
     if made_not_null(statement, table):
@@ -93,8 +121,7 @@ def long_locks(trace: Trace, id: str) -> Iterator[Spot]:
             if cause(statement, table) == id:
                 values: dict[str, Any] = {}
                 if index := new_index(statement, table):
-                    columns = Name.several(index.columns)
-                    values = {"name": index.name, "columns": columns, "definition": index.definition}
+                    values = recipe_of(index, constraint_of(statement, index))
                 if (change := validated(statement, table)) and isinstance(change.after, Constraint):
                     values = {"name": change.name, "definition": change.after.definition}
                 if column := made_not_null(statement, table):
@@ -145,6 +172,10 @@ Add a new column of the wanted type, keep it up to date by a trigger, fill it in
 let the code use it, and drop the old one in a later migration with stage = Stage.POST_DEPLOY. For a new column, use a
 constant or a stable default (db_default=Now() is one), or add it without a default and fill it in batches.
 """,
+    back="""
+The way down turns the column back, which writes the table anew. Take it back only while the table is small; otherwise
+leave the column as it is, and bring what is wanted in a new migration.
+""",
     bad=operations('migrations.AlterField("order", "number", models.BigIntegerField())'),
     good=operations('migrations.AddField("order", "big_number", models.BigIntegerField(null=True))'),
 )
@@ -153,16 +184,16 @@ constant or a stable default (db_default=Now() is one), or add it without a defa
 long_lock(
     "E103",
     "An index is built while writes wait",
-    condition="CREATE INDEX without CONCURRENTLY on a table of before.",
+    condition="CREATE INDEX or CREATE UNIQUE INDEX without CONCURRENTLY on a table of before.",
     effect="{lock} on {table} blocks {blocks} while index {name} is built from all rows: {statement}",
     instead="""
 atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} ({columns:sql_text})",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
-        state_operations=[...],  # what makes it now; a foreign key: AddField with db_index=False before that
+        {forth}="CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} {body:text}",
+        {back}="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
+        state_operations=[...],  # what {makes} it now; a foreign key: AddField with db_index=False before that
     ),
 ]
 """,
@@ -185,7 +216,7 @@ operations = [
 
 long_lock(
     "E104",
-    "A unique, primary key or exclusion constraint is built while others wait",
+    "A unique constraint or a primary key is built while others wait",
     condition="A statement builds the unique index of a constraint on a table of before, not CONCURRENTLY.",
     effect="{lock} on {table} blocks {blocks} while the unique index {name} is built from all rows: {statement}",
     instead="""
@@ -193,21 +224,37 @@ atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql=[
-            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} ({columns:sql_text})",
-            # a moment's lock; leave it out if an index will do, and drop the constraint in reverse_sql if not
-            "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name_key:sql_text}, "
-            "ADD CONSTRAINT {name_key:sql_text} UNIQUE USING INDEX {name:sql_text}",
+        {forth}=[
+            "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {index:sql_text} ON {table:sql_text} {body:text}",
+            "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}, "  # a moment's lock
+            "ADD CONSTRAINT {name:sql_text} {kind} USING INDEX {index:sql_text}{deferral}",  # which renames the index
         ],
-        reverse_sql="ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name_key:sql_text}",
-        state_operations=[...],  # what makes it now
+        {back}="ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}",
+        state_operations=[...],  # what {makes} it now
     ),
 ]
-An exclusion constraint cannot be built CONCURRENTLY: make a new table with it and move the rows there.
 """,
     bad=POST_DEPLOY
     + operations('migrations.AddConstraint("order", models.UniqueConstraint(fields=["number"], name="order_number"))'),
-    good=NOT_ATOMIC + POST_DEPLOY + UNIQUE_INDEX,
+    good=NOT_ATOMIC + POST_DEPLOY + UNIQUE_CONSTRAINT,
+)
+
+
+long_lock(
+    "E113",
+    "An exclusion constraint is built while others wait",
+    condition="A statement adds an exclusion constraint to a table of before.",
+    effect="{lock} on {table} blocks {blocks} while the index of {name} is built from all rows: {statement}",
+    instead="""
+PostgreSQL builds no exclusion constraint CONCURRENTLY. While the table is small, say so:
+
+IgnoreRules("E113", reason="It has a thousand rows.")
+
+Else make a new table with the constraint, keep it up to date by a trigger, and move the rows there in batches.
+""",
+    bad=POST_DEPLOY + operations(EXCLUSION),
+    good=POST_DEPLOY
+    + operations('IgnoreRules("E113", "W415", reason="It has a thousand rows, and the form keeps to it.")', EXCLUSION),
 )
 
 
@@ -221,13 +268,13 @@ atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql=[
+        {forth}=[
             "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}, "
             "ADD CONSTRAINT {name:sql_text} {definition:text} NOT VALID",
             "ALTER TABLE {table:sql_text} VALIDATE CONSTRAINT {name:sql_text}",
         ],
-        reverse_sql="ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}",
-        state_operations=[...],  # what makes it now; a foreign key: AddField with db_constraint=False before that
+        {back}="ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}",
+        state_operations=[...],  # what {makes} it now; a foreign key: AddField with db_constraint=False before that
     ),
 ]
 """,
@@ -290,15 +337,15 @@ atomic = False
 
 operations = [
     migrations.RunSQL(
-        sql=[
+        {forth}=[
             "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}, "
             "ADD CONSTRAINT {name:sql_text} CHECK ({column:sql_text} IS NOT NULL) NOT VALID",
             "ALTER TABLE {table:sql_text} VALIDATE CONSTRAINT {name:sql_text}",
             "ALTER TABLE {table:sql_text} ALTER COLUMN {column:sql_text} SET NOT NULL",  # the CHECK is proof
             "ALTER TABLE {table:sql_text} DROP CONSTRAINT IF EXISTS {name:sql_text}",
         ],
-        reverse_sql="ALTER TABLE {table:sql_text} ALTER COLUMN {column:sql_text} DROP NOT NULL",
-        state_operations=[...],  # what makes it now
+        {back}="ALTER TABLE {table:sql_text} ALTER COLUMN {column:sql_text} DROP NOT NULL",
+        state_operations=[...],  # what {makes} it now
     ),
 ]
 """,

@@ -86,10 +86,10 @@ class Command(mistakes.Plain):
                     self.stdout.writelines(f"{line}\n" for line in reports.text(broken, self.style))
         if options["format"] != "text":
             self.stdout.writelines(f"{line}\n" for line in FORMATS[options["format"]](found))
-        errors = sum(one.rule.level >= ERROR for one in found)
+        errors = sum(one.level >= ERROR for one in found)
         numbers = {"migration": seen, "error": errors, "warning": len(found) - errors}
         said = ", ".join(counted(number, noun) for noun, number in numbers.items()) + "."
-        if any(one.rule.level >= (ERROR if options["fail_level"] == "ERROR" else WARNING) for one in found):
+        if any(one.level >= (ERROR if options["fail_level"] == "ERROR" else WARNING) for one in found):
             raise ZeroDowntimeError(said)
         if options["format"] == "text" and options["verbosity"]:
             self.stdout.write(self.style.SUCCESS(said))

@@ -1,6 +1,7 @@
 """Django's ``makemigrations``, with names that say when and what; the autodetector finds them."""
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import mistakes
+from gotong_royong.zero_downtime import chain
 from gotong_royong.zero_downtime.autodetector import (
     MigrationAutodetector,
     describe_merge,
@@ -18,15 +19,15 @@ from gotong_royong.zero_downtime.autodetector import (
 )
 
 
-class Command(mistakes.Plain, makemigrations.Command):
+class Command(chain.Chained, makemigrations.Command):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
     def handle(self, *app_labels: str, **options: Any) -> None:
-        mistakes.refuse_unknown_apps(app_labels)
-        with warnings.catch_warnings():
-            warnings.showwarning = self.warn
+        with warnings.catch_warnings() if self._called_from_command_line else nullcontext():
+            if self._called_from_command_line:
+                warnings.showwarning = self.warn
             super().handle(*app_labels, **options)
 
     def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
@@ -37,12 +38,13 @@ class Command(mistakes.Plain, makemigrations.Command):
         self, changes: dict[str, Any], update_previous_migration_paths: dict[str, str] | None = None
     ) -> None:
         """Rename what ``--update`` changed: Django keeps four characters of the old name as its number."""
-        if update_previous_migration_paths:
+        updated = [*filter(None, [update_previous_migration_paths])]  # Django passes it for --update only
+        for paths in updated:
             loader = MigrationLoader(connection)
-            previous = [(app_label, Path(path).stem) for app_label, path in update_previous_migration_paths.items()]
+            previous = [(app_label, Path(path).stem) for app_label, path in paths.items()]
             state = loader.project_state(previous, at_end=False)
             rename(changes, loader.graph, state, MigrationAutodetector.now(), self.migration_name)
-        super().write_migration_files(changes, update_previous_migration_paths)
+        super().write_migration_files(changes, *updated)
 
     def handle_merge(self, loader: MigrationLoader, conflicts: dict[str, Any]) -> None:
         """Merge app by app: Django adds one to the highest number that ``parse_number`` finds in an app's leaves."""

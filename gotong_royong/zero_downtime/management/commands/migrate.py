@@ -8,25 +8,29 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import mistakes, reports
+from gotong_royong.zero_downtime import chain, mistakes, reports, rollback, signals
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ImpossibleStage
+from gotong_royong.zero_downtime.exceptions import BackupFailed, ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import guarded
 from gotong_royong.zero_downtime.ledger import only_runner, why_not_guarded
 from gotong_royong.zero_downtime.loader import without_collecting
+from gotong_royong.zero_downtime.management.consent import Asking, Consent
 from gotong_royong.zero_downtime.stages import Stage
 
 
-class Command(mistakes.Plain, migrate.Command):
+class Command(chain.Chained, migrate.Command):
+    goes_on_unread = True
     report: reports.Reporter
+    executor: Asking | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -34,6 +38,10 @@ class Command(mistakes.Plain, migrate.Command):
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
+        with self.taking(parser):
+            self.add_ours(parser)
+
+    def add_ours(self, parser: Any) -> None:
         stages = parser.add_mutually_exclusive_group()
         stages.add_argument(
             "--pre-deploy",
@@ -69,10 +77,11 @@ class Command(mistakes.Plain, migrate.Command):
             return
         connection, kind = connections[options["database"]], options["format"]
         unguarded = why_not_guarded(connection)
+        if unguarded and options["backup"]:
+            raise BackupFailed(unguarded, "Leave out --backup.")
         self.guarded = not unguarded and not options["check_unapplied"]
         if unguarded and self.verbosity and kind != "json":
             self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
-        executors: list[Executor] = []
         with ExitStack() as stack:
             self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
             stack.enter_context(self.report)
@@ -89,18 +98,42 @@ class Command(mistakes.Plain, migrate.Command):
 
             def executor(*arguments: Any) -> Executor:
                 with without_collecting():
-                    executors.append(Executor(*arguments, **keywords))
+                    self.executor = Asking(*arguments, **keywords)
                     if self.guarded:
-                        executors[-1].recall()
-                return executors[-1]
+                        agreed = not options["interactive"]
+                        self.executor.consent = None if options["fake"] else self.consent(agreed, kind)
+                        self.executor.recall()
+                return self.executor
 
             stack.callback(gc.unfreeze)
             stack.enter_context(in_place_of_djangos(executor))
             super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
-        self.refuse_to_hold_back(*executors)
+            for text in dict.fromkeys(left.text for left in self.executor.left) if self.executor else ():
+                self.report("note", text=text)
+        if self.executor:
+            self.refuse_to_hold_back(self.executor.held_back)
 
-    def refuse_to_hold_back(self, *executors: Executor) -> None:
-        held_back = [chain for executor in executors for chain in executor.held_back]
+    def consent(self, agreed: bool, kind: str) -> Consent:
+        """Return what is agreed to of what a way back destroys: all of it or nothing."""
+
+        def say(text: str) -> None:
+            if kind == "json":
+                self.report("note", text=text)
+            else:
+                self.stdout.write(text)
+
+        return Consent(say, data=agreed, all=None, options=("--no-input", ""))
+
+    def migration_progress_callback(self, action: str, migration: Any = None, fake: bool = False) -> None:
+        """Tell others in the chain what Django would; what Django prints of a recorded step, the reporter prints."""
+        shown = self.verbosity
+        self.verbosity = 0 if migration and self.executor and self.executor.run else shown
+        try:
+            super().migration_progress_callback(action, migration, fake)
+        finally:
+            self.verbosity = shown
+
+    def refuse_to_hold_back(self, held_back: list[str]) -> None:
         if held_back:
             raise ImpossibleStage(
                 "Not applied, because it must run before the deploy but needs a step that must run after one:\n"
@@ -146,21 +179,30 @@ class Command(mistakes.Plain, migrate.Command):
                 )
             if not steps:
                 self.stdout.write("  No planned migration operations.")
-        self.refuse_to_hold_back(planners[0])
+            for key, half in rollback.halves(planners[0]).items():
+                if key in planners[0].loader.applied_migrations:
+                    self.stdout.write(f"{'.'.join(key)} is {half}.", self.style.WARNING)
+        self.refuse_to_hold_back(planners[0].held_back)
         if plan and options["check_unapplied"]:
             sys.exit(1)
 
 
 @contextmanager
 def in_place_of_djangos(executor: Any) -> Iterator[None]:
-    """Let Django's command build our executor: it takes the class from its module and offers no other way."""
-    module = vars(migrate)
-    before = module["MigrationExecutor"]
-    module["MigrationExecutor"] = executor
+    """Let Django's command build our executor and send our signals: it takes them from its module."""
+    ours = {
+        "MigrationExecutor": executor,
+        "emit_pre_migrate_signal": partial(signals.send, "pre_migrate"),
+        "emit_post_migrate_signal": partial(signals.send, "post_migrate"),
+    }
+    before = {name: getattr(migrate, name) for name in ours}
     try:
+        for name, value in ours.items():
+            setattr(migrate, name, value)
         yield
     finally:
-        module["MigrationExecutor"] = before
+        for name, value in before.items():
+            setattr(migrate, name, value)
 
 
 @contextmanager

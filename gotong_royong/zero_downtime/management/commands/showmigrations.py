@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.commands import showmigrations
 
-from gotong_royong.zero_downtime import history, mistakes, rollback
+from gotong_royong.zero_downtime import chain, history, rollback
 from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.plan import only_looking
@@ -17,7 +17,7 @@ COLUMNS = "run", "faked", "checksum", "longest_blocked", "started_at", "finished
 SHOWN = re.compile(r" ?\[[X -]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
 
 
-class Command(mistakes.Plain, showmigrations.Command):
+class Command(chain.Chained, showmigrations.Command):
     help = (
         "Shows all available migrations for the current project, of the applied ones also by which run, and which are "
         "half done or half taken back, because a run failed in them."
@@ -31,7 +31,6 @@ class Command(mistakes.Plain, showmigrations.Command):
 
     def _show(self, show: Callable[..., None], connection: Any, app_names: Any) -> None:
         """Catch the lines that Django would print, and print them with what else is known, in columns."""
-        mistakes.refuse_unknown_apps(app_names)
         stdout, lines, said = self.stdout, list[tuple[Any, ...]](), list[str]()
         cells: dict[Key, list[str]] = {}
         with only_looking(connection):

@@ -1,0 +1,84 @@
+"""Which command would the project have without us, and how does ours go on top of it?
+
+Django takes a command from the first app in INSTALLED_APPS that brings one of the name. What an app behind ours has
+added to Django's, a guard, an option or a method, is to live on: ours is Django's for whoever calls it, and the next
+one's for what ours calls.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+from django.apps import AppConfig, apps
+from django.core.management import find_commands
+from django.core.management.base import BaseCommand
+
+from gotong_royong.zero_downtime import mistakes
+
+DJANGO = "django.core.management.commands."
+
+
+class Chained(mistakes.Plain):
+    """Our form of one of Django's commands. It is made on the command that the project would have without us."""
+
+    replaced: tuple[str, ...] = ()
+    """Options of the others that ours has taken, known once the arguments were added."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        made: Self = super().__new__(on_top(cls))
+        return made
+
+    @contextmanager
+    def taking(self, parser: ArgumentParser) -> Iterator[None]:
+        """Let options that are added win over others of the same name; what these are called keeps its default."""
+        before, spelled = list(parser._actions), dict(parser._option_string_actions)
+        parser._optionals.conflict_handler = "resolve"
+        yield
+        parser._optionals.conflict_handler = "error"
+        now = parser._option_string_actions
+        self.replaced = tuple(option for option, action in spelled.items() if now[option] is not action)
+        known = {action.dest for action in parser._actions}
+        gone = [action for action in before if action not in parser._actions and action.dest not in known]
+        parser.set_defaults(**{action.dest: action.default for action in gone})
+
+
+def on_top(ours: type[Chained]) -> Any:
+    """Return ours on the class of the first other app that brings the command; ours alone if that cannot be."""
+    if not (found := next_to(ours)) or not can_carry(found[1], ours):
+        return ours
+    other = found[1]
+    return other if issubclass(other, ours) else type(ours.__name__, (ours, other), {"__module__": ours.__module__})
+
+
+def next_to(ours: type[Chained]) -> tuple[AppConfig, type[BaseCommand]] | None:
+    """Return the first app whose command of that name ours is not made on yet, and its class; None if there is none."""
+    name = _djangos(ours).__module__.removeprefix(DJANGO)
+    for config in bringing(name):
+        other = command(config.name, name)
+        if not issubclass(ours, other):
+            return config, other
+    return None
+
+
+def command(app: str, name: str) -> Any:
+    """Return the class of the command of that name that the app of that name brings."""
+    return import_module(f"{app}.management.commands.{name}").Command
+
+
+def can_carry(other: type[BaseCommand], ours: type[Chained]) -> bool:
+    """Whether what ours leaves to Django's gets to the other one: it must be one of Django's, too."""
+    return issubclass(other, _djangos(ours))
+
+
+def bringing(name: str) -> Iterator[AppConfig]:
+    """Yield the apps that bring a command of that name, in the order of INSTALLED_APPS."""
+    for config in apps.get_app_configs():
+        if name in find_commands(str(Path(config.path, "management"))):
+            yield config
+
+
+def _djangos(ours: type[Chained]) -> type:
+    return next(base for base in ours.__mro__ if base.__module__.startswith(DJANGO))

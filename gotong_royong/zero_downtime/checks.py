@@ -1,0 +1,130 @@
+"""What in the settings of a project would keep the engine from doing what it promises?"""
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from django.apps import apps as django_apps
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.management import find_commands, get_commands
+from django.db import DatabaseError, NotSupportedError, connections
+from django.db.migrations.loader import MigrationLoader
+
+from gotong_royong.zero_downtime import apps
+
+HERE = Path(__file__).parent
+OURS, LABEL = apps.ZeroDowntimeConfig.name, "zero_downtime"
+FIRST = "The one whose app comes first in INSTALLED_APPS is used: change that, or call one of them otherwise."
+
+
+def _is_in_use() -> bool:
+    """Whether the app is installed, which tests may override, and works."""
+    return apps.HAS_DRIVER and django_apps.is_installed(OURS)
+
+
+@register(Tags.database)
+def servers(databases: Sequence[str] | None = None, **_: Any) -> Iterator[CheckMessage]:
+    """Say which servers are too old. One that does not answer is not this check's to name."""
+    for connection in map(connections.__getitem__, databases or ()):
+        try:
+            if connection.vendor == "postgresql":
+                connection.ensure_connection()
+        except NotSupportedError as error:
+            yield Error(
+                f"Database {connection.alias!r}: {error} Nothing can be migrated there.",
+                hint="Upgrade the server, or use a Django that supports it.",
+                id="zero_downtime.E002",
+            )
+        except DatabaseError:
+            continue
+
+
+@register(Tags.compatibility)
+def driver(**_: Any) -> Iterator[CheckMessage]:
+    """Say that the app is out of use without psycopg 3."""
+    if not apps.HAS_DRIVER:
+        yield Error(
+            f"psycopg 3 cannot be imported, and psycopg2 does not do: {OURS} does nothing, its commands are Django's.",
+            hint="pip install 'psycopg[binary]'. Django then uses it in place of psycopg2.",
+            id="zero_downtime.E001",
+        )
+
+
+@register(Tags.compatibility)
+def engines(**_: Any) -> Iterator[CheckMessage]:
+    """Say that no database is PostgreSQL. Where one of several is, a run on another one says so itself."""
+    if not any(connection.vendor == "postgresql" for connection in connections.all()):
+        yield Warning(
+            f"None of DATABASES is PostgreSQL, so nothing is guarded or recorded: the commands of {OURS} do what "
+            "Django's do.",
+            hint=f"Take {OURS!r} out of INSTALLED_APPS where the settings are for another database.",
+            id="zero_downtime.W004",
+        )
+
+
+@register(Tags.models)
+def migrations(**_: Any) -> Iterator[CheckMessage]:
+    """Say which of our migrations are not where MIGRATION_MODULES says."""
+    module, is_set = MigrationLoader.migrations_module(LABEL) if _is_in_use() else ("", False)
+    if not is_set:
+        return
+    folder = find_spec(module) if module else None
+    there = {found.name for found in iter_modules(folder.submodule_search_locations)} if folder else set()
+    if missing := sorted({path.stem for path in HERE.glob("migrations/2*.py")} - there):
+        yield Warning(
+            f"MIGRATION_MODULES takes {len(missing)} of the migrations of {OURS} away, from {missing[0]} on: without "
+            "its tables no run can be recorded, and none is begun.",
+            hint=f"Take {LABEL!r} out of MIGRATION_MODULES, but for settings of tests.",
+            id="zero_downtime.W005",
+        )
+
+
+@register(Tags.commands)
+def commands(**_: Any) -> Iterator[CheckMessage]:
+    """Say which of our commands another app's keeps away, and which of another app's ours keeps away."""
+    if not _is_in_use():
+        return
+    from gotong_royong.zero_downtime import chain
+
+    for name in find_commands(str(HERE / "management")):
+        others = [config.name for config in chain.bringing(name) if config.name != OURS]
+        if others and isinstance(used := get_commands()[name], str):
+            yield from _together(name, used, others[0], chain.command(OURS, name))
+
+
+def _together(name: str, used: str, other: str, ours: type) -> Iterator[CheckMessage]:
+    """Say what of one of our commands, and of that of the first other app, is lost.
+
+    Args:
+        used: the app whose command of that name Django takes.
+    """
+    from gotong_royong.zero_downtime import chain
+
+    is_chained, taken = issubclass(ours, chain.Chained), chain.command(used, name)
+    if not issubclass(taken, ours):
+        then = "then both are used" if is_chained else f"then that of {used} is not used"
+        yield Warning(
+            f"manage.py {name} is the command of {used}, so that of {OURS} is not used and does nothing.",
+            hint=f"Put {OURS!r} before {used!r} in INSTALLED_APPS; {then}.",
+            id="zero_downtime.W001",
+        )
+    elif not is_chained:
+        yield Warning(f"{OURS} and {other} both bring a command {name}.", hint=FIRST, id="zero_downtime.W002")
+    elif (beneath := chain.next_to(taken)) and not chain.can_carry(beneath[1], taken):
+        yield Warning(
+            f"manage.py {name} is the command of {used}, so that of {beneath[0].name} is not used: "
+            "nothing of it can be kept, as it is not made on Django's.",
+            hint=FIRST,
+            id="zero_downtime.W002",
+        )
+    else:
+        command = taken()
+        command.create_parser("manage.py", name)
+        for option in command.replaced:
+            yield Warning(
+                f"{OURS} and another app both bring the option {option} of {name}; the former's is used.",
+                hint=f"Nothing is to be done if both mean the same. If not: {FIRST}",
+                id="zero_downtime.W003",
+            )

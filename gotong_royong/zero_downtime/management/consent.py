@@ -1,0 +1,130 @@
+"""Has somebody agreed to what a way back destroys?
+
+It is named before it is done, and counted again after the answer. Without a terminal nobody is asked, so the options of
+the command have to say it.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gotong_royong.zero_downtime import losses, rollback
+from gotong_royong.zero_downtime.exceptions import NotUndoable
+from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.rollback import Applied
+from gotong_royong.zero_downtime.stages import Plan, key_of
+
+
+@dataclass
+class Consent:
+    """What the options of a command agree to, and how it tells what there is to agree to.
+
+    Args:
+        say: is told each line.
+        data: whether the losses are agreed to.
+        all: whether nothing may be left of the database; None if that is as good as anything that is lost.
+        edited: whether to go back by what an edited file says now.
+        options: those with which losses, and the loss of all, are agreed to.
+    """
+
+    say: Callable[[str], object]
+    data: bool
+    all: bool | None
+    edited: bool = False
+    options: tuple[str, str] = ("--yes", "--yes --all")
+
+    def show(
+        self, executor: Executor, done: list[Applied], chosen: list[Applied], *, only_losses: bool = False
+    ) -> tuple[Plan, losses.Reader]:
+        """Say what is taken back and what is lost with it; return the steps, and that.
+
+        Args:
+            done: all that is applied.
+            chosen: what of it to take back.
+            only_losses: whether to say nothing if nothing is lost.
+
+        Raises:
+            NotUndoable: names what cannot be taken back.
+        """
+        rollback.refuse_unknown(executor, done, chosen, accept_edited=self.edited)
+        executor.faked |= {one.key for one in chosen if one.is_faked}
+        plan = rollback.plan_of(executor, {one.key for one in chosen}, executor.faked)
+        found = self._look(executor, plan)
+        half = {one.key: one.runs[-1] for one in chosen if one.is_half}
+        if only_losses and not found.losses:
+            return plan, found
+        self.say("To be taken back, in this order:")
+        for migration, _ in plan:
+            run = half.get(key_of(migration))
+            what = " (only its record: it was faked)" if key_of(migration) in executor.faked else ""
+            self.say(f"  {migration}{f' (what run {run} did before it failed)' if run else what}")
+            for loss in found.losses:
+                if loss.migration == migration:
+                    self.say(f"    {loss}")
+        return plan, found
+
+    def agree(self, executor: Executor, plan: Plan, found: losses.Reader, *, is_all: bool) -> None:
+        """Make sure that somebody has agreed to what goes; look again after the answer, for that may take long.
+
+        Args:
+            found: what ``show`` has said.
+            is_all: whether all that is applied goes.
+
+        Raises:
+            NotUndoable: if nobody has, or the way back must fail.
+        """
+        while True:
+            if any(loss.must_fail for loss in found.losses):
+                raise NotUndoable("The way back must fail, as is said above. Nothing was changed.")
+            if self.all is not None and (is_all or losses.empties(executor, found)):
+                if not (self.data and self.all):
+                    self._ask_for_all(executor.connection.settings_dict["NAME"])
+            elif found.losses and not self.data:
+                self._ask()
+            again = found if self.data or not found.losses else self._look(executor, plan)
+            if again.losses == found.losses:
+                executor.agreed = again.goes_along
+                return
+            found = again
+            self.say("That has changed meanwhile. By now it is:")
+            for loss in found.losses:
+                self.say(f"  {loss.migration} {loss}")
+
+    def _look(self, executor: Executor, plan: Plan) -> losses.Reader:
+        return losses.way_back(executor, [step for step in plan if key_of(step[0]) not in executor.faked])
+
+    def _ask(self) -> None:
+        if not sys.stdin.isatty():
+            raise NotUndoable(
+                f"Data would be lost, as listed above. Nothing was changed. Add {self.options[0]} to lose them."
+            )
+        if input("These data will be lost. Type yes to go on: ").strip().lower() != "yes":
+            raise NotUndoable("Nothing was changed.")
+
+    def _ask_for_all(self, database: str) -> None:
+        said = f"That is all that there is: nothing is left of the database {database}."
+        if not sys.stdin.isatty():
+            raise NotUndoable(f"{said} Nothing was changed. Add {self.options[1]} if that is meant.")
+        if input(f"{said} Type its name to go on: ").strip() != database:
+            raise NotUndoable("Nothing was changed.")
+
+
+class Asking(Executor):
+    """One whose plan leads back only if somebody has agreed to what that destroys; that of Django's migrate.
+
+    ``--no-input`` agrees, as with Django's other commands. What is only recorded destroys nothing, and of the ledger's
+    own tables nothing is told.
+    """
+
+    consent: Consent | None = None
+
+    def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
+        plan = super().migration_plan(targets, clean_start)
+        back = {key_of(migration) for migration, backwards in plan if backwards}
+        if self.consent and back and not clean_start:
+            done = rollback.applied(self)
+            if chosen := [one for one in done if one.key in back]:
+                steps, found = self.consent.show(self, done, chosen, only_losses=True)
+                self.consent.agree(self, steps, found, is_all=False)
+        return plan
