@@ -1,6 +1,6 @@
 """What can a migration do to whoever runs it? It ends when its time is over, reaches no network, prints nothing.
 
-Programs that it starts and libraries with sockets of their own, as psycopg has, are not held back.
+Programs that it starts and libraries with sockets of their own are not held back; psycopg, which has such, is.
 """
 
 import os
@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from django.db import connections
+from psycopg import generators
+from psycopg.conninfo import conninfo_to_dict
 
 from gotong_royong.zero_downtime.stages import Key
 
@@ -58,6 +62,13 @@ def confined(limit: float) -> Iterator[None]:
     def refuse(*_: Any) -> None:
         raise NetworkRefused("The linter lets no migration reach the network.")
 
+    connect, hosts = generators.connect, {entry["HOST"] for entry in connections.settings.values()}
+
+    def connect_here(conninfo: str, **more: Any) -> Any:
+        if conninfo_to_dict(conninfo).get("host", "") not in hosts:
+            refuse()
+        return connect(conninfo, **more)
+
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         if _can_be_interrupted():
@@ -67,6 +78,8 @@ def confined(limit: float) -> Iterator[None]:
         for name in ("connect", "connect_ex"):  # inherited from C, so that they are there again once ours are gone
             setattr(socket.socket, name, refuse)
             stack.callback(delattr, socket.socket, name)
+        generators.connect = connect_here  # psycopg's sockets are libpq's
+        stack.callback(setattr, generators, "connect", connect)
         yield
 
 
