@@ -29,7 +29,7 @@ from gotong_royong.zero_downtime.exceptions import (
 from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import Loader
+from gotong_royong.zero_downtime.loader import Loader, parts
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
@@ -104,9 +104,7 @@ class Executor(MigrationExecutor):
                 self.report("note", text=f"{'.'.join(key)} is {half}.")
         lost = history.lost(self.connection, self.loader, memory)
         for migration in lost:
-            self.record_migration(migration)  # type: ignore[call-arg, arg-type]
-            if migration.replaces:
-                self.recorder.record_applied(*key_of(migration))
+            self._record(migration)
             self.report(
                 "note",
                 text=f"django_migrations has lost {migration}, which the ledger knows to be applied: "
@@ -293,7 +291,7 @@ class Executor(MigrationExecutor):
             if editor:
                 editor.run_deferred()
                 journal.before_commit()
-            self.record_migration(migration)  # type: ignore[call-arg, arg-type]
+            self._record(migration)
         return state
 
     def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
@@ -328,9 +326,14 @@ class Executor(MigrationExecutor):
                 step.left = [*undo.take_back(migration, state, editor, journal, past, run)]
             if editor:
                 editor.run_deferred()
-            for app, name in [*migration.replaces, key_of(migration)]:
-                self.recorder.record_unapplied(app, name)
+            self._record(migration, applied=False)
         return state
+
+    def _record(self, migration: Migration, *, applied: bool = True) -> None:
+        """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
+        record = self.recorder.record_applied if applied else self.recorder.record_unapplied
+        for app, name in dict.fromkeys([*parts(self.loader, migration), key_of(migration)]):
+            record(app, name)
 
     def _past(self, step: Progress) -> Past:
         """Return what was done of a migration: of this run's all, of earlier ones what the ledger tells."""

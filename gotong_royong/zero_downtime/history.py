@@ -26,7 +26,7 @@ from gotong_royong.zero_downtime.statements import Object
 # A table that is looked for along the search path is found only in a schema that the role may use.
 TABLES = """
     SELECT relname, format('%%I.%%I', nspname, relname), quote_ident(current_user),
-           has_table_privilege(pg_class.oid, 'SELECT'), has_table_privilege(pg_class.oid, 'UPDATE')
+           has_table_privilege(pg_class.oid, 'SELECT')
     FROM unnest(%s::text[]) AS wanted JOIN pg_class ON pg_class.oid = to_regclass(wanted)
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
 """
@@ -55,16 +55,9 @@ def tables(alias: str) -> dict[type[Model], str]:
     with connections[alias].cursor() as cursor:
         cursor.execute(TABLES, [list(by_name)])
         rows = cursor.fetchall()
-    if closed := [name for _, name, _, may_read, _ in rows if not may_read]:
+    if closed := [name for _, name, _, may_read in rows if not may_read]:
         raise LedgerNotReadable(closed, rows[0][2])
     return {by_name[name]: full for name, full, *_ in rows}
-
-
-def may_write(alias: str) -> bool:
-    """Whether there is a ledger whose runs this role may change."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(TABLES, [[Run._meta.db_table]])
-        return any(may for *_, may in cursor.fetchall())
 
 
 def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, Any]:
@@ -150,27 +143,31 @@ def applied_by(alias: str, loader: MigrationLoader, *columns: str) -> dict[Key, 
 
 
 def remembered(alias: str, loader: MigrationLoader) -> dict[Key, Any]:
-    """Return the last step, up or down, of each migration of the graph and of each that these replace."""
+    """Return the last step, up or down, of each migration that ``named`` returns."""
     return latest_steps(alias, named(loader), "pk", "run", "checksum", "faked")
 
 
-def vouching(migration: Migration, memory: dict[Key, Any]) -> list[Any]:
+def vouching(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> list[Any]:
     """Return the steps that applied the migration: its own, or of a squash those of all that it replaces.
 
     None if one of them is not known, or was taken back since.
     """
-    own = memory.get(key_of(migration))
-    replaced = [memory.get((app, name)) for app, name in migration.replaces]
-    later = [step for step in replaced if step and (own is None or step.pk > own.pk)]
-    steps = replaced if later else [own]
+    steps = _latest(loader, key, memory)
     return steps if all(step and step.direction == Step.Direction.UP for step in steps) else []
 
 
+def _latest(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> list[Any]:
+    """Return the last step of the migration, or of each that it replaces if one of those has a later one."""
+    own, migration = memory.get(key), loader.disk_migrations.get(key)
+    replaced = [step for part in (migration.replaces if migration else ()) for step in _latest(loader, part, memory)]
+    return replaced if any(step and (own is None or step.pk > own.pk) for step in replaced) else [own]
+
+
 def named(loader: MigrationLoader) -> set[Key]:
-    """Return the migrations of the graph, what they replace, and what is applied, whether it has files or not."""
-    nodes = loader.graph.nodes
-    replaced = ((app, name) for migration in nodes.values() for app, name in migration.replaces)
-    return {*nodes, *loader.applied_migrations, *replaced}
+    """Return the migrations that have files, what they replace, and what is applied."""
+    files = loader.disk_migrations
+    replaced = ((app, name) for migration in files.values() for app, name in migration.replaces)
+    return {*files, *loader.applied_migrations, *replaced}
 
 
 def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:
@@ -215,7 +212,7 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
 
 
 def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) -> bool:
-    steps = vouching(migration, memory)
+    steps = vouching(loader, key_of(migration), memory)
     files = {(step.app, step.name): step for step in steps if (step.app, step.name) in loader.disk_migrations}
     return bool(steps) and not any(is_edited(loader.disk_migrations[key], step) for key, step in files.items())
 

@@ -107,8 +107,8 @@ _holders: list[Holder] = []
 def _open(session: BaseDatabaseWrapper, settings: dict[str, str]) -> None:
     bounded = {"lock_timeout": locks.milliseconds(conf.PATIENCE)}  # somebody may have locked a table of the ledger
     settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **bounded, **settings}
+    locks.put(session, settings)
     with session.cursor() as cursor:
-        cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
         # The next commit of the migrating session takes to the disk what the ledger wrote before it.
         cursor.execute("SET synchronous_commit = off")
 
@@ -297,11 +297,11 @@ class Steps:
 
 def bury_the_dead(alias: str, report: Report) -> None:
     """Mark and tell the runs that never said how they ended, if this role may. Hold the runner's lock meanwhile."""
-    if not alias or not history.may_write(alias):
-        return
-    for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
-        _close(dead, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
-        report("note", text=f"Found {dead.described}, whose process died.")
+    if alias and history.tables(alias):
+        for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
+            with suppress(Error):  # it may not, or it would have to wait
+                _close(dead, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
+                report("note", text=f"Found {dead.described}, whose process died.")
 
 
 def _close(run: Run, status: Status, error: str = "") -> None:

@@ -13,6 +13,8 @@ from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
+from gotong_royong.zero_downtime.stages import Key
+
 
 class Loader(MigrationLoader):
     """Django's loader, in less time: nobody waits for a deploy's ``migrate`` that finds nothing to do."""
@@ -36,6 +38,14 @@ class Loader(MigrationLoader):
             return self.final.clone()
         state: ProjectState = super().project_state(nodes, at_end)
         return state
+
+
+def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:
+    """Yield what the migration replaces, and what that replaces in turn."""
+    for app, name in migration.replaces:
+        yield app, name
+        if part := loader.disk_migrations.get((app, name)):
+            yield from parts(loader, part)
 
 
 def file_of(migration: Migration) -> str:

@@ -93,7 +93,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     connection, stages = executor.connection, executor.stages_of(plan)
     steps: dict[PlannedStep, set[str]] = {}
     with only_looking(connection) as asked:
-        look, failed = Look(connection, asked), history.failed(connection.alias)
+        look, failed = Collector(connection, asked), history.failed(connection.alias)
         befores = states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
         rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
         for migration, backwards in plan:
@@ -195,31 +195,28 @@ def states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectStat
 
 
 class Collector(MigrationLoader):
-    """Django's loader, for migrations whose operations have the models at hand."""
-
-    def project_state(self, nodes: Any = None, at_end: bool = True) -> ProjectState:
-        return ProjectState()
-
-
-class Look:
-    """Collects what migrations of a plan say, one after the other.
+    """Django's loader, where it collects what the migrations of a plan say, one after the other.
 
     Args:
         asked: the names that the database is being asked about.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper, asked: set[str]) -> None:
-        self.collector, self.asked = Collector(connection, load=False), asked
-        self.models = set[str]()
+        super().__init__(connection, load=False)
+        self.asked, self.models = asked, set[str]()
         self.changed = set[str]()
         """The plain names in earlier statements of the plan."""
+
+    def project_state(self, nodes: Any = None, at_end: bool = True) -> ProjectState:
+        """Return none of the models: each operation has those that it needs."""
+        return ProjectState()
 
     def collect(self, migration: Migration, step: PlannedStep, moves: list[Move]) -> set[str]:
         """Write down what the migration says; return the tables of the models that it uses otherwise."""
         self.models = set()
         told = {"atomic": migration.atomic, "operations": [Told(self, move) for move in moves]}
         alike = type("Migration", (Migration,), told)(migration.name, migration.app_label)
-        said = self.collector.collect_sql([(alike, step.direction == "down")])
+        said = self.collect_sql([(alike, step.direction == "down")])
         djangos = {"--", "-- ", "-- (no-op)"}  # which it writes around each operation
         step.statements.extend(re.sub(r"\s+;$", ";", sql.strip()) for sql in said if sql not in djangos)
         return self.models
@@ -228,7 +225,7 @@ class Look:
 class Told(Operation):
     """Stands for an operation of a plan. What is no SQL it says in words; what goes wrong, too."""
 
-    def __init__(self, look: Look, move: Move) -> None:
+    def __init__(self, look: Collector, move: Move) -> None:
         self.look, (self.operation, self.before, self.after) = look, move
         self.atomic = self.operation.atomic  # type: ignore[misc]
 

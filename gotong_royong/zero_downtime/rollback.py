@@ -5,7 +5,7 @@ remembers it all, is never among them: `migrate zero_downtime zero` drops that.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.apps import apps
@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from gotong_royong.zero_downtime import history, locks, undo
 from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import checksum
+from gotong_royong.zero_downtime.loader import checksum, parts
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 
@@ -62,12 +62,12 @@ def applied(executor: "Executor") -> list[Applied]:
     lost = {key_of(migration) for migration in history.lost(executor.connection, loader, memory)}
     found = {key for key in loader.applied_migrations.keys() | lost if key[0] != APP}
     half = half_done(executor, found)
-    covered = {part for key in found & nodes.keys() for part in _parts(loader, nodes[key])}
+    covered = {part for key in found & nodes.keys() for part in parts(loader, nodes[key])}
     places: dict[Applied, tuple[int, int]] = {}
     for key in found - covered:
         migration = nodes.get(key) or Migration(key[1], key[0])
-        steps = tuple(history.vouching(migration, memory))
-        rows = [recorded[part] for part in _parts(loader, migration) if part in recorded]
+        steps = tuple(history.vouching(loader, key, memory))
+        rows = [recorded[part] for part in parts(loader, migration) if part in recorded]
         places[Applied(key, steps)] = (
             max((step.pk for step in steps), default=0),
             max(rows, default=recorded.get(key, 0)),
@@ -112,14 +112,6 @@ def refuse_half_done(executor: "Executor", plan: Plan) -> None:
             f"{'.'.join(key)} is {halves(executor)[key]}. --fake would hide that half. Nothing was changed. Let "
             "migrate go on or rollback take it back, and take out of its file what is done by hand."
         )
-
-
-def _parts(loader: Any, migration: Migration) -> Iterator[Key]:
-    """Yield what the migration replaces, and what that replaces in turn."""
-    for app, name in migration.replaces:
-        yield app, name
-        if part := loader.disk_migrations.get((app, name)):
-            yield from _parts(loader, part)
 
 
 def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) -> list[Applied]:
@@ -179,7 +171,7 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
 def at_work(executor: "Executor") -> Run | None:
     """Return the run of somebody else that is at work on the database now."""
     connection = executor.connection
-    if executor.alias or not locks.holders(connection, locks.RUNNER) or Run not in history.tables(connection.alias):
+    if executor.alias or Run not in history.tables(connection.alias) or not locks.holders(connection, locks.RUNNER):
         return None
     return Run.objects.using(connection.alias).filter(status=Status.RUNNING).last()
 

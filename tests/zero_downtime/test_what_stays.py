@@ -8,10 +8,12 @@ import time
 import pytest
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_recall import sql
 from tests.zero_downtime.test_stages import applied
+
+pytestmark = pytest.mark.once
 
 FAILS = 'migrations.RunSQL("SELECT 1 / 0", "")'
 WAITS = 'migrations.RunSQL("SELECT pg_sleep(60)", "")'
@@ -83,6 +85,7 @@ def test_what_is_half_taken_back_is_not_passed_over(migrated, scratch):
     half = "half taken back by run 2, which failed: rollback takes back the rest"
     assert f"shop.0003_b is {half}." in migrated.succeed("migrate")
     assert half in migrated.succeed("showmigrations")
+    assert half in migrated.succeed("migrate", "--plan")
 
 
 def test_what_is_half_done_is_not_hidden_by_a_record(migrated, scratch):

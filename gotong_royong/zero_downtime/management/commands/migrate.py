@@ -15,7 +15,7 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import chain, mistakes, reports, signals
+from gotong_royong.zero_downtime import chain, mistakes, reports, rollback, signals
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackupFailed, ImpossibleStage
@@ -179,6 +179,9 @@ class Command(chain.Chained, migrate.Command):
                 )
             if not steps:
                 self.stdout.write("  No planned migration operations.")
+            for key, half in rollback.halves(planners[0]).items():
+                if key in planners[0].loader.applied_migrations:
+                    self.stdout.write(f"{'.'.join(key)} is {half}.", self.style.WARNING)
         self.refuse_to_hold_back(planners[0].held_back)
         if plan and options["check_unapplied"]:
             sys.exit(1)
