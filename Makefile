@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --dist worksteal
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')# one more, for many tests wait
+PYTEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 # For developers only: without it, a missing SECRET_KEY is an error. A deploy calls manage.py itself.
 export DEBUG ?= 1

@@ -117,7 +117,7 @@ def test_up_down_to_zero_and_up_again_with_data_in_the_tables(scratch):
     with scratch.cursor() as cursor:
         cursor.execute(ROWS)
     for app in sorted({app for app, _ in GRAPH.nodes}):
-        call_command("migrate", app, "zero", database=scratch.alias, verbosity=0)
+        call_command("migrate", app, "zero", database=scratch.alias, verbosity=0, interactive=False)
     left = look(scratch)
     assert {line for lines in left.values() for line in lines if "django_migrations" not in line} == set()
     call_command("migrate", database=scratch.alias, verbosity=0)
@@ -333,7 +333,7 @@ class TestGuideIntegration:
         assert len(tables) == 15
         assert tables <= self.tables(scratch)
         for app in OURS:
-            call_command("migrate", app, "zero", database=scratch.alias, verbosity=0)
+            call_command("migrate", app, "zero", database=scratch.alias, verbosity=0, interactive=False)
         assert not tables & self.tables(scratch)
 
     def test_every_file_is_where_the_guide_says(self):

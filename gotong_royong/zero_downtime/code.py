@@ -46,8 +46,8 @@ class Code:
         self.guard, self.bears_repeating = guard, bears_repeating
         self.in_transaction, self.could_repeat = guard.in_transaction, guard.may_repeat
         guard.may_repeat = self.could_repeat and (self.in_transaction or bears_repeating)
-        self.is_limited = False
-        """Whether the running statement has our limit, for others would queue behind it for a table."""
+        self.limits: dict[str, str] = {}
+        """The running statement's own settings: it has our limit if others would queue behind it for a table."""
         self._has_ended_transaction = False
         self._others = ExitStack()
 
@@ -78,18 +78,14 @@ class Code:
             self._has_ended_transaction = True
         if self._has_ended_transaction or statements.commits(sql):
             self._may_have_committed()
-        self.is_limited = statements.holds_up(sql) and "NOWAIT" not in sql.upper()
-
-    @property
-    def limits(self) -> dict[str, str]:
-        """The settings that are the running statement's own."""
-        return {"lock_timeout": self.guard.settings["lock_timeout"]} if self.is_limited else {}
+        is_limited = statements.holds_up(sql) and "NOWAIT" not in sql.upper()
+        self.limits = {"lock_timeout": self.guard.settings["lock_timeout"]} if is_limited else {}
 
     def note(self, error: Exception) -> None:
         """Remember the error of a statement if it is of our making."""
         if isinstance(error, ZeroDowntimeError):
             self.guard.watchdog.judge(error)
-        elif self.is_limited and locks.sqlstate(error) == locks.LOCK_NOT_AVAILABLE:
+        elif self.limits and locks.sqlstate(error) == locks.LOCK_NOT_AVAILABLE:
             self.guard.watchdog.judge(GaveWay(in_full(error)))
 
     def elsewhere(self, connection: BaseDatabaseWrapper) -> None:

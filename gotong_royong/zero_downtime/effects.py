@@ -114,12 +114,13 @@ class JournalingEditor(DatabaseSchemaEditor):
         is_conditional = statements.has_condition(sql)
         if not is_repeated and not is_conditional:
             return {}
-        makes = dict(change for one in statements.split(sql) for change in one.changes)
+        changes = [change for one in statements.split(sql) for change in one.changes]
+        makes = dict(changes)
         look = {object: self._look_at(*object, is_new=is_made) for object, is_made in makes.items()}
         done = {one for one, is_made in makes.items() if look[one] != UNKNOWN and (look[one] is not None) is is_made}
         if is_repeated and objects and done.issuperset(objects):
             return {object: f"{object} is already as an earlier try has made it" for object in objects}
-        if not is_conditional:
+        if not is_conditional or (changes and len(changes) == 2 * len(makes)):  # what is dropped is made anew
             return {}
         if len(objects) != len(makes) or not objects or UNKNOWN in look.values():
             return {None: f"what there was already cannot be told: {' '.join(sql.split())[:100]}"}

@@ -163,7 +163,7 @@ class Guard:
         """Whether it is for a lock, or for those who waited behind us, that something came to no end."""
         state = locks.sqlstate(error)
         if state == locks.LOCK_NOT_AVAILABLE:
-            return self._code is None or self._code.is_limited
+            return self._code is None or bool(self._code.limits)
         if state == locks.QUERY_CANCELED:
             return isinstance(self.watchdog.verdict, GaveWay)
         return state == locks.DEADLOCK or isinstance(error, GaveWay)
@@ -171,17 +171,19 @@ class Guard:
     def follow(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
         """Give a new session of the connection what the one before had, and have it watched: a signal's receiver.
 
-        Takes the lock of the session that migrates, for which it waits while the server still works for the one before.
+        Ends the one before if it is still there, for nobody is told any more what it does, and takes its lock.
         """
         if connection is not self.connection:
             if self._code:
                 self._code.elsewhere(connection)
             return
-        with self.quietly():
+        before = self.watchdog.us
+        with self.quietly(), connection.cursor() as cursor:
             self.watchdog.follow()
-            settings = self.settings | ({"lock_timeout": self.before["lock_timeout"]} if self._code else {})
-            with connection.cursor() as cursor:
-                cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
+            own = {"lock_timeout": self.before["lock_timeout"]} if self._code else {}
+            locks.put(connection, self.settings | own)
+            if before in locks.holders(connection, locks.AT_WORK):
+                cursor.execute("SELECT pg_terminate_backend(%s)", [before])
             locks.take(connection, locks.AT_WORK, lambda whom: self.report("waiting", whom=whom))
 
     @contextmanager

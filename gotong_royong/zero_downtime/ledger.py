@@ -108,8 +108,8 @@ _holders: list[Holder] = []
 def _open(session: BaseDatabaseWrapper, settings: dict[str, str]) -> None:
     bounded = {"lock_timeout": locks.milliseconds(conf.PATIENCE)}  # somebody may have locked a table of the ledger
     settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **bounded, **settings}
+    locks.put(session, settings)
     with session.cursor() as cursor:
-        cursor.execute(locks.PUT, [False, list(settings), list(settings.values())])
         # The next commit of the migrating session takes to the disk what the ledger wrote before it.
         cursor.execute("SET synchronous_commit = off")
 

@@ -102,6 +102,12 @@ def look_up(connection: BaseDatabaseWrapper, *names: str) -> dict[str, str]:
         return dict(cursor.fetchall())
 
 
+def put(connection: BaseDatabaseWrapper, settings: dict[str, str], *, local: bool = False) -> None:
+    """Set these settings in the session, or for the transaction if they are to be ``local``."""
+    with connection.cursor() as cursor:
+        cursor.execute(PUT, [local, list(settings), list(settings.values())])
+
+
 @contextmanager
 def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator[dict[str, str]]:
     """Change settings of the session, or inside a transaction of that, and put them back, also after an error.
@@ -111,21 +117,15 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
     Args:
         values: as ``SET`` takes them (https://www.postgresql.org/docs/current/sql-set.html).
     """
-    local = connection.in_atomic_block
-
-    def put(settings: dict[str, str]) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(PUT, [local, list(settings), list(settings.values())])
-
-    before = look_up(connection, *values)
-    put(values)
+    before, local = look_up(connection, *values), connection.in_atomic_block
+    put(connection, values, local=local)
     try:
         yield before
     finally:
         # A lost connection took its settings with it, and so does a transaction that will be rolled back.
         with suppress(Error):
             if not connection.needs_rollback:
-                put(before)
+                put(connection, before, local=local)
 
 
 @contextmanager
@@ -141,9 +141,9 @@ def session_of_its_own(connection: BaseDatabaseWrapper) -> Iterator[None]:
     if ours == settings:
         yield
         return
-    connection.close()
-    connection.settings_dict = ours
     try:
+        connection.close()
+        connection.settings_dict = ours
         yield
     finally:
         connection.close()

@@ -179,7 +179,7 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
 def at_work(executor: "Executor") -> Run | None:
     """Return the run of somebody else that is at work on the database now."""
     connection = executor.connection
-    if executor.alias or not locks.holders(connection, locks.RUNNER) or Run not in history.tables(connection.alias):
+    if executor.alias or Run not in history.tables(connection.alias) or not locks.holders(connection, locks.RUNNER):
         return None
     return Run.objects.using(connection.alias).filter(status=Status.RUNNING).last()
 

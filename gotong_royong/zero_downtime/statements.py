@@ -78,7 +78,6 @@ UPDATE = re.compile(
 WRITTEN = re.compile(r"""(["'])(\d+)\1""")
 TIDY = re.compile(r"(?<=[(\[]) | (?=[)\],])")
 SET_COLUMN = re.compile(rf"(?:^|, )(?P<column>{NAME}) =")
-MAY_HAVE_CONDITION = re.compile(r"\b(?:EXISTS|EXCEPTION)\b", re.IGNORECASE)
 CONDITION = re.compile(r"(?:CREATE|DROP|ALTER) .*\bIF (?:NOT )?EXISTS\b")
 KIND = (
     r"(?P<kind>(?:FOREIGN )?TABLE|INDEX|(?:MATERIALIZED )?VIEW|SEQUENCE|SCHEMA|EXTENSION|TYPE|DOMAIN|FUNCTION|PROCEDURE"
@@ -318,12 +317,8 @@ def drops(sql: str) -> bool:
 
 
 def has_condition(sql: str) -> bool:
-    """Whether a statement makes or drops something IF [NOT] EXISTS, or is a DO that may."""
-    if not MAY_HAVE_CONDITION.search(sql):
-        return False
-    return any(
-        CONDITION.match(one.outline) or (one.verb == "DO" and MAY_HAVE_CONDITION.search(one.text)) for one in split(sql)
-    )
+    """Whether a statement of the string makes or drops something IF EXISTS or IF NOT EXISTS."""
+    return "EXISTS" in sql.upper() and any(CONDITION.match(one.outline) for one in split(sql))
 
 
 def is_patient(sql: str) -> bool:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from gotong_royong import embedded
+from tests import memory
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
@@ -171,9 +171,7 @@ def no_server_left(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    memory = "/dev/shm"  # noqa: S108
-    quick = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
-    folder = Path(tempfile.mkdtemp(prefix="embedded server ", dir=memory if quick else None)).resolve()
+    folder = memory.temporary("embedded server ")
     try:
         with no_server_left(folder):
             yield folder

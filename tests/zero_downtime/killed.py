@@ -72,7 +72,7 @@ def main():
     django.setup()
     import_module("gotong_royong.zero_downtime.management.commands.rollback")
     MigrationLoader(None)  # so that no child has to import the files again
-    gc.freeze()  # nor looks through all that, and copies the pages that it stands on
+    gc.disable()  # nor looks through all that, and copies the pages that it stands on
     answers = os.dup(1)
     for line in sys.stdin:
         order = json.loads(line)

@@ -1,8 +1,6 @@
 """Does a run keep to its lock budget, survive whatever ends it, and write down what it did?"""
 
 import signal
-import subprocess
-import sys
 import time
 
 import psycopg
@@ -20,6 +18,7 @@ from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.watchdog import Watchdog
 from tests.catalog import fingerprint
 from tests.databases import conninfo, look
+from tests.forks import Forked
 from tests.zero_downtime.load import holding, load
 from tests.zero_downtime.steps import ask, environment, run
 
@@ -41,17 +40,8 @@ def migrated(copied):
     return database
 
 
-def migrate(database, *arguments, **keywords):
-    command = [sys.executable, "manage.py", "migrate", *arguments]
-    return subprocess.Popen(
-        command,
-        env=environment(database),
-        cwd=settings.BASE_DIR,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **keywords,
-    )
+def migrate(database, *arguments):
+    return Forked("manage.py", "migrate", *arguments, env=environment(database), cwd=settings.BASE_DIR)
 
 
 class TestLockBudget:

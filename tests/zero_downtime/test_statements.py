@@ -190,9 +190,6 @@ def test_a_string_is_cut_where_that_changes_no_transaction_but_for_what_may_wait
         ("SELECT 1 WHERE NOT EXISTS (SELECT)", False),
         ("CREATE TABLE t (a text DEFAULT 'IF EXISTS')", False),
         ('CREATE TABLE "IF EXISTS" ()', False),
-        ("DO $$ BEGIN IF NOT EXISTS (SELECT FROM t) THEN CREATE TABLE t (); END IF; END $$", True),
-        ("DO $$ BEGIN CREATE TYPE t AS (); EXCEPTION WHEN duplicate_object THEN NULL; END $$", True),
-        ("DO $$ BEGIN CREATE TABLE t (); END $$", False),
     ],
 )
 def test_whether_it_depends_on_what_is_there(string, depends):

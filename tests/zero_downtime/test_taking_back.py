@@ -298,6 +298,19 @@ class TestTwoAtOnce:
         assert finish(first).code == 0
         assert "is at work" not in labeled.succeed("rollback", "--plan")
 
+    @pytest.mark.parametrize("table", ["run", "step", "effect"])
+    def test_a_look_does_not_wait_for_who_has_locked_the_ledger(self, labeled, scratch, table):
+        labeled.write("0005_bag", 'migrations.RunSQL("CREATE TABLE bag ()", "DROP TABLE bag")', "atomic = False")
+        labeled.succeed("migrate")
+        with scratch.cursor() as cursor:
+            cursor.execute(f"BEGIN; LOCK TABLE zero_downtime_{table}")
+            done = labeled.run("rollback", "--plan")
+            cursor.execute("COMMIT")
+        if done.code:
+            assert "Another session has locked what this reads" in done.err
+        else:
+            assert "  shop.0005_bag" in done.out
+
     def test_a_look_waits_for_nobody(self, slow, scratch):
         first = self.begin(slow, scratch)
         assert "  shop.0005_slow" in slow.succeed("rollback", "--plan")

@@ -19,6 +19,8 @@ from tests.zero_downtime.shop import finish
 from tests.zero_downtime.steps import ask, run
 from tests.zero_downtime.test_lost import AT_WORK, BUSY, SESSION, wait_for
 
+pytestmark = pytest.mark.once
+
 ACCENTED = 'migrations.RunSQL("SELECT pg_sleep(60) /* café */", migrations.RunSQL.noop)'
 ITEMS = "SELECT id FROM items"
 HAS_LOCK = """
@@ -125,6 +127,7 @@ CLOSING = {
     "close": "editor.connection.close()",
     "close_old_connections": "editor.connection.close_at = 0; close_old_connections()",
     "ended": "end(editor.connection)",
+    "let go of, but not closed": "editor.former, editor.connection.connection = editor.connection.connection, None",
 }
 PYTHON = """
 from django.db import DatabaseError, close_old_connections, transaction

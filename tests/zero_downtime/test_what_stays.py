@@ -8,10 +8,12 @@ import time
 import pytest
 
 from gotong_royong.zero_downtime.models import Run, Step
-from tests.test_migrations import look
+from tests.databases import look
 from tests.zero_downtime.shop import finish
 from tests.zero_downtime.test_recall import sql
 from tests.zero_downtime.test_stages import applied
+
+pytestmark = pytest.mark.once
 
 FAILS = 'migrations.RunSQL("SELECT 1 / 0", "")'
 WAITS = 'migrations.RunSQL("SELECT pg_sleep(60)", "")'

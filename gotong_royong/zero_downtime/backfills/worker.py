@@ -169,8 +169,8 @@ class Worker:
             self._or_fail(self.batches.take_fewer)
         self.connection.close()
         time.sleep(POLL)
-        with suppress(Error), self.connection.cursor() as cursor:
-            cursor.execute(locks.PUT, [False, list(SETTINGS), list(SETTINGS.values())])
+        with suppress(Error):
+            locks.put(self.connection, SETTINGS)
             self._be_known()
 
     def _is_called_off(self, error: Exception) -> bool:

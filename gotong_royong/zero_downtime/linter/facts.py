@@ -170,6 +170,8 @@ class Pass:
     failure: Failure | None = None
     before: Catalog = field(default_factory=dict)
     after: Catalog = field(default_factory=dict)
+    stumbles: tuple[Failure, ...] = ()
+    """How its code failed where the tables had rows, for a reason that is not in the rows."""
     enums: tuple[tuple[str, str], ...] = ()
     """Labels that enum types had before and have no longer."""
 

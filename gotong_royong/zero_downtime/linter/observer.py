@@ -301,7 +301,9 @@ class Observer:
             for oid in names
         }
         strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
-        old = {oid: self.catalog[oid] for oid in strong & set(names)}
+        of_a_schema = any(one.outline.startswith("ALTER SCHEMA") for one in statements.split(text))
+        changed = self.of_before & self.catalog.keys() if of_a_schema else strong & set(names)
+        old = {oid: self.catalog[oid] for oid in changed}
         self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
         self.refresh(set(old))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
@@ -319,7 +321,7 @@ class Observer:
                 takes=strongest(Lock(names[oid], mode) for oid, mode in sorted(taken)),
                 holds=strongest(Lock(names[oid], mode) for oid, mode in sorted(held) if oid in names),
                 scans=tuple(names[oid] for oid in more if more[oid].scans and not is_parent(oid)),
-                rewrites=tuple(old[oid].name for oid in old if nodes[oid] and nodes[oid] != old[oid].node),
+                rewrites=tuple(old[oid].name for oid in old if nodes.get(oid) and nodes[oid] != old[oid].node),
                 writes=tuple(
                     name
                     for oid, name in names.items()

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from django.apps import apps
@@ -171,6 +172,7 @@ class _Runner:
 
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
+        self.stumbles: list[Failure] = []
 
     def up(self, migration: Migration, rolling: Rolling, *, rehearse: bool = False) -> tuple[list[Move], Pass]:
         """Run it forwards and let the state roll on; return what each operation finds, and what it did."""
@@ -191,7 +193,7 @@ class _Runner:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
                 self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and _is_code(operation):
+                if rehearse and (_is_code(operation) or self._has_changed_rows(number)):
                     self._rehearse(migration, number, editor, operation.database_forwards, before, after)
 
         passed = self._pass(migration, Direction.UP, run)
@@ -205,7 +207,7 @@ class _Runner:
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
                 self._operation(migration, number, editor, operation.database_backwards, after, before)
-                if _is_code(operation):
+                if _is_code(operation) or self._has_changed_rows(number):
                     self._rehearse(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
@@ -228,6 +230,10 @@ class _Runner:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
 
+    def _has_changed_rows(self, number: int) -> bool:
+        """Whether the operation sent an UPDATE or the like."""
+        return any(one.operation == number and one.writes and not one.changes for one in self.observer.statements)
+
     def _rehearse(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
@@ -237,14 +243,17 @@ class _Runner:
         if not tables:
             return
         allow(min(self.limit, LIMIT_OF_REHEARSAL))
-        with (
-            suppress(*FAILS),  # on rows that are made up, nothing has to succeed
-            self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
-            transaction.atomic(self.connection.alias),
-        ):
-            self.observer.look_away(lambda: insert_rows(self.connection, tables))
-            run(migration.app_label, editor, old, new)
-            raise _Undo
+        try:
+            with (
+                self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
+                transaction.atomic(self.connection.alias),
+            ):
+                self.observer.look_away(lambda: insert_rows(self.connection, tables))
+                run(migration.app_label, editor, old, new)
+                raise _Undo
+        except FAILS as error:  # on rows that are made up, nothing else has to succeed
+            if _is_of_the_code(error):
+                self.stumbles.append(Failure(number, in_full(error)))
         allow(self.limit)
 
     def _operation(
@@ -262,7 +271,7 @@ class _Runner:
         observer = self.observer
         observer.statements, observer.put_off, observer.operation = [], {}, 0
         observer.report_counts()
-        before, failure = dict(observer.catalog), None
+        before, failure, self.stumbles = dict(observer.catalog), None, []
         enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
@@ -296,6 +305,7 @@ class _Runner:
             failure,
             {oid: table for oid, table in before.items() if oid in changed},
             {oid: table for oid, table in after.items() if oid in changed},
+            tuple(self.stumbles),
             tuple(sorted(gone)),
         )
 
@@ -322,6 +332,13 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
 def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bool:
     """Whether it is such an error, or was raised while one was handled."""
     return error is not None and (isinstance(error, kind) or _is_because_of(error.__cause__ or error.__context__, kind))
+
+
+def _is_of_the_code(error: BaseException) -> bool:
+    """Whether code fails with any row: it names what is not there, or what a historical model has not."""
+    if isinstance(error, AttributeError):
+        return type(error.obj).__module__ == "__fake__" or isinstance(error.obj, ModuleType)
+    return isinstance(error, NameError | ImportError)
 
 
 def _is_code(operation: Operation) -> bool:

@@ -23,14 +23,14 @@ class Consent:
     Args:
         say: is told each line.
         data: whether the losses are agreed to.
-        all: whether nothing may be left of the database.
+        all: whether nothing may be left of the database; None if that is as good as anything that is lost.
         edited: whether to go back by what an edited file says now.
         options: those with which losses, and the loss of all, are agreed to.
     """
 
     say: Callable[[str], object]
     data: bool
-    all: bool
+    all: bool | None
     edited: bool = False
     options: tuple[str, str] = ("--yes", "--yes --all")
 
@@ -77,7 +77,7 @@ class Consent:
         while True:
             if any(loss.must_fail for loss in found.losses):
                 raise NotUndoable("The way back must fail, as is said above. Nothing was changed.")
-            if is_all or losses.empties(executor, found):
+            if self.all is not None and (is_all or losses.empties(executor, found)):
                 if not (self.data and self.all):
                     self._ask_for_all(executor.connection.settings_dict["NAME"])
             elif found.losses and not self.data:

@@ -21,6 +21,8 @@ from tests.zero_downtime.backfills.conftest import going, until
 from tests.zero_downtime.load import load
 from tests.zero_downtime.steps import run as run_operations
 
+pytestmark = pytest.mark.once
+
 
 def look(database, **options):
     return Throttle(database.alias, '"skills"', **options).look()

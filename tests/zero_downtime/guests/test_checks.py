@@ -9,8 +9,10 @@ from django.core.checks import run_checks
 
 from gotong_royong.zero_downtime.checks import HERE
 from gotong_royong.zero_downtime.models import Run
-from tests.test_migrations import conninfo
+from tests.databases import conninfo
 from tests.zero_downtime.guests.test_commands import complaints
+
+pytestmark = pytest.mark.once
 
 NUMBER = len([*HERE.glob("migrations/2*.py")])
 SQLITE = """

@@ -4,6 +4,8 @@ import pytest
 
 from gotong_royong.zero_downtime.models import Run
 
+pytestmark = pytest.mark.once
+
 ADDS = """
 from django.core.management.base import CommandError
 from django.core.management.commands import {command}

@@ -121,3 +121,19 @@ operations = [migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS
 """
         rest = """operations = [migrations.RunSQL("UPDATE shop_order SET half = 1 WHERE id = 1", "")]"""
         assert lint(tried, half, rest) == [{"E301"}, set()]
+
+
+@pytest.mark.parametrize(
+    ("sql", "judged"),
+    [
+        ("DROP TABLE IF EXISTS absent", False),
+        ("DROP VIEW IF EXISTS absent CASCADE", False),
+        ("ALTER TABLE IF EXISTS absent ADD COLUMN paid boolean", False),
+        ("DROP TABLE IF EXISTS made; CREATE TABLE made (id bigint PRIMARY KEY)", True),
+        ("ALTER TABLE shop_order DROP CONSTRAINT IF EXISTS absent", True),
+        ("DROP INDEX IF EXISTS absent", True),
+    ],
+)
+def test_what_is_not_there_to_be_dropped_was_not_judged(tried, sql, judged):
+    (broken,) = lint(tried, f'operations = [migrations.RunSQL("{sql}", migrations.RunSQL.noop)]')
+    assert ("W401" not in broken) is judged

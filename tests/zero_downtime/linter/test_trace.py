@@ -372,3 +372,31 @@ class TestSeveralInOne:
         assert len(found) == 2
         assert "by_number" in found[0]
         assert "by_note" in found[1]
+
+
+def test_a_schema_that_is_renamed_takes_its_tables_away(tried):
+    rename = 'migrations.RunSQL("ALTER SCHEMA public RENAME TO old", "ALTER SCHEMA old RENAME TO public")'
+    (seen,) = trace(tried, f"operations = [{rename}]")
+    gone = {one.table for one in judge(seen) if one.rule.id == "E201"}
+    assert gone == {"shop_customer", "shop_order"}
+    with tried.cursor() as cursor:
+        cursor.execute("ALTER SCHEMA old RENAME TO public")
+
+
+@pytest.mark.parametrize(
+    ("sql", "of_all"),
+    [
+        ("UPDATE shop_order SET number = 0 WHERE id > 0", True),
+        ("UPDATE shop_order SET number = 0 WHERE id IS NOT NULL", True),
+        ("UPDATE shop_order SET number = 0 WHERE note IS NOT NULL", True),
+        ("UPDATE shop_order SET number = 0 WHERE id > 0 AND (number = 1 OR note IS NULL)", True),
+        ("UPDATE shop_order SET number = 0 WHERE customer_id IN (SELECT id FROM shop_customer)", True),
+        ("DELETE FROM shop_order WHERE id > 0", True),
+        ("UPDATE shop_order SET number = 0 WHERE id = 1", False),
+        ("UPDATE shop_order SET number = 0 WHERE id IN (1, 2, 3)", False),
+        ("DELETE FROM shop_order WHERE id BETWEEN 1 AND 4", False),
+    ],
+)
+def test_a_change_of_nearly_the_whole_table_is_known_by_its_rows(tried, sql, of_all):
+    (broken,) = lint(tried, f'operations = [migrations.RunSQL("{sql}", migrations.RunSQL.noop)]')
+    assert ("E111" in broken) is of_all

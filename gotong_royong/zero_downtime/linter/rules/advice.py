@@ -15,12 +15,16 @@ from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.statements import split
 
 NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
+ABSENT = re.compile(
+    r'00000 (?P<kind>(?:foreign )?table|(?:materialized )?view|relation|schema) "(?P<name>.*)" does not exist, skipping'
+)
 
 
 @rule(
     "W401",
     "The migration could not be judged",
-    condition="It needs what the scratch database has not, was stopped, or fails because another one before it does.",
+    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, or fails because another one "
+    "before it does.",
     effect="Nothing is known about this migration: {why}",
     instead="""
 If another migration is named, correct that one first. Otherwise give the scratch server what is missing
@@ -38,6 +42,11 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
         yield Spot(trace.up, failure.operation, values={"why": failure.message})
     elif trace.down and trace.down.failure and trace.down.failure.environment:
         yield Spot(trace.down, trace.down.failure.operation, values={"why": trace.down.failure.message})
+    for statement in trace.up.statements:
+        for absent in filter(None, map(ABSENT.fullmatch, statement.notices)):
+            if absent["name"] not in trace.tables:
+                why = f"there is no {absent['kind']} {absent['name']} in the scratch database, so what happens to one"
+                yield Spot(trace.up, None, statement, values={"why": f"{why} was not seen: {statement.sql[:100]}"})
 
 
 @rule(

@@ -7,7 +7,7 @@ from django.db.migrations import RunPython
 
 from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rows import ROWS
+from gotong_royong.zero_downtime.linter.rows import HALF
 from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES, operations
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_lock, statements
 from gotong_royong.zero_downtime.operations import RunBackfill
@@ -98,8 +98,8 @@ where the view has a unique index. Delete rows in batches that commit on their o
 @rule(
     "E111",
     "A whole table is changed in one transaction",
-    condition="A statement changes rows that it finds by reading a whole table of before, or code in a transaction "
-    "changes more rows, one by one, the more there are.",
+    condition="A statement changes rows that it finds by reading a whole table of before, or a transaction changes "
+    "more rows the more there are: half of those that it was tried on, or all.",
     effect="The transaction takes longer the more rows there are. Until it ends, whoever writes one of the rows of "
     "{table} that it wrote, or inserts the same key, waits, and no vacuum clears away what anybody leaves behind, so "
     "that tables grow: {statement}",
@@ -158,14 +158,14 @@ def in_batches(trace: Trace, number: int) -> bool:
 
 
 def row_by_row(trace: Trace) -> Iterator[Spot]:
-    """Yield the operations that changed as many rows more as there were more, when they ran where there were some."""
+    """Yield the operations that changed at least half of the rows that were there when they were run once more."""
     for passed, number in product(trace.passes, range(len(trace.migration.operations))):
         if in_batches(trace, number):
             continue
         sent = [one for one in passed.statements if one.operation == number and one.transaction >= 0]
         rehearsed = [one for one in sent if one.rehearsed and one.rows]
         more = sum(one.rows for one in rehearsed) - sum(one.rows for one in sent if not one.rehearsed)
-        if more >= ROWS:
+        if more >= HALF:
             table = next((table for one in rehearsed for table in one.writes), "")
             yield Spot(passed, None, rehearsed[0], table, rehearsed[0].held.get(table))
 

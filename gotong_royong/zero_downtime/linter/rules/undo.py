@@ -44,6 +44,41 @@ def fails(trace: Trace) -> Iterator[Spot]:
 
 
 @rule(
+    "E310",
+    "Code fails on the first row",
+    condition="RunPython names what is not there, or calls what a historical model has not, once its tables have rows.",
+    effect="It runs on empty tables, and fails where there is a row: {error}",
+    instead="""
+A model from apps.get_model has the fields of its time and Django's own methods, and none of the methods, properties
+and managers of the class in models.py (but managers with use_in_migrations = True). Write what the method does into
+the migration.
+""",
+    bad="""
+def fill(apps, schema_editor):
+    for order in apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias)[:100]:
+        order.close()
+
+operations = [
+    migrations.RunPython(fill, migrations.RunPython.noop),
+]
+""",
+    good="""
+def fill(apps, schema_editor):
+    for order in apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias)[:100]:
+        order.full_clean()
+
+operations = [
+    migrations.RunPython(fill, migrations.RunPython.noop),
+]
+""",
+)
+def fails_on_rows(trace: Trace) -> Iterator[Spot]:
+    for passed in trace.passes:
+        for failure in passed.stumbles:
+            yield Spot(passed, failure.operation, values={"error": failure.message})
+
+
+@rule(
     "E302",
     "The migration cannot be undone",
     condition="It has RunPython without reverse_code, RunSQL without reverse_sql, or another irreversible operation.",

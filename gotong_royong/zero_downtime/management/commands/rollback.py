@@ -4,7 +4,8 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import mistakes, reports, rollback
+from gotong_royong.zero_downtime import locks, mistakes, reports, rollback
+from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
@@ -49,7 +50,7 @@ class Command(mistakes.Plain):
             return
         consent = Consent(self.say, data=options["yes"], all=options["all"], edited=options["accept_edited"])
         if options["plan"]:
-            with only_looking(connection):
+            with locks.session_settings(connection, lock_timeout=locks.milliseconds(conf.LOCK_TIMEOUT)):
                 consent.show(executor, done, chosen)
                 if run := rollback.at_work(executor):
                     self.say(f"{run.described}, is at work: what it does may change this.")
