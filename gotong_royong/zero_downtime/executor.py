@@ -193,8 +193,6 @@ class Executor(MigrationExecutor):
                 with twice_is_once(self.connection), ledger.unrouted():
                     super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
-            if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
-                raise said from said.__cause__
             raise ledger.no_ledger(self.connection, error) from error
         self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}
         return [migration for migration, _ in plan]

@@ -34,15 +34,8 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import meant, summary
+from gotong_royong.zero_downtime.exceptions import ADVICE, meant, summary
 from gotong_royong.zero_downtime.stages import Key
-
-ADVICE = {
-    locks.NOT_ALLOWED: "Use the role that owns the tables, or GRANT this one what it lacks.",
-    locks.READ_ONLY: "The server is a standby, or the database is set to be only read. Use one that takes writes.",
-    locks.LOCK_NOT_AVAILABLE: "Another session has locked what this reads. End it, or do that again later: "
-    "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock' finds it.",
-}
 
 
 class Plain(BaseCommand):

@@ -122,7 +122,7 @@ class Command(chain.Chained, migrate.Command):
             else:
                 self.stdout.write(text)
 
-        return Consent(say, data=agreed, all=None, options=("--no-input", ""))
+        return Consent(say, data=agreed, all=None, option="--no-input")
 
     def migration_progress_callback(self, action: str, migration: Any = None, fake: bool = False) -> None:
         """Tell others in the chain what Django would; what Django prints of a recorded step, the reporter prints."""
