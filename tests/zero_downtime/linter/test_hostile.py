@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from django.db import connection
 
+from gotong_royong.zero_downtime.linter.scratch import PREFIX
 from tests.conftest import _database
 from tests.test_migrations import conninfo, url
 from tests.zero_downtime.linter.test_scratch import until
@@ -196,6 +197,27 @@ def test_a_kill_leaves_nothing_and_ends_it_with_an_error(shop, tmp_path, monkeyp
     until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in began))
     (tmp_path / "at").unlink()
     assert "2 migrations, 0 errors" in shop.succeed("lintmigrations", "shop")
+
+
+def left(database):
+    """Return the scratch databases and roles on the configured server that no other test makes at this moment."""
+    with database.cursor() as cursor:
+        cursor.execute(
+            "SELECT datname FROM pg_database WHERE starts_with(datname, %(prefix)s) "
+            "UNION SELECT rolname FROM pg_roles WHERE starts_with(rolname, %(prefix)s)",
+            {"prefix": PREFIX},
+        )
+        return {name for (name,) in cursor.fetchall() if not psutil.pid_exists(int(name.split("_")[3]))}
+
+
+def test_on_a_server_that_the_setting_names_nothing_is_left_either(shop, scratch):
+    shop.settings('ZERO_DOWNTIME_SCRATCH_DATABASE = "default"\n')
+    shop.write("0002_exits", "migrations.RunPython(lambda *_: __import__('os')._exit(0), migrations.RunPython.noop)")
+    before = left(scratch)
+    done = shop.run("lintmigrations", "shop")
+    assert "It ended the process that ran it (exit status 0)." in done.out
+    assert done.code == 1
+    assert left(scratch) <= before
 
 
 def test_nothing_of_it_is_left(linted):
