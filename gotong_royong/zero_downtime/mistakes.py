@@ -136,10 +136,10 @@ def sentence(error: BaseException) -> str:
 
 def _found() -> Iterator[tuple[str, BaseException]]:
     """Load the migrations again, one by one, and yield what is wrong with the first that cannot be used."""
-    for path in _files():
+    for path in files():
         try:
             import_module(path)
-        except Exception as error:  # noqa: BLE001  (a file may raise anything)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a file may raise anything)
             yield _of_file(path, error), error
             return
     loader = Watched(None, ignore_no_migrations=True, load=False)
@@ -180,7 +180,7 @@ class Watched(MigrationLoader):
         super().add_external_dependencies(key, migration)
 
 
-def _files() -> Iterator[str]:
+def files() -> Iterator[str]:
     """Yield each package of migrations, which is then to be imported, and the modules in it."""
     for config in apps.get_app_configs():
         package, _ = MigrationLoader.migrations_module(config.label)
