@@ -110,7 +110,14 @@ class Executor(MigrationExecutor):
                 text=f"django_migrations has lost {migration}, which the ledger knows to be applied: "
                 "recorded again, not run.",
             )
-        if lost:
+        for key, squash in self.loader.lost.items():
+            self.recorder.record_applied(*key)
+            self.report(
+                "note",
+                text=f"django_migrations has lost {'.'.join(key)}, which {'.'.join(squash)} replaces, and that is "
+                "applied: recorded again.",
+            )
+        if lost or self.loader.lost:
             self.loader.build_graph()
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
