@@ -43,7 +43,11 @@ def recall(executor: "Executor") -> None:
     for migration in again:
         executor.record(migration)
         note(f"django_migrations has lost {migration}, which the ledger knows to be applied: recorded again, not run.")
-    if again:
+    for (app, name), (squash_app, squash) in loader.lost.items():
+        executor.recorder.record_applied(app, name)
+        squash = f"{squash_app}.{squash}"
+        note(f"django_migrations has lost {app}.{name}, which {squash} replaces, and that is applied: recorded again.")
+    if again or loader.lost:
         loader.build_graph()
 
 
