@@ -21,6 +21,20 @@ class Loader(MigrationLoader):
 
     final: ProjectState | None = None
     """What all migrations lead to, once somebody has found that out."""
+    lost: dict[Key, Key]
+    """What a recorded squash replaces and is not recorded itself, each with the squash: it was, when that was."""
+
+    @property
+    def applied_migrations(self) -> dict[Key, Any]:
+        return self._applied
+
+    @applied_migrations.setter
+    def applied_migrations(self, applied: dict[Key, Any]) -> None:
+        applied = applied or {}  # none before they are read
+        squashes = [key for key in applied if key in self.disk_migrations and self.disk_migrations[key].replaces]
+        replaced = {part: key for key in squashes for part in parts(self, self.disk_migrations[key])}
+        self.lost = {part: key for part, key in replaced.items() if part not in applied}
+        self._applied = {**applied, **{part: applied[key] for part, key in self.lost.items()}}
 
     def build_graph(self) -> None:
         self.final = None

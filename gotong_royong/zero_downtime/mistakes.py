@@ -123,7 +123,10 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, CircularDependencyError):
         return f"These migrations need one another in a circle: {text}. Take one of them out of another's dependencies."
     if isinstance(error, InconsistentMigrationHistory):
-        return f"{text}. Nothing can come before what is applied: let the new one depend on the app's last migration."
+        return (
+            f"{text}. Nothing can come before what is applied: let the new one depend on the app's last migration. "
+            "If it was applied, and only its row in django_migrations is lost, insert that row again."
+        )
     if isinstance(error, NodeNotFoundError):
         return _of_dependency(error)
     if isinstance(error, Error | psycopg.Error):
