@@ -1,9 +1,12 @@
 """A scratch database as the linter makes it, which the tests of one file share: each empties it first."""
 
+import shutil
+
 import pytest
 from django.db import connection
 
 from gotong_royong.zero_downtime.linter.scratch import place, scratch
+from tests import memory
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +19,12 @@ def shared(django_db_setup, django_db_blocker):
 def tried(shared, django_db_blocker):
     with django_db_blocker.unblock():
         yield shared
+
+
+@pytest.fixture
+def no_other_servers(monkeypatch):
+    """Let the linter keep its servers in a folder where there are none yet."""
+    folder = memory.temporary("zd-")
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}")
+    yield folder / "zero_downtime"
+    shutil.rmtree(folder)

@@ -179,8 +179,7 @@ def test_one_that_the_linter_fails_on_costs_its_verdict_and_no_other(shop):
 
 
 @pytest.mark.parametrize("killed", ["parent", "child", "server"])
-def test_a_kill_leaves_nothing_and_ends_it_with_an_error(shop, tmp_path, monkeypatch, killed):
-    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}")
+def test_a_kill_leaves_nothing_and_ends_it_with_an_error(shop, tmp_path, no_other_servers, killed):
     sleep = f"open({str(tmp_path / 'at')!r}, 'w').write('here') and time.sleep(5)"
     shop.write("0002_waits", f"migrations.RunPython(lambda *_: {sleep}, migrations.RunPython.noop)")
     process = shop.start("lintmigrations", "shop")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from gotong_royong.zero_downtime.linter import lint
 from gotong_royong.zero_downtime.linter.scratch import PREFIX, TEMPLATE_PREFIX
 from gotong_royong.zero_downtime.linter.selection import select
 from gotong_royong.zero_downtime.linter.server import Programs, programs
-from tests import memory
 
 module = sys.modules["gotong_royong.zero_downtime.linter.scratch"]
 pytestmark = [pytest.mark.once, pytest.mark.django_db(transaction=True, databases="__all__")]
@@ -68,15 +66,6 @@ def until(done):
             return
         time.sleep(0.05)
     raise AssertionError("it did not come to that within 30 s")
-
-
-@pytest.fixture
-def no_other_servers(monkeypatch):
-    """Let the linter keep its servers in a folder where there are none yet."""
-    folder = memory.temporary("zd-")
-    monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}")
-    yield folder / "zero_downtime"
-    shutil.rmtree(folder)
 
 
 def name_of(database):
