@@ -5,22 +5,24 @@ were applied. The ledger may know nothing of a migration, or of any; then there 
 recorded as applied is run.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations import CreateModel, RunPython, RunSQL
+from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Exists, Model, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.expressions import RawSQL
 
-from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
+from gotong_royong.zero_downtime.exceptions import HistoryLost, LedgerNotReadable
 from gotong_royong.zero_downtime.journal import Entry, Kind, Past
 from gotong_royong.zero_downtime.loader import Loader, checksum
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
-from gotong_royong.zero_downtime.stages import Key, key_of
+from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 from gotong_royong.zero_downtime.statements import Object
 
 # A table that is looked for along the search path is found only in a schema that the role may use.
@@ -40,6 +42,7 @@ LATEST_STEPS = """(
     ) AS latest
 )"""
 
+DATA = RunPython, RunSQL
 NAMED = 5  # edited migrations, before the sentence only counts them
 
 
@@ -209,6 +212,36 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
     found = [key for key in nodes if key not in applied and _is_witnessed(loader, nodes[key], memory)]
     gone = {app for app in {app for app, _ in found} if _tables_missing(connection, loader, app, {*found, *applied})}
     return [nodes[key] for key in found if key[0] not in gone]
+
+
+def refuse_unwitnessed(connection: BaseDatabaseWrapper, loader: Loader, plan: Plan) -> None:
+    """Make sure that no app is migrated from its beginning over what is there, if that changes data.
+
+    Raises:
+        HistoryLost: names the table, and the migration that would change data again.
+    """
+    recorded = {app for app, _ in loader.applied_migrations}
+    fresh = [migration for migration, backwards in plan if not backwards and migration.app_label not in recorded]
+    data = {one.app_label: one for one in reversed(fresh) if any(isinstance(each, DATA) for each in _done_by(one))}
+    there = set(connection.introspection.table_names()) if data else set()
+    for migration in fresh if data else ():
+        app = migration.app_label
+        for operation in _done_by(migration):
+            if app not in data or not isinstance(operation, CreateModel):
+                continue
+            table = operation.options.get("db_table") or f"{app}_{operation.name_lower}"
+            is_made = operation.options.get("managed", True) and not operation.options.get("proxy")
+            if is_made and table in there and not _knows(connection.alias, app):
+                raise HistoryLost(migration, table, data[app], app)
+
+
+def _done_by(migration: Migration) -> Iterator[Operation]:
+    for operation in migration.operations:
+        yield from getattr(operation, "database_operations", [operation])
+
+
+def _knows(alias: str, app: str) -> bool:
+    return Step in tables(alias) and Step.objects.using(alias).filter(app=app).exists()
 
 
 def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) -> bool:
