@@ -97,11 +97,11 @@ def test_a_server_older_than_14(db):
     old = OldServer(conninfo(connection))
     old.start()
     address = url(connection, host="127.0.0.1", port=old.port) + "?sslmode=disable&gssencmode=disable"
-    err = one_sentence("migrate", DATABASE_URL=address)
+    code, _, err = manage("migrate", DATABASE_URL=address, DEBUG="1")
     old.listener.close()
-    assert re.search(
-        r"PostgreSQL \d+ or later is required \(found 13\.9\)\. Upgrade the server, or set DATABASE_URL", err
-    )
+    assert code == 1
+    assert re.search(r"zero_downtime\.E002\) .*PostgreSQL \d+ or later is required \(found 13\.9\)", err)
+    assert "HINT: Upgrade the server" in err
 
 
 def test_ctrl_c_ends_with_one_sentence(scratch):

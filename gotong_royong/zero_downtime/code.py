@@ -52,6 +52,7 @@ class Code:
         self._others = ExitStack()
 
     def __enter__(self) -> None:
+        self.guard.watchdog.forgive()
         self._began = self._limit(self.guard.before["lock_timeout"])
         for connection in connections.all(initialized_only=True):
             if connection is not self.guard.connection and not self._is_ledger(connection):
@@ -61,7 +62,8 @@ class Code:
         self._others.close()
         if self.guard.connection.connection is not None:
             now = self._limit(self.guard.settings["lock_timeout"])
-            self._has_ended_transaction |= self.in_transaction and now not in {None, self._began}
+            is_another = self.in_transaction and None not in {now, self._began} and now != self._began
+            self._has_ended_transaction |= is_another
         if error is not None and not isinstance(error, Exception):
             return
         if failure := self._failure(error):

@@ -14,6 +14,14 @@ from django.db import Error
 # What PostgreSQL says beside the message of an error that one of ours quotes, to the end of the line.
 DETAIL = re.compile(r"\s*\b(?:DETAIL|CONTEXT|HINT|QUERY): .*")
 
+# What to do about PostgreSQL's errors, by their codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+ADVICE = {
+    "42501": "Use the role that owns the tables, or GRANT this one what it lacks.",
+    "25006": "The server is a standby, or the database is set to be only read. Use one that takes writes.",
+    "55P03": "Another session has locked what this reads. End it, or do that again later: "
+    "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock' finds it.",
+}
+
 
 class ZeroDowntimeError(CommandError):
     """Anything that the engine refuses or gives up."""

@@ -16,7 +16,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
-from gotong_royong.zero_downtime import history, ledger, locks, rollback, undo
+from gotong_royong.zero_downtime import history, ledger, locks, recall, rollback, undo
 from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
     HalfCommitted,
@@ -91,35 +91,6 @@ class Executor(MigrationExecutor):
         self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
-    def recall(self) -> None:
-        """Say which applied files were edited since, and record what django_migrations has lost and the ledger knows.
-
-        Writes rows of django_migrations, so hold the runner's lock.
-        """
-        memory = history.remembered(self.alias, self.loader)
-        if edited := history.edited(self.loader, memory):
-            self.report("note", text=history.warning(edited))
-        for key, half in rollback.halves(self).items():
-            if key in self.loader.applied_migrations:
-                self.report("note", text=f"{'.'.join(key)} is {half}.")
-        lost = history.lost(self.connection, self.loader, memory)
-        for migration in lost:
-            self._record(migration)
-            self.report(
-                "note",
-                text=f"django_migrations has lost {migration}, which the ledger knows to be applied: "
-                "recorded again, not run.",
-            )
-        for key, squash in self.loader.lost.items():
-            self.recorder.record_applied(*key)
-            self.report(
-                "note",
-                text=f"django_migrations has lost {'.'.join(key)}, which {'.'.join(squash)} replaces, and that is "
-                "applied: recorded again.",
-            )
-        if lost or self.loader.lost:
-            self.loader.build_graph()
-
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
@@ -143,12 +114,7 @@ class Executor(MigrationExecutor):
             super().check_replacements()
 
     def migrate(
-        self,
-        targets: Any,
-        plan: Any = None,
-        state: Any = None,
-        fake: bool = False,
-        fake_initial: bool = False,
+        self, targets: Any, plan: Any = None, state: Any = None, fake: bool = False, fake_initial: bool = False
     ) -> Any:
         if plan is None:
             plan = self.migration_plan(targets)
@@ -161,7 +127,7 @@ class Executor(MigrationExecutor):
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
         if not fake and not fake_initial:
-            history.refuse_unwitnessed(self.connection, self.loader, plan)
+            recall.refuse_unwitnessed(self.connection, self.loader, plan)
         with ExitStack() as stack:
             made = self._make_ledger()
             if state is not None:
@@ -173,7 +139,7 @@ class Executor(MigrationExecutor):
             self.loader.applied_migrations |= back  # Django takes nothing else back
             self._failed_before = history.failed(self.alias)
             if fake and not back:
-                rollback.refuse_half_done(self, plan)
+                recall.refuse_half_done(self, plan)
             self._number, self._of, self._stages = 0, len(plan), self.stages_of(plan)
             steps = stack.enter_context(ledger.recorded(self.alias, self.command, len(plan), self.report))
             self.run = steps.run
@@ -202,8 +168,6 @@ class Executor(MigrationExecutor):
                 with twice_is_once(self.connection), ledger.unrouted():
                     super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
-            if (said := error.__context__) and locks.sqlstate(said) == locks.READ_ONLY:
-                raise said from said.__cause__
             raise ledger.no_ledger(self.connection, error) from error
         self.loader.applied_migrations |= {(APP, migration.name): migration for migration, _ in plan}
         return [migration for migration, _ in plan]
@@ -300,7 +264,7 @@ class Executor(MigrationExecutor):
             if editor:
                 editor.run_deferred()
                 journal.before_commit()
-            self._record(migration)
+            self.record(migration)
         return state
 
     def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
@@ -335,10 +299,10 @@ class Executor(MigrationExecutor):
                 step.left = [*undo.take_back(migration, state, editor, journal, past, run)]
             if editor:
                 editor.run_deferred()
-            self._record(migration, applied=False)
+            self.record(migration, applied=False)
         return state
 
-    def _record(self, migration: Migration, *, applied: bool = True) -> None:
+    def record(self, migration: Migration, *, applied: bool = True) -> None:
         """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
         record = self.recorder.record_applied if applied else self.recorder.record_unapplied
         for app, name in dict.fromkeys([*parts(self.loader, migration), key_of(migration)]):

@@ -1,28 +1,21 @@
-"""What does the ledger remember, and do django_migrations and the files agree with it?
+"""What does the ledger remember of migrations?
 
-All questions to the ledger about migrations are here. Rows of django_migrations get lost, files get edited after they
-were applied. The ledger may know nothing of a migration, or of any; then there is nothing to tell, and what is not
-recorded as applied is run.
+It may know nothing of one, or of any; then there is nothing to tell.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.operations import CreateModel, RunPython, RunSQL
-from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Exists, Model, OuterRef, Prefetch, Q, QuerySet
 from django.db.models.expressions import RawSQL
 
-from gotong_royong.zero_downtime.exceptions import HistoryLost, LedgerNotReadable
+from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
 from gotong_royong.zero_downtime.journal import Entry, Kind, Past
-from gotong_royong.zero_downtime.loader import Loader, checksum
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step
-from gotong_royong.zero_downtime.stages import Key, Plan, key_of
+from gotong_royong.zero_downtime.stages import Key
 from gotong_royong.zero_downtime.statements import Object
 
 # A table that is looked for along the search path is found only in a schema that the role may use.
@@ -41,9 +34,6 @@ LATEST_STEPS = """(
         ORDER BY step.id DESC LIMIT 1
     ) AS latest
 )"""
-
-DATA = RunPython, RunSQL
-NAMED = 5  # edited migrations, before the sentence only counts them
 
 
 def tables(alias: str) -> dict[type[Model], str]:
@@ -171,94 +161,3 @@ def named(loader: MigrationLoader) -> set[Key]:
     files = loader.disk_migrations
     replaced = ((app, name) for migration in files.values() for app, name in migration.replaces)
     return {*files, *loader.applied_migrations, *replaced}
-
-
-def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:
-    """Return the applied migrations whose files are not what they were when they were applied, in the order of names.
-
-    One look into each file. A file that is gone is not an edited one.
-    """
-    applied = (
-        (loader.graph.nodes[key], memory[key])
-        for key in memory.keys() & loader.graph.nodes.keys()
-        if key in loader.applied_migrations and memory[key].direction == Step.Direction.UP
-    )
-    return sorted((migration for migration, step in applied if is_edited(migration, step)), key=str)
-
-
-def is_edited(migration: Migration, step: Any) -> bool:
-    """Whether the migration's file has changed since that step, as far as both are known."""
-    return bool(step.checksum) and checksum(migration) not in {"", step.checksum}
-
-
-def warning(edited: Sequence[Migration]) -> str:
-    """Say in one sentence which applied migrations have been edited, and what to do."""
-    names = ", ".join(map(str, edited[:NAMED]))
-    more = f" and {len(edited) - NAMED} more" if len(edited) > NAMED else ""
-    return (
-        f"Edited since they were applied here: {names}{more}. This database has what the files said then: "
-        "restore them from version control, and bring the change in a new migration (makemigrations)."
-    )
-
-
-def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]) -> list[Migration]:
-    """Return the migrations that django_migrations has lost and for which the ledger is a witness.
-
-    It is one for a migration whose last step succeeded upwards, with the file that is there now, and for a squash if
-    it is one for all that the squash replaces. Nothing else is: not what the tables look like. But where a table is
-    missing that the app's models have, somebody has taken something back without the ledger, so it is no witness.
-    """
-    nodes, applied = loader.graph.nodes, loader.applied_migrations
-    found = [key for key in nodes if key not in applied and _is_witnessed(loader, nodes[key], memory)]
-    gone = {app for app in {app for app, _ in found} if _tables_missing(connection, loader, app, {*found, *applied})}
-    return [nodes[key] for key in found if key[0] not in gone]
-
-
-def refuse_unwitnessed(connection: BaseDatabaseWrapper, loader: Loader, plan: Plan) -> None:
-    """Make sure that no app is migrated from its beginning over what is there, if that changes data.
-
-    Raises:
-        HistoryLost: names the table, and the migration that would change data again.
-    """
-    recorded = {app for app, _ in loader.applied_migrations}
-    fresh = [migration for migration, backwards in plan if not backwards and migration.app_label not in recorded]
-    data = {one.app_label: one for one in reversed(fresh) if any(isinstance(each, DATA) for each in _done_by(one))}
-    there = set(connection.introspection.table_names()) if data else set()
-    for migration in fresh if data else ():
-        app = migration.app_label
-        for operation in _done_by(migration):
-            if app not in data or not isinstance(operation, CreateModel):
-                continue
-            table = operation.options.get("db_table") or f"{app}_{operation.name_lower}"
-            is_made = operation.options.get("managed", True) and not operation.options.get("proxy")
-            if is_made and table in there and not _knows(connection.alias, app):
-                raise HistoryLost(migration, table, data[app], app)
-
-
-def _done_by(migration: Migration) -> Iterator[Operation]:
-    for operation in migration.operations:
-        yield from getattr(operation, "database_operations", [operation])
-
-
-def _knows(alias: str, app: str) -> bool:
-    return Step in tables(alias) and Step.objects.using(alias).filter(app=app).exists()
-
-
-def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) -> bool:
-    steps = vouching(loader, key_of(migration), memory)
-    files = {(step.app, step.name): step for step in steps if (step.app, step.name) in loader.disk_migrations}
-    return bool(steps) and not any(is_edited(loader.disk_migrations[key], step) for key, step in files.items())
-
-
-def _tables_missing(connection: BaseDatabaseWrapper, loader: Loader, app: str, known: set[Key]) -> bool:
-    """Whether the database lacks a table of a model that the app has after these of its migrations."""
-    plan = loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0])
-    last = [key for key in plan if key[0] == app and key in known][-1]
-    models = loader.project_state(last).apps.get_models(include_auto_created=True)
-    with connection.cursor() as cursor:
-        there = set(connection.introspection.table_names(cursor))
-    return any(
-        model._meta.db_table not in there
-        for model in models
-        if model._meta.app_label == app and not model._meta.proxy and model._meta.managed and not model._meta.swapped
-    )

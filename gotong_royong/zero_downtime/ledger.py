@@ -27,6 +27,7 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime import history, locks
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import (
+    ADVICE,
     LockLost,
     Nested,
     NoLedger,
@@ -232,10 +233,13 @@ def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger
     with connection.cursor() as cursor:
         cursor.execute(SCHEMA)
         ((schema, role),) = cursor.fetchall() or [(None, "")]
+    states = {locks.sqlstate(each) for each in (error, error.__context__) if each}
     if not schema:
         advice = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
-    elif {NO_SCHEMA, locks.NOT_ALLOWED} & {locks.sqlstate(each) for each in (error, error.__context__) if each}:
+    elif states & {NO_SCHEMA, locks.NOT_ALLOWED}:
         advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
+    elif locks.READ_ONLY in states:
+        advice = ADVICE[locks.READ_ONLY]
     else:
         advice = f"They would be made in the schema {schema}, by the role {role}. Mend that, and migrate again."
     said = f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}."

@@ -34,15 +34,8 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.exceptions import meant, summary
+from gotong_royong.zero_downtime.exceptions import ADVICE, meant, summary
 from gotong_royong.zero_downtime.stages import Key
-
-ADVICE = {
-    locks.NOT_ALLOWED: "Use the role that owns the tables, or GRANT this one what it lacks.",
-    locks.READ_ONLY: "The server is a standby, or the database is set to be only read. Use one that takes writes.",
-    locks.LOCK_NOT_AVAILABLE: "Another session has locked what this reads. End it, or do that again later: "
-    "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock' finds it.",
-}
 
 
 class Plain(BaseCommand):
@@ -146,10 +139,10 @@ def sentence(error: BaseException) -> str:
 
 def _found() -> Iterator[tuple[str, BaseException]]:
     """Load the migrations again, one by one, and yield what is wrong with the first that cannot be used."""
-    for path in _files():
+    for path in files():
         try:
             import_module(path)
-        except Exception as error:  # noqa: BLE001  (a file may raise anything)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a file may raise anything)
             yield _of_file(path, error), error
             return
     loader = Watched(None, ignore_no_migrations=True, load=False)
@@ -190,7 +183,7 @@ class Watched(MigrationLoader):
         super().add_external_dependencies(key, migration)
 
 
-def _files() -> Iterator[str]:
+def files() -> Iterator[str]:
     """Yield each package of migrations, which is then to be imported, and the modules in it."""
     for config in apps.get_app_configs():
         package, _ = MigrationLoader.migrations_module(config.label)

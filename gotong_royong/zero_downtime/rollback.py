@@ -13,11 +13,11 @@ from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from gotong_royong.zero_downtime import history, locks, undo
-from gotong_royong.zero_downtime.exceptions import HalfDone, NotUndoable
+from gotong_royong.zero_downtime import history, recall, undo
+from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import checksum, parts
-from gotong_royong.zero_downtime.models import Run, Status, Step
+from gotong_royong.zero_downtime.models import Run, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def applied(executor: "Executor") -> list[Applied]:
     loader: Any = executor.loader
     nodes, memory = loader.graph.nodes, history.remembered(executor.connection.alias, loader)
     recorded = {key: row.pk for key, row in MigrationRecorder(executor.connection).applied_migrations().items()}
-    lost = {key_of(migration) for migration in history.lost(executor.connection, loader, memory)}
+    lost = {key_of(migration) for migration in recall.lost(executor.connection, loader, memory)}
     found = {key for key in loader.applied_migrations.keys() | lost if key[0] != APP}
     half = half_done(executor, found)
     covered = {part for key in found & nodes.keys() for part in parts(loader, nodes[key])}
@@ -81,37 +81,8 @@ def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
     alias, columns = executor.connection.alias, ("app", "name", "direction", "pk", "run", "checksum", "faked")
     return [
         Applied(key, tuple(history.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
-        for key in halves(executor).keys() - set(applied)
+        for key in recall.halves(executor).keys() - set(applied)
     ]
-
-
-def halves(executor: "Executor") -> dict[Key, str]:
-    """Say how far the migrations are of which a run that is over, up or down, left a part."""
-    alias, nodes, applied = executor.connection.alias, executor.loader.graph.nodes, executor.loader.applied_migrations
-    other, said = at_work(executor), dict[Key, str]()
-    under_way = set(other.steps.filter(status=Status.RUNNING).values_list("app", "name")) if other else set()
-    for key in history.failed(alias) - under_way:
-        past, run = executor.past(*key), history.steps_since_reset(alias, key).values_list("run", flat=True).last()
-        if key in applied and past.taken_back:
-            said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
-        elif key not in applied and undo.is_half_done(nodes.get(key), past):
-            ended = [number for number, told in past.items() if told.ended]
-            where = f"after operation {max(ended)}" if ended else "at its first operation"
-            said[key] = f"half done by run {run}, which failed: migrate goes on {where}, rollback takes it back"
-    return said
-
-
-def refuse_half_done(executor: "Executor", plan: Plan) -> None:
-    """Make sure that nothing of what is only to be recorded is there by half, which that record would hide.
-
-    Raises:
-        HalfDone: if a run left a half of one of these migrations.
-    """
-    for key in halves(executor).keys() & {key_of(migration) for migration, _ in plan}:
-        raise HalfDone(
-            f"{'.'.join(key)} is {halves(executor)[key]}. --fake would hide that half. Nothing was changed. Let "
-            "migrate go on or rollback take it back, and take out of its file what is done by hand."
-        )
 
 
 def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) -> list[Applied]:
@@ -168,14 +139,6 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
     return [one for one in done if one.key in later | needing]
 
 
-def at_work(executor: "Executor") -> Run | None:
-    """Return the run of somebody else that is at work on the database now."""
-    connection = executor.connection
-    if executor.alias or Run not in history.tables(connection.alias) or not locks.holders(connection, locks.RUNNER):
-        return None
-    return Run.objects.using(connection.alias).filter(status=Status.RUNNING).last()
-
-
 def refuse_unknown(
     executor: "Executor", done: list[Applied], chosen: list[Applied], *, accept_edited: bool = False
 ) -> None:
@@ -208,7 +171,7 @@ def refuse_unknown(
                 continue
             if one.is_half:
                 undo.refuse_edited(nodes[one.key], executor.past(*one.key))
-            elif history.is_edited(nodes[one.key], step):
+            elif recall.is_edited(nodes[one.key], step):
                 raise NotUndoable(
                     f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
                     f"  applied: SHA-256 {step.checksum}\n  now:     SHA-256 {checksum(nodes[one.key])}\n"

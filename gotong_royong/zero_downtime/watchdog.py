@@ -51,8 +51,8 @@ PROGRESS = """
 """
 
 NO_BACKSTOP = (
-    "track_activities is off for this role. So the server cannot see whether the watchdog stands still, and if this "
-    "process is stopped, it lets nobody in: ALTER ROLE … SET track_activities = on."
+    "track_activities is off for this role. So the server cannot see whether the watchdog stands still: should this "
+    "process be stopped, nobody is let in. ALTER ROLE … SET track_activities = on changes that."
 )
 
 
@@ -169,6 +169,11 @@ class Watchdog(threading.Thread):
         """Give a verdict, unless there is one for good."""
         if self._verdict is None or isinstance(self._verdict, GaveWay):
             self._verdict = verdict
+
+    def forgive(self) -> None:
+        """Forget that something was to give way: it has come to its end all the same."""
+        if isinstance(self._verdict, GaveWay):
+            self._verdict = None
 
     def whom_we_wait_for(self) -> str:
         """Say which sessions kept us from our lock when it was last looked at."""

@@ -27,7 +27,7 @@ from tests.embedded.conftest import (
     servers,
 )
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 # Starting and stopping
 

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections, migrations, models
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import history
+from gotong_royong.zero_downtime import history, recall
 from gotong_royong.zero_downtime.exceptions import BlockedTooLong, LockNotObtained, StepFailed
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.loader import Loader
@@ -221,7 +221,7 @@ class TestLedger:
         with migrated.cursor() as cursor:
             cursor.execute("DROP TABLE auth_group_permissions")
             cursor.execute("DELETE FROM django_migrations WHERE app = 'auth'")
-        lost = history.lost(migrated, (loader := Loader(migrated)), history.remembered(migrated.alias, loader))
+        lost = recall.lost(migrated, (loader := Loader(migrated)), history.remembered(migrated.alias, loader))
         assert lost == []
         assert ask(migrated, "SELECT to_regclass('auth_group_permissions')") == (None,)
 

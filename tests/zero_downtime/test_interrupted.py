@@ -14,7 +14,7 @@ from gotong_royong.zero_downtime.models import Run
 from tests.databases import look
 from tests.zero_downtime.steps import run
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 KEY = "accounts", "20270101000000_trial"
 

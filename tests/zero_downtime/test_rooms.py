@@ -18,7 +18,7 @@ ROWS = [
     {"backfills"},
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
-    {"rollback", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
+    {"rollback", "recall", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
     {"chain", "apps", "management", "reports", "tasks", "admin", "checks"},
 ]
 

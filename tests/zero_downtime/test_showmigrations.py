@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import history
+from gotong_royong.zero_downtime import history, recall
 from gotong_royong.zero_downtime.models import Step
 
 pytestmark = pytest.mark.once
@@ -68,7 +68,7 @@ def migrate(database, *target, **options):
 
 def edited(database):
     loader = MigrationLoader(database)
-    return history.edited(loader, history.remembered(database.alias, loader))
+    return recall.edited(loader, history.remembered(database.alias, loader))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_an_edited_file_is_marked_and_explained(scratch, package, show):
 
 
 def test_many_edited_files_are_counted(scratch, package):
-    warning = history.warning([f"sessions.m{number}" for number in range(8)])
+    warning = recall.warning([f"sessions.m{number}" for number in range(8)])
     assert "sessions.m4 and 3 more. " in warning
     assert "sessions.m5" not in warning
 

@@ -402,7 +402,7 @@ def test_the_backstop_is_put_in_place_again(shop, scratch, watcher):
     wait_for(watcher, process, BUSY, *AT_WORK)
     first = wait_for(watcher, process, SESSION, "migrate: backstop")
     watcher.execute("SELECT pg_terminate_backend(%s)", [first])
-    assert wait_for(watcher, process, f"{SESSION} AND pid <> %s", "migrate: backstop", first)
+    assert wait_for(watcher, process, f"{BUSY} AND pid <> %s", "migrate: backstop", "%DO $backstop$%", first)
     stop(process)
     assert is_let_in(scratch) < 3
     process.kill()

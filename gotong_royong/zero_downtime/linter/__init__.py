@@ -4,11 +4,12 @@
   ``facts``: what is known about each.
 - ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
 - ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
-- ``confinement``: what nobody may do. ``trace``: runs migrations up and down.
+- ``confinement``: what nobody may do. ``trace``: runs migrations up and down. ``apart``: in a process of its own.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -16,14 +17,18 @@ from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.exceptions import meant
 from gotong_royong.zero_downtime.linter import rules
-from gotong_royong.zero_downtime.linter.facts import Direction, Trace
+from gotong_royong.zero_downtime.linter.facts import Direction, Failure, Trace
 from gotong_royong.zero_downtime.linter.registry import RULES, Spot, Violation, violation, violations
-from gotong_royong.zero_downtime.linter.scratch import scratch
+from gotong_royong.zero_downtime.linter.scratch import Place, place, scratch
 from gotong_royong.zero_downtime.linter.selection import Selection
 from gotong_royong.zero_downtime.linter.trace import LIMIT, fill, traces
 from gotong_royong.zero_downtime.operations import IgnoreRules
+from gotong_royong.zero_downtime.stages import Key
 
 __all__ = ["RULES", "Trace", "Violation", "lint", "rules"]
+
+NOT_RUN = ("E301", "W401")
+"""The rules that say why a migration did not run; the others may fail on what the linter has failed on before."""
 
 
 def lint(
@@ -32,6 +37,8 @@ def lint(
     selection: Selection,
     *,
     limit: float = LIMIT,
+    stopped: Mapping[Key, Failure] = {},
+    where: Callable[[], Place] | None = None,
     note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[tuple[Trace, list[Violation]]]:
     """Run migrations in a scratch database and yield each one under judgement with the rules that it breaks.
@@ -39,6 +46,8 @@ def lint(
     Args:
         connection: the configured database, which is only read. While this runs, its alias means the scratch database.
         limit: seconds after which an operation is stopped.
+        stopped: migrations that are not to be run, and why.
+        where: says on which server; by default, on one that runs for as long as this does.
         note: is told if the server is of another version than the configured one, and why.
 
     Raises:
@@ -46,12 +55,16 @@ def lint(
     """
     if not selection.judged:
         return
-    template = selection.template(loader, connection) if selection.one_deploy and selection.ground else ""
+    is_kept = selection.one_deploy and selection.ground and stopped.keys().isdisjoint(selection.ground)
+    template = selection.template(loader, connection) if is_kept else ""
 
     def lay_ground(database: BaseDatabaseWrapper) -> None:
-        fill(database, loader, selection.ground)
+        fill(database, loader, selection.ground, stopped)
 
-    with scratch(connection, template=template, fill=lay_ground, note=note) as database:
+    with (
+        nullcontext(where()) if where else place(connection, note) as server,
+        scratch(connection, server, template=template, fill=lay_ground) as database,
+    ):
         for trace in traces(
             database,
             loader,
@@ -60,18 +73,21 @@ def lint(
             selection.judged,
             one_deploy=selection.one_deploy,
             limit=limit,
+            stopped=stopped,
         ):
-            yield trace, judge(trace, whole_history=not selection.one_deploy)
+            rules = NOT_RUN if (trace.migration.app_label, trace.migration.name) in stopped else RULES
+            yield trace, judge(trace, rules, whole_history=not selection.one_deploy)
 
 
-def judge(trace: Trace, *, whole_history: bool = True) -> list[Violation]:
+def judge(trace: Trace, rules: Iterable[str] = RULES, *, whole_history: bool = True) -> list[Violation]:
     """Return what a migration breaks, without what it waives or the settings silence.
 
     Args:
+        rules: those that are asked.
         whole_history: whether a waiver that is not used here is used nowhere. Deployed together with the migration
             that makes its table, another one breaks fewer rules.
     """
-    found = violations(trace)
+    found = violations(trace, rules)
     broken = {_waiver_of(one) for one in found}
     waivers = [operation for operation in trace.migration.operations if isinstance(operation, IgnoreRules)]
     waived = {(id, waiver.direction) for waiver in waivers for id in waiver.rules}

@@ -4,7 +4,7 @@ The id serves the rule, its documentation, its two examples and the test that ru
 rule. ``E1xx`` blocks, ``E2xx`` breaks the running code, ``E3xx`` cannot be undone or run again, ``W4xx`` advises.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,6 +104,16 @@ IN_GENERAL = FORWARDS | {"unique": "", "body": "(<columns>)", "kind": "UNIQUE", 
 """How it is written where nobody has broken the rule."""
 
 
+def as_told(one: Violation) -> dict[str, Any]:
+    """Return what JSON lets through, of which ``as_found`` makes a violation again."""
+    return {**vars(one), "rule": one.rule.id}
+
+
+def as_found(told: dict[str, Any]) -> Violation:
+    direction = Direction(told["direction"]) if told["direction"] else None
+    return Violation(**{**told, "rule": RULES[told["rule"]], "direction": direction})
+
+
 def rule(
     id: str, title: str, *, condition: str, effect: str, instead: str, back: str = "", bad: str = "", good: str = ""
 ) -> Callable[[Judge], Judge]:
@@ -141,9 +151,9 @@ def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> st
     return sentence.format_map(Values(named))
 
 
-def violations(trace: Trace) -> list[Violation]:
-    """Return what the rules find in a trace, without regard to waivers."""
-    return [violation(rule, trace, spot) for rule in RULES.values() for spot in rule.judge(trace)]
+def violations(trace: Trace, rules: Iterable[str] = RULES) -> list[Violation]:
+    """Return what these rules find in a trace, without regard to waivers."""
+    return [violation(RULES[id], trace, spot) for id in rules for spot in RULES[id].judge(trace)]
 
 
 def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
@@ -76,33 +76,71 @@ MAKE_SCHEMAS = r"""
 """
 
 
+class Place(NamedTuple):
+    """A server for scratch databases: an entry of ``DATABASES``, and whether it is one of our own."""
+
+    entry: dict[str, Any]
+    is_own: bool
+
+
+@contextmanager
+def place(connection: BaseDatabaseWrapper, note: Callable[[str], object] = lambda text: None) -> Iterator[Place]:
+    """Yield the server that ``ZERO_DOWNTIME_SCRATCH_DATABASE`` names, or run one of our own until the end of the block.
+
+    Args:
+        connection: the configured database, which is asked for its version.
+        note: is told if the own server is of another one.
+
+    Raises:
+        ZeroDowntimeError: if there is no server.
+    """
+    if where := conf.SCRATCH_DATABASE:
+        entry = _settings(where)
+        try:
+            yield Place(entry, is_own=False)
+        finally:
+            with ExitStack() as stack:
+                _drop_leftovers(_open(stack, entry, connection)[1])
+        return
+    configured, why = None, ""
+    with ExitStack() as stack:
+        try:
+            _, cursor = _open(stack, connection.settings_dict, connection)
+            configured = cursor.connection.info.server_version // 10_000
+        except Error as error:
+            why = f"for the configured server does not say which it is: {summary(error)}."
+    chosen = programs(configured)
+    if chosen.version != configured:
+        why = why or f"for there are no programs of the configured server's {configured} here."
+        note(f"Migrations are tried on PostgreSQL {chosen.version}, {why}")
+    with own_server(chosen) as entry:
+        yield Place(entry, is_own=True)
+
+
 @contextmanager
 def scratch(
     connection: BaseDatabaseWrapper,
+    where: Place,
     *,
     template: str = "",
     fill: Callable[[BaseDatabaseWrapper], object] | None = None,
-    note: Callable[[str], object] = lambda text: None,
 ) -> Iterator[BaseDatabaseWrapper]:
     """Let the alias of the connection mean a new database, which is dropped at the end whatever happens.
 
     Its owner, as whom migrations run, is no superuser and may make no databases and roles.
 
     Args:
-        connection: the configured one, which is asked for its version. The scratch database is on a server of the
-            linter's own, or where ``ZERO_DOWNTIME_SCRATCH_DATABASE`` says.
-        template: on a server of the linter's own, the name of what is copied if it is there, and is otherwise made by
-            ``fill`` and kept; an empty text for an empty database.
-        note: is told if the own server is of another version than the configured one.
+        connection: the configured one.
+        where: on which server.
+        template: on a server of our own, the name of what is copied if it is there, and is otherwise made by ``fill``
+            and kept; an empty text for an empty database.
 
     Raises:
-        ZeroDowntimeError: if there is no server that lets us make one.
+        ZeroDowntimeError: if we may make none on that server.
     """
     with ExitStack() as stack:
-        where = conf.SCRATCH_DATABASE
-        is_own = where is None
-        entry = _settings(where) if where else stack.enter_context(_own(connection, note))
-        settings, cursor = _open(stack, entry, connection)
+        is_own = where.is_own
+        settings, cursor = _open(stack, where.entry, connection)
         if is_own:
             cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
         is_superuser = _refuse_too_little(cursor)
@@ -228,24 +266,6 @@ def _drop(cursor: Any, name: str) -> None:
         cursor.execute(DROP % name)
         cursor.execute(f'DROP ROLE IF EXISTS "{name}"')
         cursor.execute(UNLOCK_NAME, [name])
-
-
-@contextmanager
-def _own(connection: BaseDatabaseWrapper, note: Callable[[str], object]) -> Iterator[dict[str, Any]]:
-    """Run a server of our own that is as much like the configured one as there are programs for."""
-    configured, why = None, ""
-    with ExitStack() as stack:
-        try:
-            _, cursor = _open(stack, connection.settings_dict, connection)
-            configured = cursor.connection.info.server_version // 10_000
-        except Error as error:
-            why = f"for the configured server does not say which it is: {summary(error)}."
-    chosen = programs(configured)
-    if chosen.version != configured:
-        why = why or f"for there are no programs of the configured server's {configured} here."
-        note(f"Migrations are tried on PostgreSQL {chosen.version}, {why}")
-    with own_server(chosen) as entry:
-        yield entry
 
 
 def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper) -> tuple[dict[str, Any], Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import AmbiguityError
 from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
@@ -129,7 +128,6 @@ def _git(*arguments: str) -> str:
     return done.stdout
 
 
-def unapplied(loader: MigrationLoader, connection: BaseDatabaseWrapper) -> list[Key]:
-    """Return the migrations that the database has not. Only reads."""
-    applied = MigrationRecorder(connection).applied_migrations()
+def unapplied(loader: MigrationLoader, applied: Collection[Key]) -> list[Key]:
+    """Return the migrations that a database has not in which these are applied."""
     return [key for key in loader.graph.nodes if key not in applied]

@@ -61,6 +61,12 @@ class Programs(NamedTuple):
     folder: Path
 
 
+_ours: list[IO[str]] = []
+"""What a copy of this process must not keep open: it locks a folder, or lets a watcher believe that we are there."""
+
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _ours])
+
+
 def programs(configured: int | None) -> Programs:
     """Return the newest programs of a server here that are not newer than the configured one, else the oldest.
 
@@ -111,7 +117,9 @@ def own_server(chosen: Programs) -> Iterator[dict[str, Any]]:
             owner = account()
             lock, folder = _own_folder(chosen, owner)
             stack.enter_context(lock)
-            stack.callback(_stop, *_started(chosen, folder, owner))
+            process, watcher = _started(chosen, folder, owner)
+            stack.callback(_stop, process, watcher)
+            _ours[:] = [file for file in [*_ours, lock, watcher.stdin] if file and not file.closed]
             password = (folder / "password").read_text()
         except OSError as error:
             what = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"

@@ -7,7 +7,7 @@ is run all the same.
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, confined
+from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, call, confined, watch
 from gotong_royong.zero_downtime.linter.differences import defined_otherwise
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
@@ -43,7 +43,6 @@ LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row i
 ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
 MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
 
-
 OUT_OF_BOUNDS = (
     "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
     "linter changes nothing outside of its scratch database. Change that where servers are set up."
@@ -58,12 +57,21 @@ class _Undo(Exception):
     """Ends a transaction that has shown what it does."""
 
 
-def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collection[Key]) -> None:
-    """Run migrations without looking, as the ground on which others are judged; what fails is left out."""
+def fill(
+    connection: BaseDatabaseWrapper,
+    loader: MigrationLoader,
+    keys: Collection[Key],
+    stopped: Collection[Key] = (),
+) -> None:
+    """Run migrations without looking, as the ground for others; what is stopped or fails is left out."""
     rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
     observer = Observer(connection)
     for key in keys:
         migration, before = loader.graph.nodes[key], rolling.snapshot()
+        if key in stopped:
+            _follow(rolling, migration)
+            continue
+        watch.begin(key)
         try:
             with (
                 confined(LIMIT * len(migration.operations)),
@@ -71,11 +79,12 @@ def fill(connection: BaseDatabaseWrapper, loader: MigrationLoader, keys: Collect
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
                 for operation in migration.operations:
-                    rolling.perform(operation, migration, editor)
+                    call(rolling.perform, operation, migration, editor)
         except FAILS:  # whatever it is, it is no failure of those under judgement
             _recover(connection)
             rolling = before
             _follow(rolling, migration)
+    watch.go_on("")
 
 
 def traces(
@@ -87,6 +96,7 @@ def traces(
     *,
     one_deploy: bool = False,
     limit: float = LIMIT,
+    stopped: Mapping[Key, Failure] = {},
 ) -> Iterator[Trace]:
     """Run the migrations of ``plan``, and yield a trace of each that is in ``judged``.
 
@@ -94,6 +104,7 @@ def traces(
         ground: what has been run in the database already.
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
         limit: seconds for each operation.
+        stopped: those that are not to be run, and why.
     """
     rolling = _rolled(loader, ground)
     observer = Observer(connection)
@@ -110,7 +121,12 @@ def traces(
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
-        moves, up = run.up(migration, rolling, rehearse=key in judged)
+        watch.begin(key)
+        if key in stopped:
+            _follow(rolling, migration)
+            moves, up = list[Move](), Pass(Direction.UP, failure=stopped[key])
+        else:
+            moves, up = run.up(migration, rolling, rehearse=key in judged)
         written = Code(rolling, code_before)
         ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
         if key in judged:
@@ -242,29 +258,29 @@ class _Runner:
         tables = [table for table in self.observer.catalog.values() if table.name in used]
         if not tables:
             return
-        allow(min(self.limit, LIMIT_OF_REHEARSAL))
+        allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
         try:
             with (
                 self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
                 transaction.atomic(self.connection.alias),
             ):
                 self.observer.look_away(lambda: insert_rows(self.connection, tables))
-                run(migration.app_label, editor, old, new)
+                call(run, migration.app_label, editor, old, new)
                 raise _Undo
         except FAILS as error:  # on rows that are made up, nothing else has to succeed
             if _is_of_the_code(error):
                 self.stumbles.append(Failure(number, in_full(error)))
-        allow(self.limit)
+        allow(self.limit, number)
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
-        allow(self.limit)
+        allow(self.limit, number)
         self.observer.operation = number
         put_off = len(editor.deferred_sql)
         alone = not editor.atomic_migration and _has_transaction(migration, number)
         with transaction.atomic(self.connection.alias) if alone else nullcontext():
-            run(migration.app_label, editor, old, new)
+            call(run, migration.app_label, editor, old, new)
         self.observer.put_off.update((str(sql), number) for sql in editor.deferred_sql[put_off:])
 
     def _pass(self, migration: Migration, direction: Direction, run: Any, *, undo: bool = False) -> Pass:
@@ -329,9 +345,17 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
         connection.connect()
 
 
-def _is_because_of(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Whether it is such an error, or was raised while one was handled."""
-    return error is not None and (isinstance(error, kind) or _is_because_of(error.__cause__ or error.__context__, kind))
+def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it is such an error, was raised while one was handled, or carries one, as libraries' own errors do."""
+    known: dict[int, BaseException] = {}
+    found: list[Any] = [error]
+    while found:
+        one = found.pop()
+        if isinstance(one, BaseException) and id(one) not in known:
+            known[id(one)] = one
+            found += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+            found += getattr(one, "exceptions", ())
+    return any(isinstance(one, kind) for one in known.values())
 
 
 def _is_of_the_code(error: BaseException) -> bool:

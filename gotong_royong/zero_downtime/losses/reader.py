@@ -11,7 +11,7 @@ from django.db.migrations import Migration
 from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.changes import HAS_VALUE, NOTHING, called, read
 from gotong_royong.zero_downtime.exceptions import counted, summary
-from gotong_royong.zero_downtime.losses.present import Present, Table, plain, quoted
+from gotong_royong.zero_downtime.losses.present import Present, Table, parts, plain, quoted
 from gotong_royong.zero_downtime.statements import Object, Statement, split
 
 IS_CUT = re.compile(r"(?:character varying|character|varchar|char|bpchar|bit|bit varying|varbit) ?\(", re.IGNORECASE)
@@ -104,10 +104,7 @@ class Reader:
             if does := self._of_statements.get(what):
                 does(statement, said)
             elif what == "rename table":
-                schema = said["table"].rpartition(".")[0]
-                self.present.move_table(
-                    said["table"], *filter(None, [plain(schema) if schema else ""]), plain(said["new"])
-                )
+                self.present.move_table(said["table"], *parts(said["table"])[:-1], plain(said["new"]))
             elif what == "move table":
                 self.present.move_table(said["table"], plain(said["new"]), plain(said["table"]))
             elif what in self._of_tables:
@@ -243,14 +240,16 @@ class Reader:
 
     def _write(self, statement: Statement, said: Said) -> None:
         """Count the rows that a DELETE or an UPDATE finds, if what it says holds now, too."""
-        name, condition = said["name"], said.get("condition", "")
-        if (table := self.present.table(name)) is None:
+        if (table := self.present.table(said["name"])) is None:
             return
-        acts, rows = self._has_triggers or self.present.acts_on_writes(table), self.present.rows(table, name)
-        number = 1 if statement.verb == "INSERT" else self.present.count("count(*)", rows, condition)
+        condition: str = said.get("condition", "")
+        number: int | Error = 1
+        if statement.verb != "INSERT":
+            number = self.present.count("count(*)", self.present.rows(table, said["name"]), condition)
+        acts = self._has_triggers or self.present.acts_on_writes(table)
         if isinstance(number, Error) or (number and acts):
             self._not_told(statement)
-        if not isinstance(number, int) or not number or statement.verb == "INSERT":
+        if isinstance(number, Error) or not number or statement.verb == "INSERT":
             return
         if "asked" in said and plain(said["asked"]) == plain(said["column"]):
             column = self.present.column(table, said["asked"]) or ""
@@ -259,9 +258,8 @@ class Reader:
             return
         others = self.present.pointing(table, "cdn") if statement.verb == "DELETE" else ""
         did = "loses" if statement.verb == "DELETE" else "writes over"
-        self._lose(
-            f"{did} {counted(number, 'row')} of {table.name}{others and f', and what points to them in {others}'}"
-        )
+        with_them = others and f", and what points to them in {others}"
+        self._lose(f"{did} {counted(number, 'row')} of {table.name}{with_them}")
         self._is_blurred = True
 
     def _was_there(self, kind: str, name: str) -> bool:

@@ -25,14 +25,14 @@ class Consent:
         data: whether the losses are agreed to.
         all: whether nothing may be left of the database; None if that is as good as anything that is lost.
         edited: whether to go back by what an edited file says now.
-        options: those with which losses, and the loss of all, are agreed to.
+        option: that with which losses are agreed to.
     """
 
     say: Callable[[str], object]
     data: bool
     all: bool | None
     edited: bool = False
-    options: tuple[str, str] = ("--yes", "--yes --all")
+    option: str = "--yes"
 
     def show(
         self, executor: Executor, done: list[Applied], chosen: list[Applied], *, only_losses: bool = False
@@ -79,9 +79,12 @@ class Consent:
                 raise NotUndoable("The way back must fail, as is said above. Nothing was changed.")
             if self.all is not None and (is_all or losses.empties(executor, found)):
                 if not (self.data and self.all):
-                    self._ask_for_all(executor.connection.settings_dict["NAME"])
+                    name = str(executor.connection.settings_dict["NAME"])
+                    said = f"That is all that there is: nothing is left of the database {name}."
+                    self._ask(said, f"{said} Type its name", name, "--yes --all if that is meant")
             elif found.losses and not self.data:
-                self._ask()
+                lost, question = "Data would be lost, as listed above.", "These data will be lost. Type yes"
+                self._ask(lost, question, "yes", f"{self.option} to lose them")
             again = found if self.data or not found.losses else self._look(executor, plan)
             if again.losses == found.losses:
                 executor.agreed = again.goes_along
@@ -94,19 +97,10 @@ class Consent:
     def _look(self, executor: Executor, plan: Plan) -> losses.Reader:
         return losses.way_back(executor, [step for step in plan if key_of(step[0]) not in executor.faked])
 
-    def _ask(self) -> None:
+    def _ask(self, said: str, question: str, answer: str, option: str) -> None:
         if not sys.stdin.isatty():
-            raise NotUndoable(
-                f"Data would be lost, as listed above. Nothing was changed. Add {self.options[0]} to lose them."
-            )
-        if input("These data will be lost. Type yes to go on: ").strip().lower() != "yes":
-            raise NotUndoable("Nothing was changed.")
-
-    def _ask_for_all(self, database: str) -> None:
-        said = f"That is all that there is: nothing is left of the database {database}."
-        if not sys.stdin.isatty():
-            raise NotUndoable(f"{said} Nothing was changed. Add {self.options[1]} if that is meant.")
-        if input(f"{said} Type its name to go on: ").strip() != database:
+            raise NotUndoable(f"{said} Nothing was changed. Add {option}.")
+        if input(f"{question} to go on: ").strip() != answer:
             raise NotUndoable("Nothing was changed.")
 
 

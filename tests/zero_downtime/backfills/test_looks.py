@@ -14,7 +14,7 @@ from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, in_jobs, until
 from tests.zero_downtime.load import load
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 Status = Backfill.Status
 LOOKS = """

@@ -209,7 +209,7 @@ def test_what_failed_without_a_where_is_done_once(skills, fill, ask, declare, op
 
 def test_the_projects_own_goes_back_and_forth(skills, ask):
     ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
-    call_command("migrate", *BEFORE_POPULATE, database=skills.alias, verbosity=0)
+    call_command("migrate", *BEFORE_POPULATE, database=skills.alias, verbosity=0, interactive=False)
     assert ask("SELECT count(markov_user_id) FROM users") == 0
     assert steering.names(skills.alias) == []
     call_command("migrate", *POPULATE, database=skills.alias, verbosity=0)

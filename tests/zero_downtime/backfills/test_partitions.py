@@ -13,7 +13,7 @@ from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import UNDONE
 from tests.zero_downtime.backfills.test_fire import DECLARATIONS, WRONG
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 Status = Backfill.Status
 LAID_OUT = """

@@ -1,5 +1,6 @@
 """What becomes of a migration that fails, hangs or reaches out?"""
 
+import psycopg
 import pytest
 from django.db import connection
 
@@ -75,6 +76,30 @@ class TestBadInput:
     def test_a_library_may_wrap_what_refuses_the_network(self, tried):
         code = "urllib.request.urlopen('http://127.0.0.1:9/')"
         assert lint(tried, SLEEPS.format(module="urllib.request", code=code)) == [{"W401"}]
+
+    def test_a_library_may_carry_what_refuses_the_network_in_an_error_of_its_own(self, tried):
+        """As requests and urllib3 do, whose errors are not raised while another one is handled."""
+        code = """
+    try:
+        socket.create_connection(("127.0.0.1", 9))
+    except OSError as error:
+        refused = error
+    class MaxRetries(Exception):
+        reason = None
+    wrapped = MaxRetries("again and again")
+    wrapped.reason, wrapped.__cause__ = refused, wrapped
+    raise ValueError(wrapped) from None"""
+        assert lint(tried, SLEEPS.format(module="socket", code=code)) == [{"W401"}]
+
+    def test_the_configured_server_is_out_of_reach_of_psycopg_too(self, tried):
+        host = tried.settings_dict["HOST"]
+        for elsewhere in ("127.0.0.1", "/elsewhere", ""):
+            code = f"psycopg.connect(host={elsewhere!r}, dbname='postgres')"
+            seen = trace(tried, SLEEPS.format(module="psycopg", code=code))[0]
+            assert "lets no migration reach the network" in seen.up.failure.message
+            assert seen.up.failure.environment
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(host=host, dbname="postgres", user="keeper")
 
     def test_one_that_needs_a_role_cannot_be_judged(self, tried):
         assert lint(tried, NOT_ATOMIC.format(sql="GRANT SELECT ON shop_order TO nobody_here", back="")) == [{"W401"}]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 
 import psutil
 import psycopg
@@ -21,11 +22,12 @@ from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.linter import lint
-from gotong_royong.zero_downtime.linter.scratch import PREFIX, TEMPLATE_PREFIX, scratch
+from gotong_royong.zero_downtime.linter.scratch import PREFIX, TEMPLATE_PREFIX
 from gotong_royong.zero_downtime.linter.selection import select
 from gotong_royong.zero_downtime.linter.server import Programs, programs
 from tests import memory
 
+module = sys.modules["gotong_royong.zero_downtime.linter.scratch"]
 pytestmark = [pytest.mark.once, pytest.mark.django_db(transaction=True, databases="__all__")]
 
 KILLED = """
@@ -34,13 +36,20 @@ from django.conf import settings
 django.setup()
 settings.ZERO_DOWNTIME_SCRATCH_DATABASE = os.environ.get("SCRATCH")
 from django.db import connection
-from gotong_royong.zero_downtime.linter.scratch import scratch
-with scratch(connection) as database:
+from gotong_royong.zero_downtime.linter.scratch import place, scratch
+with place(connection) as where, scratch(connection, where) as database:
     database.ensure_connection()
     began = [process.pid for process in psutil.Process().children()]
     print(database.settings_dict["NAME"], *began, flush=True)
     time.sleep(600)
 """
+
+
+@contextmanager
+def scratch(connection, note=lambda text: None, **options):
+    """Make a scratch database on a server for it."""
+    with module.place(connection, note) as where, module.scratch(connection, where, **options) as database:
+        yield database
 
 
 def ask(question, *values, through=connection):
@@ -200,7 +209,7 @@ def test_a_folder_that_nobody_has_used_for_long_is_removed(no_other_servers):
     assert not (no_other_servers / "17-abcdef-1").exists()
 
 
-def test_a_template_is_filled_once():
+def test_a_template_is_filled_once(no_other_servers):
     template, filled = f"{os.getpid()}_test", []
 
     def fill(database):
@@ -241,7 +250,7 @@ def database():
     older = {programs(version) for version in range(14, 19)}
     many = [one for one in older if one.folder.is_relative_to("/usr/lib/postgresql")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[scratch.__module__], "programs", lambda version: (many or [programs(version)])[0])
+        patch.setattr(module, "programs", lambda version: (many or [programs(version)])[0])
         with scratch(connection) as database:
             yield database
 
@@ -385,7 +394,7 @@ def test_an_own_server_of_another_version_is_said(monkeypatch):
     notes, other = [], Programs(16, programs(16).folder)
     if other != programs(16):
         pytest.skip("PostgreSQL 16 is missing")
-    monkeypatch.setattr(sys.modules[scratch.__module__], "programs", lambda configured: other)
+    monkeypatch.setattr(module, "programs", lambda configured: other)
     with scratch(connection, note=notes.append) as database:
         assert ask("SHOW server_version", through=database).startswith("16")
     assert notes == ["Migrations are tried on PostgreSQL 16, for there are no programs of the configured server's "

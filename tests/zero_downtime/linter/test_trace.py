@@ -199,6 +199,7 @@ operations = [{operation}]
             ("[types.ContentType.objects.count() for _ in 'a']", "contenttypes.ContentType"),
             ("Work().go()", "contenttypes.ContentType"),
             ("from django.contrib.contenttypes.models import ContentType", "contenttypes.ContentType"),
+            ("types.models.Model", None),
             ("today.get_model('contenttypes', 'ContentType').objects.count()", "app.Model"),
             ("today.get_app_config('contenttypes'); apps.get_model('shop', 'Order')", None),
         ],

@@ -10,9 +10,9 @@ from typing import Any
 
 from django.apps import apps
 from django.apps.registry import Apps
-from django.db import models
 from django.db.migrations import RunPython, SeparateDatabaseAndState
 from django.db.migrations.operations.special import RunSQL
+from django.db.models.base import ModelBase
 
 from gotong_royong.zero_downtime.exceptions import UnknownBackfill
 from gotong_royong.zero_downtime.linter.differences import differences
@@ -280,7 +280,7 @@ def _todays(function: Any, seen: set[Any]) -> Iterator[str]:
         return
     seen.add(function)
     for value in _named(function.__code__, function.__globals__):
-        if isinstance(value, type) and issubclass(value, models.Model) and value._meta.apps is apps:
+        if isinstance(value, ModelBase) and hasattr(value, "_meta") and value._meta.apps is apps:
             yield value._meta.label
         elif value == apps.get_model:
             yield "app.Model"

@@ -1,19 +1,28 @@
 """Say what migrations lock, scan, rewrite and break, by running them in a scratch database."""
 
-import gc
 from argparse import ArgumentParser
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, closing
+from importlib import import_module
 from typing import Any
 
 from django.core.checks import ERROR, WARNING
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime import mistakes
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
 from gotong_royong.zero_downtime.linter import lint, reports, selection
+from gotong_royong.zero_downtime.linter.apart import apart
+from gotong_royong.zero_downtime.linter.confinement import watch
+from gotong_royong.zero_downtime.linter.facts import Failure
+from gotong_royong.zero_downtime.linter.registry import as_found, as_told
+from gotong_royong.zero_downtime.linter.scratch import Place, place
+from gotong_royong.zero_downtime.linter.trace import LIMIT
 from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
+from gotong_royong.zero_downtime.stages import Key
 
 FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.sarif}
 
@@ -52,17 +61,27 @@ class Command(mistakes.Plain):
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
             raise ZeroDowntimeError(f"Database {connection.alias!r} is not PostgreSQL, whose locks are what is judged.")
+        applied: Collection[Key] = MigrationRecorder(connection).applied_migrations() if options["unapplied"] else ()
         found, seen = [], 0
         with ExitStack() as stack:
-            stack.callback(gc.unfreeze)
             stack.enter_context(sigterm_like_ctrl_c())
-            with without_collecting():
-                loader = MigrationLoader(None)
-            for trace, broken in lint(connection, loader, self.chosen(loader, connection, options), note=self.note):
+
+            def start() -> Place:
+                return stack.enter_context(place(connection, self.note))
+
+            def work(stopped: Mapping[Key, Failure], ask: Callable[[], Any]) -> Iterator[tuple[Key, Any]]:
+                loader = loaded()
+                chosen = self.chosen(loader, applied, options)
+                judged = lint(connection, loader, chosen, limit=LIMIT, stopped=stopped, where=lambda: Place(*ask()))
+                for trace, broken in judged:
+                    explained = list(reports.explanation(trace)) if options["explain"] else []
+                    yield (trace.migration.app_label, trace.migration.name), (explained, list(map(as_told, broken)))
+
+            for explained, told in stack.enter_context(closing(apart(work, start))):
+                broken = list(map(as_found, told))
                 seen += 1
                 found += broken
-                if options["explain"]:
-                    self.stdout.writelines(f"{line}\n" for line in reports.explanation(trace))
+                self.stdout.writelines(f"{line}\n" for line in explained)
                 if options["format"] == "text":
                     self.stdout.writelines(f"{line}\n" for line in reports.text(broken, self.style))
         if options["format"] != "text":
@@ -78,11 +97,11 @@ class Command(mistakes.Plain):
     def note(self, text: str) -> None:
         self.stderr.write(self.style.WARNING(text))
 
-    def chosen(self, loader: MigrationLoader, connection: Any, options: dict[str, Any]) -> selection.Selection:
+    def chosen(self, loader: MigrationLoader, applied: Collection[Key], options: dict[str, Any]) -> selection.Selection:
         if options["since"]:
             keys = selection.changed_since(loader, options["since"])
         elif options["unapplied"]:
-            keys = selection.unapplied(loader, connection)
+            keys = selection.unapplied(loader, applied)
         elif options["all"] or options["migration_name"]:
             keys = list(loader.graph.nodes)
         elif options["app_label"]:
@@ -93,3 +112,13 @@ class Command(mistakes.Plain):
             named = selection.named(loader, options["app_label"], options["migration_name"] or "")
             keys = [key for key in keys if key in named]
         return selection.select(loader, keys, one_deploy=bool(options["since"] or options["unapplied"]))
+
+
+def loaded() -> MigrationLoader:
+    """Load all migrations, and say which before each: its module may do anything, too."""
+    with without_collecting():
+        for path in mistakes.files():
+            watch.go_on(f"loading {path}")
+            import_module(path)
+        watch.go_on("")
+        return MigrationLoader(None)

@@ -15,7 +15,7 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import chain, mistakes, reports, rollback, signals
+from gotong_royong.zero_downtime import chain, mistakes, recall, reports, signals
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackupFailed, ImpossibleStage
@@ -102,7 +102,7 @@ class Command(chain.Chained, migrate.Command):
                     if self.guarded:
                         agreed = not options["interactive"]
                         self.executor.consent = None if options["fake"] else self.consent(agreed, kind)
-                        self.executor.recall()
+                        recall.recall(self.executor)
                 return self.executor
 
             stack.callback(gc.unfreeze)
@@ -122,7 +122,7 @@ class Command(chain.Chained, migrate.Command):
             else:
                 self.stdout.write(text)
 
-        return Consent(say, data=agreed, all=None, options=("--no-input", ""))
+        return Consent(say, data=agreed, all=None, option="--no-input")
 
     def migration_progress_callback(self, action: str, migration: Any = None, fake: bool = False) -> None:
         """Tell others in the chain what Django would; what Django prints of a recorded step, the reporter prints."""
@@ -179,7 +179,7 @@ class Command(chain.Chained, migrate.Command):
                 )
             if not steps:
                 self.stdout.write("  No planned migration operations.")
-            for key, half in rollback.halves(planners[0]).items():
+            for key, half in recall.halves(planners[0]).items():
                 if key in planners[0].loader.applied_migrations:
                     self.stdout.write(f"{'.'.join(key)} is {half}.", self.style.WARNING)
         self.refuse_to_hold_back(planners[0].held_back)

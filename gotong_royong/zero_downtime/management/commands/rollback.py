@@ -4,7 +4,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import locks, mistakes, reports, rollback
+from gotong_royong.zero_downtime import locks, mistakes, recall, reports, rollback
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
@@ -52,7 +52,7 @@ class Command(mistakes.Plain):
         if options["plan"]:
             with locks.session_settings(connection, lock_timeout=locks.milliseconds(conf.LOCK_TIMEOUT)):
                 consent.show(executor, done, chosen)
-                if run := rollback.at_work(executor):
+                if run := recall.at_work(executor):
                     self.say(f"{run.described}, is at work: what it does may change this.")
             return
         with (
@@ -61,7 +61,7 @@ class Command(mistakes.Plain):
             only_runner(connection, report) as alias,
         ):
             executor = Executor(connection, alias=alias, command="rollback", report=report)
-            executor.recall()
+            recall.recall(executor)
             if (done_now := rollback.applied(executor)) != done:
                 raise NotUndoable(
                     f"While this waited for its turn, {rollback.difference(alias, done, done_now)}. "

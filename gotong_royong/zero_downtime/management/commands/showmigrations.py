@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.commands import showmigrations
 
-from gotong_royong.zero_downtime import chain, history, rollback
+from gotong_royong.zero_downtime import chain, history, recall
 from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.plan import only_looking
@@ -44,16 +44,16 @@ class Command(chain.Chained, showmigrations.Command):
                 executor = Executor(connection)
                 nodes = executor.loader.graph.nodes
                 steps = history.applied_by(connection.alias, executor.loader, *COLUMNS)
-                halves = rollback.halves(executor)
+                halves = recall.halves(executor)
                 shown = (key for key in keys if key in steps)
-                edited = [key for key in shown if history.is_edited(nodes[key], steps[key])]
+                edited = [key for key in shown if recall.is_edited(nodes[key], steps[key])]
             except LedgerNotReadable as error:
                 said.append(str(error))
             else:
                 for key in steps.keys() | halves.keys():
                     remarks = filter(None, ["edited since" if key in edited else "", halves.get(key)])
                     cells[key] = [*(_cells(steps[key]) if key in steps else [""] * 4), "; ".join(remarks)]
-                said += [history.warning([nodes[key] for key in edited])] * bool(edited)
+                said += [recall.warning([nodes[key] for key in edited])] * bool(edited)
         rows = [(line[0], cells.get(key, []), line[1:]) for key, line in zip(keys, lines, strict=True)]
         widths = [max(map(len, column)) for column in zip(*(each for _, each, _ in rows if each), strict=True)]
         indent = max((len(text) for text, each, _ in rows if each), default=0) + 1
