@@ -141,6 +141,19 @@ class StillNeeded(ZeroDowntimeError):
         )
 
 
+class HistoryLost(ZeroDowntimeError):
+    """Nothing says that an app's migrations are applied, but what they make is there."""
+
+    def __init__(self, made_by: object, table: str, data: object, app: str) -> None:
+        super().__init__(
+            f"Of the app {app} nothing is recorded as applied, but the table {table}, which {made_by} makes, is there, "
+            f"and the ledger does not know whose it is. The SQL or Python of {data} would run a second time. "
+            "Nothing was changed. Restore django_migrations from the backup that the tables are from. Or say what is "
+            f"applied: migrate {app} NAME --fake, or --fake-initial if it is only the tables. If it is another table "
+            "of the same name, rename or drop it."
+        )
+
+
 class EditedHalfway(ZeroDowntimeError):
     """A migration that is half done, and whose file says by now something else than what was done."""
 

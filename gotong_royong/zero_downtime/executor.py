@@ -126,6 +126,8 @@ class Executor(MigrationExecutor):
                 self.report("note", text="There is nothing to do, so no backup was made.")
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
+        if not fake and not fake_initial:
+            recall.refuse_unwitnessed(self.connection, self.loader, plan)
         with ExitStack() as stack:
             made = self._make_ledger()
             if state is not None:

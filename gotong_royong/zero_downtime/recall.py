@@ -4,15 +4,17 @@ Rows of django_migrations get lost, files get edited after they were applied, pr
 as applied is run, unless the ledger is a witness that it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations import CreateModel, RunPython, RunSQL
+from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime import history, locks, undo
-from gotong_royong.zero_downtime.exceptions import HalfDone
+from gotong_royong.zero_downtime.exceptions import HalfDone, HistoryLost
 from gotong_royong.zero_downtime.loader import Loader, checksum
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
@@ -20,6 +22,7 @@ from gotong_royong.zero_downtime.stages import Key, Plan, key_of
 if TYPE_CHECKING:
     from gotong_royong.zero_downtime.executor import Executor
 
+DATA = RunPython, RunSQL
 NAMED = 5  # edited migrations, before the sentence only counts them
 
 
@@ -127,6 +130,36 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
     found = [key for key in nodes if key not in applied and _is_witnessed(loader, nodes[key], memory)]
     gone = {app for app in {app for app, _ in found} if _tables_missing(connection, loader, app, {*found, *applied})}
     return [nodes[key] for key in found if key[0] not in gone]
+
+
+def refuse_unwitnessed(connection: BaseDatabaseWrapper, loader: Loader, plan: Plan) -> None:
+    """Make sure that no app is migrated from its beginning over what is there, if that changes data.
+
+    Raises:
+        HistoryLost: names the table, and the migration that would change data again.
+    """
+    recorded = {app for app, _ in loader.applied_migrations}
+    fresh = [migration for migration, backwards in plan if not backwards and migration.app_label not in recorded]
+    data = {one.app_label: one for one in reversed(fresh) if any(isinstance(each, DATA) for each in _done_by(one))}
+    there = set(connection.introspection.table_names()) if data else set()
+    for migration in fresh if data else ():
+        app = migration.app_label
+        for operation in _done_by(migration):
+            if app not in data or not isinstance(operation, CreateModel):
+                continue
+            table = operation.options.get("db_table") or f"{app}_{operation.name_lower}"
+            is_made = operation.options.get("managed", True) and not operation.options.get("proxy")
+            if is_made and table in there and not _knows(connection.alias, app):
+                raise HistoryLost(migration, table, data[app], app)
+
+
+def _done_by(migration: Migration) -> Iterator[Operation]:
+    for operation in migration.operations:
+        yield from getattr(operation, "database_operations", [operation])
+
+
+def _knows(alias: str, app: str) -> bool:
+    return Step in history.tables(alias) and Step.objects.using(alias).filter(app=app).exists()
 
 
 def _is_witnessed(loader: Loader, migration: Migration, memory: dict[Key, Any]) -> bool:

@@ -81,7 +81,10 @@ def test_what_is_there_and_differs_changes_nothing(labeled, scratch):
     forget(scratch)
     sql(scratch, "TRUNCATE zero_downtime_run CASCADE")
     before = look(scratch)
-    assert 'relation "items" already exists' in labeled.fail("migrate")
+    said = labeled.fail("migrate")
+    assert "Of the app shop nothing is recorded as applied, but the table shop_label, which shop.0002_label" in said
+    assert "The SQL or Python of shop.0001_items would run a second time. Nothing was changed." in said
+    assert "migrate shop NAME --fake" in said
     assert look(scratch) == before
     assert recorded(scratch) == set()
 
