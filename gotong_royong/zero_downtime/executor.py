@@ -29,7 +29,7 @@ from gotong_royong.zero_downtime.exceptions import (
 from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.ledger import APP
-from gotong_royong.zero_downtime.loader import Loader, parts
+from gotong_royong.zero_downtime.loader import Loader, groups, parts
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress, is_interruption
 from gotong_royong.zero_downtime.schema import SchemaEditor
@@ -162,8 +162,7 @@ class Executor(MigrationExecutor):
         Raises:
             NoLedger: if this role may not make them.
         """
-        leaves = self.loader.graph.leaf_nodes(APP)
-        plan = super().migration_plan(leaves, clean_start=not history.tables(self.alias))
+        plan = super().migration_plan(self.loader.graph.leaf_nodes(APP), clean_start=not history.tables(self.alias))
         try:
             if plan:
                 with twice_is_once(self.connection), ledger.unrouted():
@@ -272,17 +271,18 @@ class Executor(MigrationExecutor):
         """Carry out the operations that no earlier try or run has done."""
         migration, journal = step.migration, step.journal
         undo.refuse_edited(migration, journal.told)
-        for number, operation in enumerate(migration.operations, 1):
+        for number, group in enumerate(groups(migration), 1):
             if journal.has_ended(number):
-                rolling.forwards(operation, migration.app_label)
+                rolling.moves(group, migration.app_label)
                 continue
-            journal.begin(number, operation)
-            try:
-                rolling.perform(operation, migration, editor)
-            except Exception as error:
-                if has_own_transaction(operation, migration) and not locks.is_lost(error):
-                    journal.undone()
-                raise
+            journal.begin(number, group[0])
+            for operation in group:
+                try:
+                    rolling.perform(operation, migration, editor)
+                except Exception as error:
+                    if operation is group[0] and has_own_transaction(operation, migration) and not locks.is_lost(error):
+                        journal.undone()
+                    raise
             if not migration.atomic:
                 editor.run_deferred()
             journal.end(settled=editor.settled)

@@ -56,6 +56,8 @@ class Told:
     """Why statements were left out."""
     texts: set[str] = field(default_factory=set)
     """The statements that were executed."""
+    failures: int = 0
+    """How many statements had no effect."""
     earlier: "Told | None" = None
     """What is told of the tries before the last one, which were interrupted."""
 
@@ -63,6 +65,11 @@ class Told:
     def did_nothing(self) -> bool:
         """Whether it is known that the operation has executed no statement."""
         return (self.run != 0 or bool(self.reasons)) and not self.statements
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it came to no end, because all its statements failed."""
+        return not self.ended and not self.statements and self.failures > 0
 
     def add(self, entry: Entry, run: int) -> None:
         """Add what an entry tells.
@@ -86,6 +93,7 @@ class Told:
         elif entry.kind == Kind.FAILED:
             earlier = self.earlier or Told()
             self.statements -= 1
+            self.failures += 1
             self.texts -= {entry.what} - earlier.texts
             self.executed -= set(entry.objects) - earlier.executed
             self.dropped -= set(entry.objects) - earlier.dropped

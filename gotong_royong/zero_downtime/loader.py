@@ -11,8 +11,10 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
+from gotong_royong.zero_downtime import history
 from gotong_royong.zero_downtime.stages import Key
 
 
@@ -24,6 +26,9 @@ class Loader(MigrationLoader):
     lost: dict[Key, Key]
     """What a recorded squash replaces and is not recorded itself, each with the squash: it was, when that was."""
 
+    vouched: dict[Key, Key] = {}
+    """What the ledger knows to be applied of squashes that Django leaves out of the graph, each with the squash."""
+
     @property
     def applied_migrations(self) -> dict[Key, Any]:
         return self._applied
@@ -33,12 +38,30 @@ class Loader(MigrationLoader):
         applied = applied or {}  # none before they are read
         squashes = [key for key in applied if key in self.disk_migrations and self.disk_migrations[key].replaces]
         replaced = {part: key for key in squashes for part in parts(self, self.disk_migrations[key])}
-        self.lost = {part: key for part, key in replaced.items() if part not in applied}
-        self._applied = {**applied, **{part: applied[key] for part, key in self.lost.items()}}
+        self.lost = {part: key for part, key in {**replaced, **self.vouched}.items() if part not in applied}
+        self._applied = {**applied, **{part: applied.get(key) for part, key in self.lost.items()}}
+
+    def load_disk(self) -> None:
+        super().load_disk()
+        for migration in self.disk_migrations.values():
+            migration.of_file = tuple(migration.operations)  # type: ignore[attr-defined]
 
     def build_graph(self) -> None:
-        self.final = None
+        self.final, self.vouched = None, {}
         super().build_graph()
+        if vouched := {part: key for key in self._torn() for part in parts(self, self.disk_migrations[key])}:
+            self.vouched = vouched
+            super().build_graph()
+
+    def _torn(self) -> list[Key]:
+        """Return the squashes that replace what has no file any more, where rows of that and their own are lost.
+
+        Django leaves them out of the graph, for it takes the rest of them for applied. The ledger vouches for all.
+        """
+        squashes = self.disk_migrations.keys() - self.graph.nodes.keys() - self.applied_migrations.keys()
+        torn = [key for key in squashes if not {*parts(self, self.disk_migrations[key])} <= self.disk_migrations.keys()]
+        memory = history.remembered(self.connection.alias, self) if self.connection and torn else {}
+        return [key for key in torn if history.vouching(self, key, memory)]
 
     def check_consistent_history(self, connection: BaseDatabaseWrapper) -> None:
         """Look into what was read from this database already; let Django say what is wrong with it."""
@@ -52,6 +75,21 @@ class Loader(MigrationLoader):
             return self.final.clone()
         state: ProjectState = super().project_state(nodes, at_end)
         return state
+
+
+def groups(migration: Migration) -> list[list[Operation]]:
+    """Return the operations that the file has, each with those that a receiver of ``pre_migrate`` put after it.
+
+    So an operation has the same number whether receivers have been called or not.
+    """
+    of_file = {id(operation) for operation in getattr(migration, "of_file", migration.operations)}
+    found: list[list[Operation]] = []
+    for operation in migration.operations:
+        if found and id(operation) not in of_file:
+            found[-1].append(operation)
+        else:
+            found.append([operation])
+    return found
 
 
 def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:

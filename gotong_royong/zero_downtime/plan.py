@@ -21,7 +21,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.transaction import atomic, set_rollback
 
-from gotong_royong.zero_downtime import catalog, history, locks
+from gotong_royong.zero_downtime import catalog, history, locks, recall, undo
 from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import in_full
@@ -46,7 +46,8 @@ class PlannedStep:
     """One migration of a plan. ``statements`` are SQL, or SQL comments that say in words what is not SQL.
 
     Those of a step that is ``atomic`` are one transaction; a step that is ``faked`` is only recorded. The operations
-    with the numbers in ``done`` were carried out by a run that failed later on, and are not carried out again.
+    with the numbers in ``done`` were carried out by a run that failed later on, and are not carried out again; if they
+    were ``edited`` in the file since, the migration is refused.
     """
 
     app: str
@@ -56,13 +57,16 @@ class PlannedStep:
     atomic: bool
     faked: bool
     done: list[int]
+    edited: bool
     statements: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 
     def __str__(self) -> str:
         remarks = [self.direction, self.stage.replace("_", "-")]
         remarks += ["not in one transaction"] * (not self.atomic) + ["only recorded"] * self.faked
-        if self.done:
+        if self.edited:
+            remarks.append("half done, and edited since: refused until what was done is back in its file")
+        elif self.done:
             remarks.append(f"half done: goes on after operation {max(self.done)}")
         return f"{self.app}.{self.name} ({', '.join(remarks)})"
 
@@ -94,6 +98,8 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     steps: dict[PlannedStep, set[str]] = {}
     with only_looking(connection) as asked:
         look, failed = Collector(connection, asked), history.failed(connection.alias)
+        memory = history.remembered(connection.alias, executor.loader)
+        lost = {key_of(one) for one in recall.lost(connection, executor.loader, memory)}
         befores = states_before(executor, plan) if any(backwards for _, backwards in plan) else {}
         rolling = Rolling(executor._create_project_state(with_applied_migrations=True))
         for migration, backwards in plan:
@@ -109,7 +115,8 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
                 direction="down" if backwards else "up",
                 stage=stages[key],
                 atomic=migration.atomic,
-                faked=fake or is_soft,
+                faked=fake or is_soft or key in lost,
+                edited=bool(undo.first_edited(migration, past)),
                 done=[number for number, _ in enumerate(moves, 1) if number in past and past[number].ended],
             )
             rest = [move for number, some in enumerate(moves, 1) if number not in step.done for move in some]

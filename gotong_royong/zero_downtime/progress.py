@@ -20,7 +20,7 @@ from gotong_royong.zero_downtime.exceptions import (
 )
 from gotong_royong.zero_downtime.guard import Guard
 from gotong_royong.zero_downtime.journal import Journal, Past
-from gotong_royong.zero_downtime.loader import file_of
+from gotong_royong.zero_downtime.loader import file_of, groups
 from gotong_royong.zero_downtime.models import Status, Step
 from gotong_royong.zero_downtime.stages import Stage, key_of
 from gotong_royong.zero_downtime.undo import Left, is_half_done
@@ -74,7 +74,7 @@ class Progress:
     def where(self) -> str:
         """In which operation it is, for a sentence."""
         number = self.journal.number
-        return f" in operation {number} of {len(self.migration.operations)}" if self.is_up and number else ""
+        return f" in operation {number} of {len(groups(self.migration))}" if self.is_up and number else ""
 
     def end(self, status: Status, error: str = "") -> None:
         """Say how it ended."""

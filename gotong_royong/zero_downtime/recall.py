@@ -14,7 +14,8 @@ from django.db.migrations.operations import CreateModel, RunPython, RunSQL
 from django.db.migrations.operations.base import Operation
 
 from gotong_royong.zero_downtime import history, locks, undo
-from gotong_royong.zero_downtime.exceptions import HalfDone, HistoryLost
+from gotong_royong.zero_downtime.exceptions import HalfDone, HistoryLost, NotUndoable
+from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.loader import Loader, checksum
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of
@@ -50,6 +51,8 @@ def recall(executor: "Executor") -> None:
         executor.recorder.record_applied(app, name)
         squash = f"{squash_app}.{squash}"
         note(f"django_migrations has lost {app}.{name}, which {squash} replaces, and that is applied: recorded again.")
+    for app, name in sorted(set(loader.vouched.values())):
+        executor.recorder.record_applied(app, name)
     if again or loader.lost:
         loader.build_graph()
 
@@ -64,10 +67,24 @@ def halves(executor: "Executor") -> dict[Key, str]:
         if key in applied and past.taken_back:
             said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
         elif key not in applied and undo.is_half_done(nodes.get(key), past):
-            ended = [number for number, told in past.items() if told.ended]
-            where = f"after operation {max(ended)}" if ended else "at its first operation"
-            said[key] = f"half done by run {run}, which failed: migrate goes on {where}, rollback takes it back"
+            said[key] = (
+                f"half done by run {run}, which failed{_way_out(executor.loader.disk_migrations.get(key), past)}"
+            )
     return said
+
+
+def _way_out(migration: Migration | None, past: Past) -> str:
+    if migration is None:
+        return ", and its file is gone: restore it from version control and roll back, or rollback --accept-edited"
+    if undo.first_edited(migration, past):
+        return ", and its file was edited since: put what was done back into it, then migrate or roll back"
+    ended = [number for number, told in past.items() if told.ended]
+    where = f"after operation {max(ended)}" if ended else "at its first operation"
+    try:
+        undo.refuse_irreversible(migration, past)
+    except NotUndoable:
+        return f": migrate goes on {where}; rollback cannot take it back, for it has no reverse"
+    return f": migrate goes on {where}, rollback takes it back"
 
 
 def with_halves(executor: "Executor", plan: Plan, targets: Collection[Any], plan_of: Callable[..., Plan]) -> Plan:

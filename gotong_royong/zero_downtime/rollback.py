@@ -60,7 +60,8 @@ def applied(executor: "Executor") -> list[Applied]:
     nodes, memory = loader.graph.nodes, history.remembered(executor.connection.alias, loader)
     recorded = {key: row.pk for key, row in MigrationRecorder(executor.connection).applied_migrations().items()}
     lost = {key_of(migration) for migration in recall.lost(executor.connection, loader, memory)}
-    found = {key for key in loader.applied_migrations.keys() | lost if key[0] != APP}
+    loader.applied_migrations |= {key: nodes[key] for key in lost}
+    found = {key for key in loader.applied_migrations if key[0] != APP}
     half = half_done(executor, found)
     covered = {part for key in found & nodes.keys() for part in parts(loader, nodes[key])}
     places: dict[Applied, tuple[int, int]] = {}
@@ -165,6 +166,8 @@ def refuse_unknown(
         if one not in chosen and one.key not in nodes:
             raise NotUndoable(_without_file(one, "was applied after what is to be taken back"))
     for one in chosen:
+        if one.key not in nodes and one.is_half and accept_edited:
+            executor.loader.graph.add_node(one.key, _empty(*one.key))
         if one.key not in nodes:
             raise NotUndoable(_without_file(one, "is among what is to be taken back"))
         if len({step.faked for step in one.steps}) > 1:
@@ -187,6 +190,13 @@ def refuse_unknown(
                 )
 
 
+def _empty(app: str, name: str) -> Migration:
+    """Return a migration that does nothing, in place of one that is forgotten, for its file is gone."""
+    migration = Migration(name, app)
+    migration.__module__ = ""
+    return migration
+
+
 def _without_file(one: Applied, why: str) -> str:
     app, name = one.key
     by = f"which run {one.runs[-1]} applied" if one.runs else "which was applied before the ledger was there"
@@ -195,9 +205,10 @@ def _without_file(one: Applied, why: str) -> str:
         return f"{said}No installed app has the label {app}: install it again."
     module, _ = MigrationLoader.migrations_module(app)
     path = f"{(module or app).replace('.', '/')}/{name}.py"
-    return (
-        f"{said}Restore {path} from version control (git log --diff-filter=D -- '*/{name}.py' finds it). "
-        f"If another file has taken its place, forget it: migrate {app} --prune."
+    return f"{said}Restore {path} from version control (git log --diff-filter=D -- '*/{name}.py' finds it). " + (
+        f"If it is not to come back, forget it: rollback --run {one.runs[-1]} --accept-edited."
+        if one.is_half
+        else f"If another file has taken its place, forget it: migrate {app} --prune."
     )
 
 

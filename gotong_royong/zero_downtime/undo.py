@@ -16,6 +16,7 @@ from django.db.migrations.state import ProjectState
 from gotong_royong.zero_downtime import locks, statements
 from gotong_royong.zero_downtime.exceptions import EditedHalfway, NotUndoable
 from gotong_royong.zero_downtime.journal import Journal, Past, Told, digest
+from gotong_royong.zero_downtime.loader import groups
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.schema import SchemaEditor
 from gotong_royong.zero_downtime.statements import Object
@@ -54,7 +55,7 @@ def is_half_done(migration: Migration | None, past: Past) -> bool:
     """Whether something of a migration that failed may be there. Without its file any code may have done something."""
     if past.complete:
         return False
-    operations = migration.operations if migration else []
+    operations = [operation for operation, *_ in groups(migration)] if migration else []
     begun = [operations[number - 1] for number in past if 0 < number <= len(operations)]
     return any(told.statements for told in past.values()) or len(begun) < len(past) or any(map(runs_code, begun))
 
@@ -65,7 +66,7 @@ def refuse_irreversible(migration: Migration, past: Past) -> None:
     Raises:
         NotUndoable: names the one that has none.
     """
-    for number, operation in enumerate(migration.operations, 1):
+    for number, (operation, *_) in enumerate(groups(migration), 1):
         told = past.of(number)
         if told and told.ended and not did_nothing(operation, told) and not operation.reversible:
             raise NotUndoable(
@@ -80,13 +81,20 @@ def refuse_edited(migration: Migration, past: Past) -> None:
     Raises:
         EditedHalfway: if one is not.
     """
+    if number := first_edited(migration, past):
+        raise EditedHalfway(
+            f"Run {past[number].run} has done operation {number} of {migration}, and by now the file says something "
+            "else there. Put that operation back into the file, and bring the change in a new one."
+        )
+
+
+def first_edited(migration: Migration, past: Past) -> int | None:
+    """Return the number of the first operation that has been done and is another one in the file now."""
+    known = [operation for operation, *_ in groups(migration)]
     for number, told in sorted(past.items()):
-        known = migration.operations[number - 1 : number]
-        if told.ended and told.digest and not (known and digest(known[0]) == told.digest):
-            raise EditedHalfway(
-                f"Run {told.run} has done operation {number} of {migration}, and by now the file says something else "
-                "there. Put that operation back into the file, and bring the change in a new one."
-            )
+        if told.ended and told.digest and [digest(one) for one in known[number - 1 : number]] != [told.digest]:
+            return number
+    return None
 
 
 def take_back(
@@ -101,22 +109,25 @@ def take_back(
         run: whose work to take back; None for everybody's.
     """
     rolling = Rolling(ProjectState(state.clone().models, state.real_apps))
-    moves = [(operation, *rolling.step(operation, migration.app_label)) for operation in migration.operations]
-    for number in past.keys() - set(range(len(moves) + 1)):
+    moves = [[(one, *rolling.step(one, migration.app_label)) for one in group] for group in groups(migration)]
+    for number in sorted(past.keys() - set(range(len(moves) + 1))):
+        if past[number].was_refused:
+            continue
         made = ", ".join(map(str, sorted(past[number].executed))) or "whatever it did"
         yield Left(
             f"operation {number} of {migration}, which run {past[number].run} did, stays, for the file has it no more: "
             f"{made}. Put the operation back into the file and roll back again, or drop that by hand"
         )
-    for number, move in reversed(list(enumerate(moves, 1))):
+    for number, group in reversed(list(enumerate(moves, 1))):
         told = past.of(number)
         if told is None:
             continue
         if run is not None and told.run not in {0, run}:
             yield Left(f"operation {number} of {migration} stays: run {told.run} did it", ours=False)
             continue
-        journal.begin(number, move[0])
-        yield from _take_back(migration, move, editor, journal, told)
+        journal.begin(number, group[0][0])
+        for move in reversed(group):
+            yield from _take_back(migration, move, editor, journal, told)
         if not migration.atomic:
             past.taken_back.add(number)
         journal.end()

@@ -105,3 +105,99 @@ class TestHalfTakenBack:
         half.write("0003_half", f'migrations.RunSQL("SELECT 1", "SELECT 1"), {COLOR}', NOT_ATOMIC)
         half.succeed("rollback", "--yes", "--accept-edited")
         half.succeed("migrate")
+
+
+class TestInserted:
+    """Django's contenttypes puts an operation after each RenameModel, on the way up."""
+
+    @pytest.fixture
+    def renamed(self, shop):
+        shop.settings("INSTALLED_APPS.insert(1, 'django.contrib.contenttypes')\n")
+        shop.models("class Label(models.Model):\n    text = models.TextField()")
+        shop.write("0002_label", LABEL)
+        shop.succeed("migrate")
+        shop.models("class Tag(models.Model):\n    text = models.TextField()")
+        color = 'migrations.AddField("tag", "color", models.TextField(null=True))'
+        fail_in(shop, RENAME, color)
+        return shop
+
+    def kinds(self, database):
+        return sql(database, "SELECT model FROM django_content_type WHERE app_label = 'shop'")
+
+    def test_it_is_taken_back_with_the_one_before(self, renamed, scratch):
+        assert self.kinds(scratch) == [("tag",)]
+        assert "  shop.0003_half (what run 2 did before it failed)\n" in renamed.succeed("rollback", "--plan")
+        renamed.succeed("rollback", "--yes")
+        assert sql(scratch, "SELECT to_regclass('shop_label'), to_regclass('shop_tag')") == [("shop_label", None)]
+        assert ("label",) in self.kinds(scratch)
+
+    def test_it_is_not_done_again(self, renamed, scratch):
+        plan = renamed.succeed("migrate", "--plan")
+        assert "half done: goes on after operation 2" in plan
+        assert "RENAME" not in plan
+        renamed.write("0003_half", f"{RENAME}, {COLOR.replace('label', 'tag')}", NOT_ATOMIC)
+        renamed.succeed("migrate")
+        assert self.kinds(scratch) == [("tag",)]
+
+    def test_auto_rollback_takes_it_back(self, renamed, scratch):
+        renamed.succeed("rollback", "--yes")
+        assert "Rolled back: shop.0003_half" in renamed.fail("migrate", "--auto-rollback")
+        assert ("label",) in self.kinds(scratch)
+
+
+class TestFiles:
+    """A half whose file is not what it was, or is gone."""
+
+    def test_one_that_is_gone_is_shown_and_can_be_forgotten(self, labeled, scratch):
+        fail_in(labeled, COLOR)
+        (labeled.migrations / "0003_half.py").unlink()
+        assert "shop.0003_half is half done by run 2, which failed, and its file is gone: restore it" in (
+            labeled.succeed("showmigrations")
+        )
+        assert "0003_half" in labeled.succeed("showmigrations", "shop")
+        assert "0003_half" not in labeled.succeed("showmigrations", "zero_downtime")
+        was = look(scratch)
+        said = labeled.fail("rollback", "--yes")
+        assert "forget it: rollback --run 2 --accept-edited." in said
+        assert "--prune" not in said
+        out = labeled.succeed("rollback", "--run", "2", "--accept-edited")
+        assert "operation 1 of shop.0003_half, which run 2 did, stays, for the file has it no more: column color" in out
+        assert "operation 2" not in out
+        assert look(scratch) == was
+        assert "0003_half" not in labeled.succeed("showmigrations")
+        assert "shop.0002_label" in labeled.succeed("rollback", "--plan")
+
+    def test_one_that_was_edited_does_not_go_on(self, labeled):
+        fail_in(labeled, COLOR)
+        labeled.write("0003_half", COLOR.replace("color", "size"), NOT_ATOMIC)
+        plan = labeled.succeed("migrate", "--plan")
+        assert "half done, and edited since: refused until what was done is back in its file" in plan
+        assert "goes on" not in plan
+        shown = labeled.succeed("showmigrations")
+        assert (
+            "half done by run 2, which failed, and its file was edited since: put what was done back into it" in shown
+        )
+        assert "goes on" not in shown
+
+    def test_of_one_without_a_reverse_no_way_back_is_promised(self, labeled):
+        fail_in(labeled, 'migrations.RunSQL("CREATE TABLE bag ()")')
+        shown = labeled.succeed("showmigrations")
+        assert "migrate goes on after operation 1; rollback cannot take it back, for it has no reverse" in shown
+        assert "rollback takes it back" not in shown
+        assert "has no reverse" in labeled.fail("rollback", "--yes")
+
+
+class TestLostRows:
+    """What only looks says what the real command would do."""
+
+    def test_rollback_names_the_losses(self, labeled, scratch):
+        sql(scratch, "INSERT INTO shop_label (text) VALUES ('a')")
+        forget(scratch, "0002%")
+        assert "loses 1 row of shop_label" in labeled.succeed("rollback", "--steps", "1", "--plan")
+        assert recorded(scratch) == {"0001_items"}
+
+    def test_what_migrate_only_records_is_not_shown_as_to_be_done(self, labeled, scratch):
+        forget(scratch, "0002%")
+        plan = labeled.succeed("migrate", "--plan")
+        assert "shop.0002_label (up, pre-deploy, only recorded)" in plan
+        assert "CREATE TABLE" not in plan

@@ -123,3 +123,29 @@ def test_a_squash_is_recorded_with_what_it_replaces(labeled, scratch, files, app
     assert "django_migrations has lost shop.0001_squash" in out
     assert sql(scratch, "SELECT count(*) FROM shop_label") == before
     assert recorded(scratch) >= {"0002_label", "0003_index", "0001_squash"}
+
+
+@pytest.mark.parametrize("further", [True, False])
+@pytest.mark.parametrize("gone", [["0002_label", "0001_squash"], ["0003_index", "0001_squash"], ["0002_label"]])
+def test_rows_of_a_squash_are_recorded_again_though_some_of_it_are_there(labeled, scratch, gone, further):
+    """Django takes such a squash out of its graph; the files that it replaces are gone."""
+    (labeled.migrations / "0004_fill.py").unlink()
+    forget(scratch, "0004%")
+    labeled.write("0001_squash", f"{LABEL}, {INDEX}", SQUASH)
+    labeled.succeed("migrate")
+    (labeled.migrations / "0002_label.py").unlink()
+    (labeled.migrations / "0003_index.py").unlink()
+    if further:
+        labeled.write("0005_color", 'migrations.AddField("label", "color", models.TextField(null=True))')
+        labeled.succeed("migrate")
+    before = recorded(scratch)
+    for name in gone:
+        forget(scratch, name)
+    was = look(scratch)
+    for command in ("showmigrations", "migrate --plan", "rollback --plan", "migrate shop zero --plan"):
+        labeled.succeed(*command.split())
+    assert "0001_squash" in labeled.succeed("rollback", "--steps", "2", "--plan")
+    out = labeled.succeed("migrate")
+    assert f"django_migrations has lost shop.{gone[0]}, which shop.0001_squash replaces" in out
+    assert recorded(scratch) == before
+    assert look(scratch) == was

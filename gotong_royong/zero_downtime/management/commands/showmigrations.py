@@ -50,6 +50,9 @@ class Command(chain.Chained, showmigrations.Command):
             except LedgerNotReadable as error:
                 said.append(str(error))
             else:
+                for key in sorted(halves.keys() - set(keys)):
+                    if key[0] in (app_names or [key[0]]):
+                        said.append(f"{'.'.join(key)} is {halves[key]}.")
                 for key in steps.keys() | halves.keys():
                     remarks = filter(None, ["edited since" if key in edited else "", halves.get(key)])
                     cells[key] = [*(_cells(steps[key]) if key in steps else [""] * 4), "; ".join(remarks)]
