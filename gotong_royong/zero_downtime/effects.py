@@ -118,7 +118,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         makes = dict(changes)
         look = {object: self._look_at(*object, is_new=is_made) for object, is_made in makes.items()}
         done = {one for one, is_made in makes.items() if look[one] != UNKNOWN and (look[one] is not None) is is_made}
-        if is_repeated and objects and done.issuperset(objects):
+        if is_repeated and objects and len(changes) == len(makes) and done.issuperset(objects):
             return {object: f"{object} is already as an earlier try has made it" for object in objects}
         if not is_conditional or (changes and len(changes) == 2 * len(makes)):  # what is dropped is made anew
             return {}
