@@ -276,6 +276,7 @@ class Executor(MigrationExecutor):
                 rolling.forwards(operation, migration.app_label)
                 continue
             journal.begin(number, operation)
+            undo.look_before(operation, editor)
             try:
                 rolling.perform(operation, migration, editor)
             except Exception as error:
