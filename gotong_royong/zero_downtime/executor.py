@@ -79,7 +79,6 @@ class Executor(MigrationExecutor):
         self.faked: set[Key] = set()
         """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
-        self._taken_back = 0
         self._failed_step: Progress | None = None
         self._half: set[Key] = set()
         """What is taken back though it is not applied: an earlier run failed in it."""
@@ -87,12 +86,14 @@ class Executor(MigrationExecutor):
         self.agreed: Collection[tuple[str, int]] | None = None
         """What somebody has agreed to be dropped beside tables and columns; None if nobody was asked."""
         self.left: list[undo.Left] = []
-        self._number = self._of = 0
+        self._number = self._of = self._taken_back = 0
         self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
+        if not clean_start and all(backwards for _, backwards in plan):
+            plan = recall.with_halves(self, plan, targets, super().migration_plan)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
             plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gotong_royong.zero_downtime import rollback
+from gotong_royong.zero_downtime import recall, rollback
 from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.rollback import Applied
@@ -126,6 +126,8 @@ class Asking(Executor):
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan = super().migration_plan(targets, clean_start)
         back = {key_of(migration) for migration, backwards in plan if backwards}
+        if self.alias and not clean_start:
+            recall.refuse_half_taken_back(self, plan)
         if self.consent and back and not clean_start:
             done = rollback.applied(self)
             if chosen := [one for one in done if one.key in back]:
