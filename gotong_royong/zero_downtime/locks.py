@@ -13,6 +13,7 @@ from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import TransactionPooling
 
@@ -126,6 +127,13 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
         with suppress(Error):
             if not connection.needs_rollback:
                 put(connection, before, local=local)
+
+
+def is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Whether somebody has begun a transaction and not ended it, also without Django."""
+    session = connection.connection
+    is_open = session and session.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
+    return bool(connection.in_atomic_block or is_open)
 
 
 @contextmanager

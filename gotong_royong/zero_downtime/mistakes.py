@@ -59,6 +59,7 @@ class Plain(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> Any:
         try:
+            refuse_empty(args, options)
             return super().execute(*args, **options)
         except CommandError as error:
             if "migration match" in str(error):
@@ -97,6 +98,19 @@ def _unread(stream: Any) -> Any:
         return stream
     how: dict[str, Any] = {"errors": "backslashreplace", "line_buffering": stream.isatty() or stream is sys.stderr}
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, **how)
+
+
+def refuse_empty(args: Iterable[Any], options: dict[str, Any]) -> None:
+    """Make sure that nothing is empty that a command is told: a variable that is not set is not taken for left out.
+
+    Raises:
+        CommandError: names the argument or the option.
+    """
+    for name, value in {"args": args, **options}.items():
+        is_list = isinstance(value, list | tuple)
+        if name not in {"settings", "pythonpath"} and "" in (value if is_list else [value]):  # those are Django's
+            what = "An argument" if name == "args" else f"The argument {name}"
+            raise CommandError(f"{what} is empty, as where a shell's variable is not set. Nothing was done.")
 
 
 def refuse_unknown_apps(labels: Iterable[str]) -> None:

@@ -85,10 +85,11 @@ class Command(mistakes.Plain):
         for option in ("steps", "run"):
             if not isinstance(options[option], int | None):
                 raise NotUndoable(f"--{option} {options[option]!r} is not a number. Nothing was changed.")
-        if not done:
+        steps = options["steps"]
+        if not done and options["to"] is None and options["run"] is None and (steps is None or steps > 0):
             return []
-        if options["steps"] is not None:
-            return rollback.last_steps(done, options["steps"])
+        if steps is not None:
+            return rollback.last_steps(done, steps)
         if options["to"] is not None:
             return rollback.later_than(executor, done, options["to"])
         return rollback.batch(executor, done, options["run"])
