@@ -67,6 +67,8 @@ SCHEMA = """
     ORDER BY place LIMIT 1
 """
 
+WRITTEN = ["django_migrations", *(model._meta.db_table for model in (Run, Step, Effect))]
+
 NO_SCHEMA = "3F000"  # none that the role may use
 
 NO_STEP: list[Any] = [None] * 9
@@ -167,6 +169,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
     waited for within the same process: a receiver of Django's signals joins its command, which is between two steps.
 
     Raises:
+        LockNotObtained: if somebody has locked django_migrations or the ledger, and that does not end.
         ImproperlyConfigured: if a setting is not what it may be.
         Nested: if a migration of this process calls it, or another thread while a command of this process is at work.
         TransactionPooling: where such a lock means nothing.
@@ -207,6 +210,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             locks.held(other, locks.RUNNER, say_run),
             locks.held(connection, locks.AT_WORK, say_statement),
         ):
+            locks.wait_for_tables(other, WRITTEN, say)
             _holders.append(holder)
             try:
                 yield alias

@@ -5,6 +5,7 @@ The answer is one sentence that names the migration or the database. To find the
 one by one. Every command of the engine is a ``Plain`` one, which says it.
 """
 
+import errno
 import io
 import os
 import sys
@@ -37,6 +38,11 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import ADVICE, meant, summary
 from gotong_royong.zero_downtime.stages import Key
 
+UNWRITTEN = {
+    errno.EPIPE: "Nobody reads what it writes any more, so it stopped.",
+    errno.ENOSPC: "There is no room on the device for what it writes, so it stopped.",
+}
+
 
 class Plain(BaseCommand):
     """A command that ends with one sentence and a non-zero exit, where others end with a traceback.
@@ -60,7 +66,10 @@ class Plain(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> Any:
         try:
             refuse_empty(args, options)
-            return super().execute(*args, **options)
+            result = super().execute(*args, **options)
+            if self._called_from_command_line:
+                self.stdout.flush()
+            return result  # noqa: TRY300
         except CommandError as error:
             if "migration match" in str(error):
                 error.args = (f"{error} showmigrations {options['app_label']} lists them.",)
@@ -70,11 +79,12 @@ class Plain(BaseCommand):
                 raise
             self.stderr.write(f"\n{str(error) or 'Stopped by Ctrl-C or SIGTERM.'}")
             sys.exit(130)
-        except BrokenPipeError as error:
-            if not self._called_from_command_line or options["traceback"]:
+        except OSError as error:
+            said = UNWRITTEN.get(error.errno or 0)
+            if not said or not self._called_from_command_line or options["traceback"]:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at exit
-            raise CommandError("Nobody reads what it writes any more, so it stopped.") from error
+            raise CommandError(said) from error
         except Exception as error:
             if self._called_from_command_line and (said := sentence(error)):
                 raise CommandError(said) from error

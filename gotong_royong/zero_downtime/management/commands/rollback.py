@@ -71,10 +71,14 @@ class Command(mistakes.Plain):
             is_all = len(chosen) == len(done) and not all(one.is_faked for one in chosen)
             consent.agree(executor, plan, found, is_all=is_all)
             how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
-            between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
-            self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
-            for text in dict.fromkeys(left.text for left in executor.left):
-                self.stdout.write(f"  {text}")
+
+            def take_back() -> None:
+                executor.migrate([], plan=plan)
+                self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
+                for text in dict.fromkeys(left.text for left in executor.left):
+                    self.stdout.write(f"  {text}")
+
+            between_signals(executor, plan, take_back, **how)
 
     def say(self, text: str) -> None:
         """Write a line of what there is to agree to, each kind in its color."""
