@@ -92,8 +92,7 @@ class Executor(MigrationExecutor):
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
-        if not clean_start and all(backwards for _, backwards in plan):
-            plan = recall.with_halves(self, plan, targets, super().migration_plan)
+        plan = plan if clean_start else recall.with_halves(self, plan, targets, super().migration_plan)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
             plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan
@@ -276,6 +275,7 @@ class Executor(MigrationExecutor):
                 rolling.moves(group, migration.app_label)
                 continue
             journal.begin(number, group[0])
+            undo.look_before(group[0], editor)
             for operation in group:
                 try:
                     rolling.perform(operation, migration, editor)

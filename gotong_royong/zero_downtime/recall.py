@@ -96,7 +96,7 @@ def with_halves(executor: "Executor", plan: Plan, targets: Collection[Any], plan
         plan_of: returns Django's plan for targets.
     """
     loader = executor.loader
-    if not set(targets) - set(loader.graph.leaf_nodes()):
+    if set(targets) <= set(loader.graph.leaf_nodes()) or not all(backwards for _, backwards in plan):
         return plan
     half = halves(executor).keys() & loader.graph.nodes.keys() - loader.applied_migrations.keys() - set(targets)
     if not half:

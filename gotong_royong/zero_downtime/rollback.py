@@ -139,7 +139,7 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
     stamps = {key: match[0] for key in keys if (match := re.match(r"[0-9]{14}", key[1]))}
     if timestamp not in stamps.values():
         raise NotUndoable(
-            f"No migration has the timestamp {timestamp or repr(timestamp)}. Write the 14 digits that a migration's "
+            f"No migration has the timestamp {timestamp}. Write the 14 digits that a migration's "
             "name begins with, as in rollback --to 20260210120000; showmigrations lists them."
         )
     later = {key for key, stamp in stamps.items() if stamp > timestamp}

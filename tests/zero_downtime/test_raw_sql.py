@@ -77,6 +77,9 @@ class TestInvalidIndex:
             sql(BUILD.lower().replace("by_size", 'if not exists "by_size"').replace(" items", " only public . ITEMS")),
             sql(f"{BUILD}; CREATE INDEX CONCURRENTLY other ON items (id)"),
             sql("SELECT 1", BUILD),
+            sql(f"; {BUILD}"),
+            sql(f"/* why */; {BUILD}"),
+            sql(f"-- why\n;;{BUILD};;"),
             python(repr(BUILD)),
             python(repr(f"/* {ROWS} */ {BUILD}"), "[]"),
             python(repr(BUILD.encode())),
@@ -295,3 +298,73 @@ def test_what_was_done_before_the_failure_is_undone(shop, items, several, revers
     assert "The database is as it was before" in said
     assert items.execute("SELECT to_regclass('others')").fetchone() == (None,)
     assert items.execute(READ).fetchone() == (100,)
+
+
+COUNT = "SELECT sum(size) FROM items"
+RAISE = "UPDATE items SET size = size + 1"
+ALTER = TestOwnTransaction.ALTER
+PROCEDURE = f"CREATE PROCEDURE raise_all() LANGUAGE plpgsql AS $$ BEGIN {RAISE}; COMMIT; {ALTER}; END $$"
+A_ROW = "SELECT FROM items WHERE id = 3 FOR UPDATE"
+FROM_1_TO_100 = 100 * 101 // 2
+
+
+class TestWhatCommitsOnItsWay:
+    @pytest.mark.parametrize("of", ["forwards", "backwards"])
+    @pytest.mark.parametrize("end", ["COMMIT", "/* now */ end", "ROLLBACK; BEGIN"])
+    def test_sql_that_would_end_the_transaction_of_its_migration_is_not_executed(self, shop, items, end, of):
+        ending = f"{RAISE}; {end}; {ALTER}; SELECT 1 / 0"
+        there, back = (ending, "") if of == "forwards" else ("SELECT 1", ending)
+        shop.write("0002_sizes", f"column('items', 'less'), migrations.RunSQL({there!r}, {back!r})")
+        if of == "backwards":
+            shop.succeed("migrate")
+        said = shop.fail("migrate", "--auto-rollback") if of == "forwards" else shop.fail("rollback", "--yes")
+        assert "The migration is one transaction, and its SQL would end that" in said
+        assert "That was not executed" in said
+        columns = 2 if of == "forwards" else 3
+        assert len(items.execute("SELECT * FROM items").description) == columns
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100,)
+
+    @pytest.mark.parametrize(
+        "operation",
+        [
+            sql("CALL raise_all()"),
+            sql(f"DO $$ BEGIN {RAISE}; COMMIT; {ALTER}; END $$"),
+            python(repr("CALL raise_all()")),
+        ],
+    )
+    def test_what_has_committed_is_not_run_again(self, shop, items, scratch, operation):
+        items.execute(PROCEDURE)
+        shop.write("0002_sizes", operation, NOT_ATOMIC)
+        with holding(conninfo(scratch), READ, 30), load(conninfo(scratch), READ) as victims:
+            said = shop.fail("migrate", "--auto-rollback")
+        assert "What it committed on its way, in a CALL or DO, stays, and it was not run again" in said
+        assert "may stay" in said
+        assert "The database is as it was" not in said
+        assert "had done nothing" not in said
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
+        assert victims[0].longest < 2
+
+    def test_one_that_has_committed_nothing_yet_is_run_again(self, shop, items, scratch):
+        items.execute(PROCEDURE.replace(f"{RAISE}; COMMIT; {ALTER}", f"{ALTER}; {RAISE}; COMMIT"))
+        shop.write("0002_sizes", sql("CALL raise_all()"), NOT_ATOMIC)
+        with holding(conninfo(scratch), READ, 2.5, from_first_wait=True), load(conninfo(scratch), READ):
+            shop.succeed("migrate")
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
+
+    def test_a_loop_that_commits_each_row_waits_for_one_that_somebody_has(self, shop, items, scratch):
+        loop = "FOR i IN 1..3 LOOP UPDATE items SET size = size + 1 WHERE id = i; COMMIT; END LOOP"
+        shop.write("0002_sizes", sql(f"DO $$ BEGIN {loop}; END $$"), NOT_ATOMIC)
+        with holding(conninfo(scratch), A_ROW, 2.5, from_first_wait=True):
+            shop.succeed("migrate")
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 3,)
+
+    @pytest.mark.parametrize("sql_of", ["CALL raise_all()", f"DO $$ BEGIN {RAISE}; COMMIT; PERFORM 1 / 0; END $$"])
+    def test_what_it_did_before_an_error_of_its_own_is_not_denied(self, shop, items, sql_of):
+        items.execute(PROCEDURE.replace(ALTER, "PERFORM 1 / 0"))
+        shop.write("0002_sizes", sql(sql_of), NOT_ATOMIC)
+        for options in ([], ["--auto-rollback"]):
+            said = shop.fail("migrate", *options)
+            assert "division by zero" in said
+            assert "What it committed on its way" in said
+            assert "had done nothing" not in said
+            assert "The database is as it was" not in said
