@@ -68,14 +68,15 @@ def halves(executor: "Executor") -> dict[Key, str]:
             said[key] = f"half taken back by run {run}, which failed: rollback takes back the rest"
         elif key not in applied and undo.is_half_done(nodes.get(key), past):
             said[key] = (
-                f"half done by run {run}, which failed{_way_out(executor.loader.disk_migrations.get(key), past)}"
+                f"half done by run {run}, which failed{_way_out(executor.loader.disk_migrations.get(key), past, run)}"
             )
     return said
 
 
-def _way_out(migration: Migration | None, past: Past) -> str:
+def _way_out(migration: Migration | None, past: Past, run: int | None) -> str:
     if migration is None:
-        return ", and its file is gone: restore it from version control and roll back, or rollback --accept-edited"
+        forget = f"rollback --run {run} --accept-edited"
+        return f", and its file is gone: restore it from version control and roll back, or forget it: {forget}"
     if undo.first_edited(migration, past):
         return ", and its file was edited since: put what was done back into it, then migrate or roll back"
     ended = [number for number, told in past.items() if told.ended]
