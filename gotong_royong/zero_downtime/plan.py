@@ -119,6 +119,8 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
                 edited=bool(undo.first_edited(migration, past)),
                 done=[number for number, _ in enumerate(moves, 1) if number in past and past[number].ended],
             )
+            if key in lost:
+                step.statements.append("-- django_migrations has lost this, which the ledger knows to be applied")
             rest = [move for number, some in enumerate(moves, 1) if number not in step.done for move in some]
             steps[step] = set() if step.faked else look.collect(migration, step, rest)
         names = {name for step, models in steps.items() for name in models.union(*map(mentions, step.statements))}

@@ -200,4 +200,5 @@ class TestLostRows:
         forget(scratch, "0002%")
         plan = labeled.succeed("migrate", "--plan")
         assert "shop.0002_label (up, pre-deploy, only recorded)" in plan
+        assert "-- django_migrations has lost this, which the ledger knows to be applied" in plan
         assert "CREATE TABLE" not in plan
