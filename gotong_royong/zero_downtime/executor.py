@@ -256,7 +256,7 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and type(migration).apply is not Migration.apply:
-                with step.guard.carrying_out(*migration.operations):
+                with step.guard.carrying_out(*migration.operations), editor.leaving_no_transaction():
                     state = migration.apply(state.clone(), editor)
             elif editor:
                 self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
@@ -291,7 +291,7 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and type(migration).unapply is not Migration.unapply:
-                with step.guard.carrying_out(*migration.operations):
+                with step.guard.carrying_out(*migration.operations), editor.leaving_no_transaction():
                     state = migration.unapply(state, editor)
             elif editor:
                 past = self._past(step)

@@ -13,6 +13,7 @@ from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import TransactionPooling
 
@@ -72,6 +73,14 @@ def is_lost(error: BaseException) -> bool:
     if state is None:
         return isinstance(error, InterfaceError | OperationalError)
     return state.startswith(("08", "57P", IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT))
+
+
+def in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Ask the session, for SQL may begin and end transactions that Django does not know of."""
+    session = connection.connection
+    if session is None:
+        return False
+    return not session.autocommit or session.info.transaction_status != TransactionStatus.IDLE
 
 
 def milliseconds(seconds: float) -> str:
