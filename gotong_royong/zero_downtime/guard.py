@@ -84,9 +84,11 @@ class Guard:
         self.may_repeat = True
         try:
             return self._retrying(action, lambda error: self.may_repeat and self.is_worth_another_try(error))
-        except ZeroDowntimeError:
-            raise
         except Exception as error:
+            if self.connection.connection is not None and self.connection.connection.closed:
+                self.connection.close()  # lest the undo goes on in a session that is gone
+            if isinstance(error, ZeroDowntimeError):
+                raise
             verdict = self.watchdog.verdict
             is_for_good = verdict and not isinstance(verdict, GaveWay)
             if verdict and is_for_good and not (isinstance(verdict, Unwatched) and locks.is_lost(error)):

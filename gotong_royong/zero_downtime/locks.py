@@ -191,7 +191,8 @@ def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
             if cursor.fetchone()[0]:
                 return
             cursor.execute(BLOCKERS, [holders(connection, key)])
-            report(described(cursor.fetchall()))
+            if whom := described(cursor.fetchall()):  # it may have let go of it by now
+                report(whom)
             time.sleep(POLL)
 
 
