@@ -1,5 +1,6 @@
 """Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read when it is asked for."""
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,49 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 LONGEST = 86_400  # seconds
-SECONDS = {"LOCK_TIMEOUT": 0.001, "PATIENCE": 0, "BLOCK_BUDGET": 0.001}
-"""The settings that are seconds, and the least of each."""
+OLDEST = 36_500  # days
+
+
+def _number(least: float, most: float = math.inf, *, is_whole: bool = False) -> Callable[[Any], bool]:
+    types = {int} if is_whole else {int, float}
+    return lambda value: type(value) in types and least <= value <= most
+
+
+def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _is_any(*types: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, types)
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "LOCK_TIMEOUT": (_number(0.001, LONGEST), f"a number of seconds from 0.001 to {LONGEST}"),
+    "PATIENCE": (_number(0, LONGEST), f"a number of seconds from 0 to {LONGEST}"),
+    "BLOCK_BUDGET": (_number(0.001, LONGEST), f"a number of seconds from 0.001 to {LONGEST}"),
+    "AUTO_ROLLBACK": (_is_any(bool), "True or False"),
+    "KEEP_RUNS": (
+        _or_none(_number(1, OLDEST, is_whole=True)),
+        f"a whole number of days from 1 to {OLDEST}, or to None to keep all runs",
+    ),
+    "BACKFILL_INLINE": (_number(0, is_whole=True), "a whole number of rows from 0 on"),
+    "BACKFILL_WORKERS": (
+        _number(1, is_whole=True),
+        "a whole number from 1 on, for with none no backfill would be taken up. "
+        "Who wants no queue does not install procrastinate.contrib.django",
+    ),
+    "BACKFILL_IGNORE": (_is_any(list, tuple, set, frozenset), "a list of reasons"),
+    "BACKFILL_REPLICA_LAG": (_or_none(_number(0)), "a number of megabytes from 0 on, or to None"),
+    "BACKFILL_WAL_RATE": (_or_none(_number(0)), "a number of megabytes a second from 0 on, or to None"),
+    "BACKFILL_LOAD": (
+        lambda value: value is None or isinstance(value, str) or callable(value),
+        "a function, its dotted path, or None",
+    ),
+    "POSTGRESQL_PROGRAMS": (_or_none(_is_any(str, Path)), "the path of a folder, or to None"),
+    "SCRATCH_DATABASE": (_or_none(_is_any(str)), "an alias in DATABASES, the dotted path of a function, or None"),
+    "LINT_AFTER": (_is_any(dict), "a dictionary of apps and the names of migrations"),
+}
+"""Of each setting what it may be, and that in words. DEFAULT_STAGE is a stage, and ``stages`` says so."""
 
 
 class Settings:
@@ -61,24 +103,18 @@ class Settings:
 
     def __getattribute__(self, name: str) -> Any:
         value = getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))
-        if name == "BACKFILL_WORKERS" and not (isinstance(value, int) and value >= 1):
-            raise ImproperlyConfigured(
-                f"ZERO_DOWNTIME_BACKFILL_WORKERS is {value!r}, so no worker of the queue could take up a backfill. "
-                "Set it to a whole number from 1 on. Who wants no queue does not install procrastinate.contrib.django."
-            )
-        if name in SECONDS and not (type(value) in {int, float} and SECONDS[name] <= value <= LONGEST):
-            raise ImproperlyConfigured(
-                f"ZERO_DOWNTIME_{name} is {value!r}. Set it to a number of seconds from {SECONDS[name]:g} to {LONGEST}."
-            )
+        is_right, wanted = RANGES.get(name, (bool, ""))
+        if wanted and not is_right(value):
+            raise ImproperlyConfigured(f"ZERO_DOWNTIME_{name} is {value!r}. Set it to {wanted}.")
         return value
 
-    def refuse_odd_times(self) -> None:
-        """Make sure, before anything is done, that the times by which a run keeps are some.
+    def refuse_odd(self) -> None:
+        """Make sure, before anything is done, that each setting is what it may be.
 
         Raises:
-            ImproperlyConfigured: names the first that is none.
+            ImproperlyConfigured: names the first that is not.
         """
-        for name in SECONDS:
+        for name in RANGES:
             getattr(self, name)
 
 

@@ -70,16 +70,14 @@ class Executor(MigrationExecutor):
     ) -> None:
         self.connection, self.progress_callback = connection, progress_callback
         self.loader: Loader = Loader(connection)
-        self.recorder = MigrationRecorder(connection)
         self.alias, self.command, self.stage, self.auto_rollback = alias, command, stage, auto_rollback
-        self.report, self.backup_folder = report, backup_folder
+        self.report, self.backup_folder, self.recorder = report, backup_folder, MigrationRecorder(connection)
         self.held_back: list[str] = []
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
         self.faked: set[Key] = set()
         """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
-        self._taken_back = 0
         self._failed_step: Progress | None = None
         self._half: set[Key] = set()
         """What is taken back though it is not applied: an earlier run failed in it."""
@@ -87,12 +85,14 @@ class Executor(MigrationExecutor):
         self.agreed: Collection[tuple[str, int]] | None = None
         """What somebody has agreed to be dropped beside tables and columns; None if nobody was asked."""
         self.left: list[undo.Left] = []
-        self._number = self._of = 0
+        self._number = self._of = self._taken_back = 0
         self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
+        if not clean_start and all(backwards for _, backwards in plan):
+            plan = recall.with_halves(self, plan, targets, super().migration_plan)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
             plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan
@@ -276,6 +276,7 @@ class Executor(MigrationExecutor):
                 rolling.forwards(operation, migration.app_label)
                 continue
             journal.begin(number, operation)
+            undo.look_before(operation, editor)
             try:
                 rolling.perform(operation, migration, editor)
             except Exception as error:

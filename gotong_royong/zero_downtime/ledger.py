@@ -23,7 +23,6 @@ from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
 from django.db.models import Model, Q
 from django.utils import timezone
-from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime import history, locks
 from gotong_royong.zero_downtime.conf import conf
@@ -69,6 +68,8 @@ SCHEMA = """
     JOIN pg_namespace ON nspname = replace(coalesce(replace(name[1], '""', '"'), lower(name[2])), '$user', current_user)
     ORDER BY place LIMIT 1
 """
+
+WRITTEN = ["django_migrations", *(model._meta.db_table for model in (Run, Step, Effect))]
 
 NO_SCHEMA = "3F000"  # none that the role may use
 
@@ -170,7 +171,8 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
     waited for within the same process: a receiver of Django's signals joins its command, which is between two steps.
 
     Raises:
-        ImproperlyConfigured: if a time by which runs keep is none.
+        LockNotObtained: if somebody has locked django_migrations or the ledger, and that does not end.
+        ImproperlyConfigured: if a setting is not what it may be.
         Nested: if a migration of this process calls it, or another thread while a command of this process is at work.
         TransactionPooling: where such a lock means nothing.
         WithinTransaction: if the connection is in a transaction, whose end decides about what the ledger says is done.
@@ -180,10 +182,8 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             raise Nested(str(outer.run))
         yield outer.session.alias
         return
-    conf.refuse_odd_times()
-    session = connection.connection
-    is_open = session and session.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
-    if connection.in_atomic_block or is_open:
+    conf.refuse_odd()
+    if locks.is_in_transaction(connection):
         raise WithinTransaction
     with locks.session_of_its_own(connection), second_session(connection) as holder:
         other, alias = holder.session, holder.session.alias
@@ -212,6 +212,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             locks.held(other, locks.RUNNER, say_run),
             locks.held(connection, locks.AT_WORK, say_statement),
         ):
+            locks.wait_for_tables(other, WRITTEN, say)
             _holders.append(holder)
             try:
                 yield alias

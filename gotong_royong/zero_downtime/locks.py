@@ -7,7 +7,7 @@ lasts. One run at a time holds the runner's lock of a database.
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,7 +15,8 @@ from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime.exceptions import TransactionPooling
+from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.exceptions import LockNotObtained, TransactionPooling
 
 # What a table lock keeps others from: https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
 BLOCKS = {
@@ -50,6 +51,10 @@ SESSIONS = """
     FROM pg_stat_activity
 """
 BLOCKERS = f"{SESSIONS} WHERE pid = ANY(%s) ORDER BY xact_start"
+TABLES_HELD = """ WHERE pid IN (
+    SELECT pid FROM pg_locks JOIN unnest(%s::text[]) AS name ON relation = to_regclass(name)
+    WHERE granted AND mode = ANY(%s) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+) ORDER BY xact_start"""
 # Two numbers are to be put in, the halves of the lock's key.
 HOLDERS = """
     SELECT pid FROM pg_locks
@@ -137,6 +142,13 @@ def session_settings(connection: BaseDatabaseWrapper, **values: str) -> Iterator
                 put(connection, before, local=local)
 
 
+def is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Whether somebody has begun a transaction and not ended it, also without Django."""
+    session = connection.connection
+    is_open = session and session.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}
+    return bool(connection.in_atomic_block or is_open)
+
+
 @contextmanager
 def session_of_its_own(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Give the connection a session that ends when it is closed, and that commits what is done, during the block.
@@ -194,6 +206,36 @@ def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
             if whom := described(cursor.fetchall()):  # it may have let go of it by now
                 report(whom)
             time.sleep(POLL)
+
+
+def wait_for_tables(connection: BaseDatabaseWrapper, names: Sequence[str], report: Callable[[str], object]) -> None:
+    """Wait until nobody has locked these tables against writes. Takes no lock.
+
+    Args:
+        names: as the search path finds them; one that is not there is locked by nobody.
+        report: is told the sessions that are waited for, when they change.
+
+    Raises:
+        LockNotObtained: if that takes longer than the patience.
+    """
+    until, before = time.monotonic() + conf.PATIENCE, set[int]()
+    modes = [mode for mode, blocked in BLOCKS.items() if blocked]
+    while True:
+        with connection.cursor() as cursor:
+            cursor.execute(SESSIONS + TABLES_HELD, [list(names), modes])
+            sessions = cursor.fetchall()
+        if not sessions:
+            return
+        whom = described(sessions)
+        if time.monotonic() > until:
+            raise LockNotObtained(
+                f"{whom} has locked a table that every run writes ({', '.join(names)}) for longer than "
+                f"{conf.PATIENCE:g} s (ZERO_DOWNTIME_PATIENCE). Nothing was changed. End that session "
+                "(SELECT pg_terminate_backend(…)), or do this again later."
+            )
+        if before != (before := {pid for pid, *_ in sessions}):
+            report(f"{whom}, which has locked a table that every run writes")
+        time.sleep(POLL)
 
 
 def holders(connection: BaseDatabaseWrapper, key: int) -> list[int]:

@@ -5,6 +5,7 @@ The answer is one sentence that names the migration or the database. To find the
 one by one. Every command of the engine is a ``Plain`` one, which says it.
 """
 
+import errno
 import io
 import os
 import sys
@@ -37,6 +38,11 @@ from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.exceptions import ADVICE, meant, summary
 from gotong_royong.zero_downtime.stages import Key
 
+UNWRITTEN = {
+    errno.EPIPE: "Nobody reads what it writes any more, so it stopped.",
+    errno.ENOSPC: "There is no room on the device for what it writes, so it stopped.",
+}
+
 
 class Plain(BaseCommand):
     """A command that ends with one sentence and a non-zero exit, where others end with a traceback.
@@ -59,7 +65,11 @@ class Plain(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().execute(*args, **options)
+            refuse_empty(args, options)
+            result = super().execute(*args, **options)
+            if self._called_from_command_line:
+                self.stdout.flush()
+            return result  # noqa: TRY300
         except CommandError as error:
             if "migration match" in str(error):
                 error.args = (f"{error} showmigrations {options['app_label']} lists them.",)
@@ -69,11 +79,12 @@ class Plain(BaseCommand):
                 raise
             self.stderr.write(f"\n{str(error) or 'Stopped by Ctrl-C or SIGTERM.'}")
             sys.exit(130)
-        except BrokenPipeError as error:
-            if not self._called_from_command_line or options["traceback"]:
+        except OSError as error:
+            said = UNWRITTEN.get(error.errno or 0)
+            if not said or not self._called_from_command_line or options["traceback"]:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at exit
-            raise CommandError("Nobody reads what it writes any more, so it stopped.") from error
+            raise CommandError(said) from error
         except Exception as error:
             if self._called_from_command_line and (said := sentence(error)):
                 raise CommandError(said) from error
@@ -97,6 +108,19 @@ def _unread(stream: Any) -> Any:
         return stream
     how: dict[str, Any] = {"errors": "backslashreplace", "line_buffering": stream.isatty() or stream is sys.stderr}
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, **how)
+
+
+def refuse_empty(args: Iterable[Any], options: dict[str, Any]) -> None:
+    """Make sure that nothing is empty that a command is told: a variable that is not set is not taken for left out.
+
+    Raises:
+        CommandError: names the argument or the option.
+    """
+    for name, value in {"args": args, **options}.items():
+        is_list = isinstance(value, list | tuple)
+        if name not in {"settings", "pythonpath"} and "" in (value if is_list else [value]):  # those are Django's
+            what = "An argument" if name == "args" else f"The argument {name}"
+            raise CommandError(f"{what} is empty, as where a shell's variable is not set. Nothing was done.")
 
 
 def refuse_unknown_apps(labels: Iterable[str]) -> None:

@@ -165,13 +165,14 @@ def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
     if connection.vendor != "postgresql":
         yield asked
         return
-    connection.ensure_connection()
     with ExitStack() as stack:
-        if connection.in_atomic_block:  # of the caller, to whom nothing may be left
+        if locks.is_in_transaction(connection):  # of the caller, to whom nothing may be left
             stack.enter_context(atomic(using=connection.alias))
             stack.callback(set_rollback, True, using=connection.alias)
             connection.cursor().execute("SET LOCAL transaction_read_only = on")
         else:
+            stack.enter_context(locks.session_of_its_own(connection))
+            connection.ensure_connection()
             stack.callback(setattr, connection.connection, "read_only", connection.connection.read_only)
             connection.connection.read_only = True
         limit = locks.milliseconds(conf.LOCK_TIMEOUT)

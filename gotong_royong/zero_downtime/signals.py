@@ -17,10 +17,12 @@ from django.db.models import signals
 from gotong_royong.zero_downtime.exceptions import ReceiverFailed, in_full
 from gotong_royong.zero_downtime.stages import Plan
 
-AFTERWARDS = {
-    "pre_migrate": "Nothing was migrated. Mend it and do that again.",
-    "post_migrate": "The migrations are done and recorded. Mend it and run migrate, which calls it again.",
-}
+BEFORE = "Nothing was migrated. Mend it and do that again."
+AFTER = "The migrations are done and recorded. Mend it and run migrate, which calls it again."
+AFTER_BACKWARDS = (
+    "What was to be taken back is taken back, and that is recorded. Mend it: the next rollback or migrate calls it "
+    "again, but migrate would apply again what was taken back."
+)
 
 
 def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool = False, **how: Any) -> list[str]:
@@ -32,7 +34,8 @@ def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool =
     Raises:
         ReceiverFailed: names the receiver and the app.
     """
-    failed = list[str]()
+    failed, is_back = list[str](), any(backwards for _, backwards in how.get("plan", ()))
+    afterwards = BEFORE if name == "pre_migrate" else AFTER_BACKWARDS if is_back else AFTER
     for app in apps.get_app_configs():
         if app.models_module is None:
             continue
@@ -43,9 +46,12 @@ def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool =
             how_often = {"verbosity": verbosity, "interactive": interactive, "using": db}
             getattr(signals, name).send(sender=app, app_config=app, **how_often, **how)
         except Exception as error:
-            failed.append(f"{_receiver(error)}, a receiver of {name}, failed for the app {app.label}: {in_full(error)}")
+            if isinstance(error, ReceiverFailed) and not go_on:  # of a command that the receiver called
+                raise
+            said = in_full(error).rstrip(".")
+            failed.append(f"{_receiver(error)}, a receiver of {name}, failed for the app {app.label}: {said}")
             if not go_on:
-                raise ReceiverFailed(f"{failed[0]}. {AFTERWARDS[name]}") from error
+                raise ReceiverFailed(f"{failed[0]}. {afterwards}") from error
     return failed
 
 

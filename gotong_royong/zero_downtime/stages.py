@@ -1,5 +1,6 @@
 """When does a migration run: before the code that needs it ships, or after the code that used what it takes away?"""
 
+import math
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -10,6 +11,7 @@ from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration, operations
 from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.operations.base import Operation
+from django.db.models import NOT_PROVIDED
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ImpossibleStage
@@ -25,6 +27,8 @@ TAKING_AWAY = (
     operations.AlterModelTable,
     operations.AddConstraint,
 )
+# What takes all values of what, beside itself.
+WIDER = {("IntegerField", "PositiveIntegerField"), ("ForeignKey", "OneToOneField")}
 # Outlines of statements, and of actions of ALTER TABLE, that code which knows nothing of them does not mind.
 SAFE = re.compile(r"UPDATE\b|DROP INDEX\b|ALTER INDEX\b|ALTER TYPE \S+ ADD VALUE\b")
 SAFE_ACTION = re.compile(
@@ -113,6 +117,7 @@ class Known:
             self.new |= {(app, one.new_name_lower)} if isinstance(one, operations.RenameModel) else set()
         elif isinstance(one, operations.AddField):
             self.new.add((app, model, one.name_lower))
+            return not (one.field.many_to_many or one.field.null or _has_default(one.field))
         elif isinstance(one, operations.RenameField):
             if (app, model, one.old_name_lower) not in self.new:
                 old = self._field(migration, number, model, one.old_name_lower)
@@ -158,6 +163,30 @@ class Known:
                 yield from reversed(list(_on_models(known.operations)))
 
 
+def _has_default(field: Any) -> bool:
+    """Whether the database fills the column where an INSERT does not name it."""
+    generated = getattr(field, "generated", False) or field.get_internal_type().endswith("AutoField")
+    return generated or getattr(field, "db_default", NOT_PROVIDED) is not NOT_PROVIDED
+
+
+def _is_narrower(new: Any, old: Any) -> bool:
+    """Whether the new type may not take every value of the old one."""
+    (to, widths), (of, before) = _type(new), _type(old)
+    return (to, of) not in {(of, of), *WIDER} or any(width < old for width, old in zip(widths, before, strict=True))
+
+
+def _type(field: Any) -> tuple[str, tuple[float, ...]]:
+    """Return what a field's type has in common with those that differ only in how much they take, and how much."""
+    name = field.get_internal_type()
+    if name == "DecimalField":
+        return name, (field.max_digits - field.decimal_places, field.decimal_places)
+    for end in ("AutoField", "IntegerField"):
+        if name.endswith(end):
+            return name.replace("Small", "").replace("Big", ""), (-("Small" in name) + ("Big" in name),)
+    is_text = name in {"CharField", "TextField", "SlugField", "FileField", "FilePathField"}
+    return "text" if is_text else name, ((name != "TextField" and field.max_length) or math.inf,)
+
+
 def _is_stricter(one: operations.AlterField, old: Any) -> bool:
     """Whether old code may write what the field no longer takes, or names a column that it no longer has."""
     new: Any = one.field
@@ -165,6 +194,8 @@ def _is_stricter(one: operations.AlterField, old: Any) -> bool:
         old is None
         or (new.unique and not old.unique)
         or (old.null and not new.null)
+        or (_has_default(old) and not new.null and not _has_default(new))
+        or _is_narrower(new, old)
         or (new.db_column or one.name) != (old.db_column or one.name)
     )
 

@@ -95,6 +95,7 @@ ADDED_OR_DROPPED = re.compile(
     rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 DROP = re.compile(r"\bDROP\b")
+ON_TABLE = re.compile(rf" ON (?P<table>{NAME})")
 SEPARATED = re.compile(r"[^ ,;](?:(?! [,;](?: |$)).)*")
 
 
@@ -240,9 +241,13 @@ class Statement:
             ]
             return named if len(named) == len(parts) else []
         found = MADE.match(self.outline) or DROPPED.match(self.outline)
-        names = found["names"].split(" , ") if found else []
-        makes = self.verb == "CREATE"
-        return [(Object(found["kind"].lower(), "", self._plain(name)), makes) for name in names] if found else []
+        if found is None:
+            return []
+        on = ON_TABLE.search(self.outline, found.end()) if found["kind"] in {"TRIGGER", "POLICY"} else None
+        table, makes = self._plain(on["table"]) if on else "", self.verb == "CREATE"
+        return [
+            (Object(found["kind"].lower(), table, self._plain(name)), makes) for name in found["names"].split(" , ")
+        ]
 
     @property
     def _said(self) -> Iterator[str]:

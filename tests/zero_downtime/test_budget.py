@@ -120,6 +120,26 @@ def test_the_session_is_as_before_after_errors(migrated, settings, atomic):
 
 
 ODD = ["None", "'1s'", "float('inf')", "float('nan')", "-1", "1e12", "True"]
+OTHERS = {
+    "KEEP_RUNS": ["-1", "0", "'30'", "1e9", "10**9", "True"],
+    "AUTO_ROLLBACK": ["'no'", "None"],
+    "BACKFILL_INLINE": ["-1", "'many'"],
+    "BACKFILL_IGNORE": ["'others'"],
+    "BACKFILL_WAL_RATE": ["-1"],
+    "LINT_AFTER": ["['shop']"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in OTHERS.items() for value in values])
+def test_so_are_other_settings_that_make_no_sense(shop, scratch, name, value):
+    shop.settings(f"ZERO_DOWNTIME_{name} = {value}")
+    said = shop.fail("migrate")
+    assert said.startswith(f"CommandError: ZERO_DOWNTIME_{name} is ")
+    assert ". Set it to " in said
+    assert said.count("\n") == 1
+    assert look(scratch)["columns"] == set()
+
+
 NAMES = ["LOCK_TIMEOUT", "BLOCK_BUDGET", "PATIENCE"]
 
 

@@ -24,6 +24,23 @@ def run(database):
     return Run.objects.using(database.alias).latest("pk")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--backup", ""], ["shop", ""], [""], ["--plan", "shop", ""], ["--backup", "", "--plan"]],
+)
+def test_an_argument_that_is_empty_is_refused_before_anything_is_done(shop, scratch, arguments):
+    said = shop.fail("migrate", *arguments)
+    assert said.startswith("CommandError: The argument ")
+    assert "is empty, as where a shell's variable is not set. Nothing was done." in said
+    assert said.count("\n") == 1
+    assert look(scratch)["columns"] == set()
+
+
+@pytest.mark.parametrize("command", ["showmigrations", "lintmigrations --since", "backfill run"])
+def test_it_is_by_the_other_commands_too(shop, command):
+    assert "is empty, as where a shell's variable is not set" in shop.fail(*command.split(), "")
+
+
 @pytest.fixture
 def two(shop):
     shop.write("0002_size", 'column("items", "size")')

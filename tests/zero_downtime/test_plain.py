@@ -1,5 +1,9 @@
 """Does every command of the engine end a mistake in one sentence, in a project that has no manage.py of ours?"""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.test_settings import UNREACHABLE
@@ -107,6 +111,23 @@ def test_a_setting_that_leads_nowhere(shop):
     said = shop.fail("lintmigrations")
     assert said.startswith("CommandError: ZERO_DOWNTIME_SCRATCH_DATABASE is 'nowhere', which is neither an alias in ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["showmigrations", "lintmigrations --rules", "migrate --plan"])
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_there_is_no_room_for_the_output(migrated, command, options):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, *options, "-m", "django", *command.split()],
+            env=migrated.environment,
+            cwd=migrated.folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    room = "CommandError: There is no room on the device for what it writes, so it stopped.\n"
+    assert (done.returncode, done.stderr) == ((0, "") if command == "migrate --plan" else (1, room))
 
 
 def test_nobody_reads_the_output_to_its_end(shop):

@@ -138,6 +138,16 @@ def test_a_pool_keeps_no_session_of_a_run(shop, scratch):
     assert "Run 1 succeeded: 2 steps" in said
 
 
+def test_every_command_works_without_autocommit(shop, scratch):
+    shop.settings("DATABASES['default']['AUTOCOMMIT'] = False")
+    assert "shop.0001_items" in shop.succeed("migrate", "--plan")
+    shop.succeed("migrate")
+    assert "[X] 0001_items" in shop.succeed("showmigrations")
+    assert "shop.0001_items" in shop.succeed("rollback", "--plan")
+    shop.succeed("rollback", "--yes", "--all")
+    assert ("shop", "0001_items") not in MigrationRecorder(scratch).applied_migrations()
+
+
 def test_what_is_migrated_is_committed_whatever_the_settings_say(shop, scratch):
     shop.settings("DATABASES['default']['AUTOCOMMIT'] = False")
     shop.write("0002_size", 'column("items", "size")', "atomic = False")

@@ -212,14 +212,27 @@ class TestOptions:
     def test_nor_is_it_from_python(self, scratch, options):
         call_command("migrate", "contenttypes", database=scratch.alias, verbosity=0)
         before = look(scratch)
-        with pytest.raises(CommandError, match=r"No migration has the timestamp ''|is not a number"):
+        with pytest.raises(CommandError, match=r"The argument (to|steps|run) is empty|is not a number"):
             call_command("rollback", database=scratch.alias, yes=True, all=True, **options)
         assert look(scratch) == before
 
-    @pytest.mark.parametrize("which", [[], ["--steps", "3"], ["--plan"], ["--run", "1"]])
+    @pytest.mark.parametrize("which", [[], ["--steps", "3"], ["--plan"]])
     def test_a_fresh_database(self, shop, scratch, which):
         assert shop.succeed("rollback", *which) == "Nothing to take back. No migration is applied.\n"
         assert sql(scratch, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == [(0,)]
+
+    @pytest.mark.parametrize(
+        ("which", "said"),
+        [
+            (["--to", ""], "CommandError: The argument to is empty, as where a shell's variable is not set."),
+            (["--to", "20260101000000"], "NotUndoable: No migration has the timestamp 20260101000000."),
+            (["--steps", "-1"], "NotUndoable: Cannot take back -1 steps: 0 are applied."),
+            (["--steps", "0"], "NotUndoable: Cannot take back 0 steps: 0 are applied."),
+            (["--run", "7"], "NotUndoable: There is no run 7."),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused_on_a_fresh_database_too(self, shop, which, said):
+        assert shop.fail("rollback", *which).startswith(said)
 
     def test_all_that_is_applied_goes_only_if_that_is_meant(self, labeled, scratch):
         labeled.succeed("rollback", "--yes")

@@ -1,8 +1,9 @@
 """Does a server or a database that does not do what a command wants end it in one sentence, or not at all?"""
 
+import psycopg
 import pytest
 
-from tests.databases import look
+from tests.databases import conninfo, look
 
 pytestmark = pytest.mark.once
 
@@ -55,6 +56,21 @@ def test_an_empty_one_that_is_only_read(shop, scratch):
     said = shop.fail("migrate")
     assert READ_ONLY in said
     assert "GRANT" not in said
+
+
+@pytest.mark.parametrize("table", ["django_migrations", "zero_downtime_run", "zero_downtime_step"])
+def test_a_table_that_is_locked_is_waited_for_by_no_plan_and_within_the_patience_by_a_run(migrated, scratch, table):
+    migrated.settings("ZERO_DOWNTIME_PATIENCE = 1\n")
+    with psycopg.connect(**conninfo(scratch)) as other:
+        other.execute(f"LOCK TABLE {table}")
+        for command in ["migrate --plan", "rollback --plan", "showmigrations"]:
+            said = one_line(migrated, command)
+            assert "Another session has locked what this reads." in said or table == "zero_downtime_run"
+        done = migrated.run("migrate")
+        assert f"Waiting for process {other.info.backend_pid} (" in done.out
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "for longer than 1 s (ZERO_DOWNTIME_PATIENCE)" in done.err
+    migrated.succeed("migrate")
 
 
 @pytest.mark.parametrize("table", ["zero_downtime_run", "django_migrations", "zero_downtime_step"])

@@ -83,7 +83,7 @@ def test_what_is_half_taken_back_is_not_passed_over(migrated, scratch):
     migrated.succeed("migrate")
     migrated.fail("rollback", "--steps", "1", "--yes")
     half = "half taken back by run 2, which failed: rollback takes back the rest"
-    assert f"shop.0003_b is {half}." in migrated.succeed("migrate")
+    assert f"shop.0003_b is {half}." in migrated.fail("migrate")
     assert half in migrated.succeed("showmigrations")
     assert half in migrated.succeed("migrate", "--plan")
 
@@ -115,6 +115,43 @@ def test_a_receiver_that_fails_is_named(migrated, scratch, signal):
     )
     if signal == "post_migrate":
         assert applied(scratch) == ["0001", "0002"]
+
+
+@pytest.mark.parametrize("back", [["rollback", "--yes", "--steps", "1"], ["migrate", "shop", "0001", "--no-input"]])
+def test_after_one_that_fails_on_the_way_back_nobody_is_told_to_migrate(migrated, scratch, back):
+    migrated.succeed("migrate")
+    migrated.models(RECEIVER.format(signal="post_migrate", backwards=True, does='raise ValueError("the moon")'))
+    done = migrated.run(*back)
+    assert done.code == 1
+    assert done.err == (
+        "ReceiverFailed: shop.models.refuse, a receiver of post_migrate, failed for the app shop: ValueError: the "
+        "moon. What was to be taken back is taken back, and that is recorded. Mend it: the next rollback or migrate "
+        "calls it again, but migrate would apply again what was taken back.\n"
+    )
+    assert ("Took back 1 migration in run 2 (rollback)." in done.out) is (back[0] == "rollback")
+    assert applied(scratch) == ["0001"]
+
+
+CALLS = """
+from django.core.management import call_command
+from django.db.models.signals import post_migrate
+
+def refuse(app_config, plan, **how):
+    if plan and app_config.label == "shop":
+        call_command("migrate", verbosity=0)
+    if not plan and app_config.label == "shop":
+        raise ValueError("the moon.")
+
+post_migrate.connect(refuse)
+"""
+
+
+def test_one_that_fails_in_a_command_that_a_receiver_calls_is_named_once(migrated):
+    migrated.models(CALLS)
+    assert migrated.fail("migrate") == (
+        "ReceiverFailed: shop.models.refuse, a receiver of post_migrate, failed for the app shop: ValueError: the "
+        "moon. The migrations are done and recorded. Mend it and run migrate, which calls it again.\n"
+    )
 
 
 @pytest.mark.parametrize("signal", ["pre_migrate", "post_migrate"])

@@ -154,7 +154,7 @@ class Command(chain.Chained, migrate.Command):
         """Let Django find out what the plan is and whether it may be, and print it; nothing is locked or written."""
         if options["prune"]:
             raise CommandError("--plan only looks. Run migrate --prune by itself.")
-        from gotong_royong.zero_downtime.plan import Planner, look_ahead  # a deploy does without
+        from gotong_royong.zero_downtime.plan import Planner, look_ahead, only_looking  # a deploy does without
 
         planners: list[Planner] = []
 
@@ -162,7 +162,8 @@ class Command(chain.Chained, migrate.Command):
             planners.append(Planner(*arguments, **keywords, stage=options["stage"]))
             return planners[-1]
 
-        with in_place_of_djangos(planner), suppress(SystemExit):
+        looking = only_looking(connections[options["database"]])
+        with looking, in_place_of_djangos(planner), suppress(SystemExit):
             super().handle(*args, **{**options, "plan": False, "check_unapplied": True})
         plan = planners[0].plan
         steps = look_ahead(planners[0], plan, fake=options["fake"], fake_initial=options["fake_initial"])

@@ -44,7 +44,7 @@ class Command(mistakes.Plain):
         with only_looking(connection):
             executor = Executor(connection)
             done = rollback.applied(executor)
-            chosen = self.choose(executor, done, options)
+            chosen = rollback.with_halves(executor, done, self.choose(executor, done, options))
         if not chosen:
             self.stdout.write(f"Nothing to take back. {'Nothing later' if done else 'No migration'} is applied.")
             return
@@ -71,10 +71,14 @@ class Command(mistakes.Plain):
             is_all = len(chosen) == len(done) and not all(one.is_faked for one in chosen)
             consent.agree(executor, plan, found, is_all=is_all)
             how = {"verbosity": self.verbosity, "interactive": not options["yes"], "stdout": self.stdout}
-            between_signals(executor, plan, lambda: executor.migrate([], plan=plan), **how)
-            self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
-            for text in dict.fromkeys(left.text for left in executor.left):
-                self.stdout.write(f"  {text}")
+
+            def take_back() -> None:
+                executor.migrate([], plan=plan)
+                self.stdout.write(self.style.SUCCESS(f"Took back {counted(len(plan), 'migration')} in {executor.run}."))
+                for text in dict.fromkeys(left.text for left in executor.left):
+                    self.stdout.write(f"  {text}")
+
+            between_signals(executor, plan, take_back, **how)
 
     def say(self, text: str) -> None:
         """Write a line of what there is to agree to, each kind in its color."""
@@ -85,10 +89,11 @@ class Command(mistakes.Plain):
         for option in ("steps", "run"):
             if not isinstance(options[option], int | None):
                 raise NotUndoable(f"--{option} {options[option]!r} is not a number. Nothing was changed.")
-        if not done:
+        steps = options["steps"]
+        if not done and options["to"] is None and options["run"] is None and (steps is None or steps > 0):
             return []
-        if options["steps"] is not None:
-            return rollback.last_steps(done, options["steps"])
+        if steps is not None:
+            return rollback.last_steps(done, steps)
         if options["to"] is not None:
             return rollback.later_than(executor, done, options["to"])
         return rollback.batch(executor, done, options["run"])
