@@ -4,14 +4,16 @@ The journal is told before it is executed, and afterwards what it has not change
 that sets what was set already, an index or a constraint that is dropped and made again as it was.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psycopg
 from django.db import Error
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
-from gotong_royong.zero_downtime import catalog, definitions, statements
-from gotong_royong.zero_downtime.exceptions import StillNeeded, ZeroDowntimeError
+from gotong_royong.zero_downtime import catalog, definitions, locks, statements
+from gotong_royong.zero_downtime.exceptions import LeftOpen, StillNeeded, ZeroDowntimeError
 from gotong_royong.zero_downtime.journal import Journal
 from gotong_royong.zero_downtime.statements import Object
 
@@ -40,6 +42,8 @@ class JournalingEditor(DatabaseSchemaEditor):
         self.left_out: set[Object | None] = set()
         """What it was not allowed to touch; None for what is not known."""
         self._made: set[Object] = set()
+        self._open: list[tuple[str, tuple[Object, ...]]] = []
+        """What it has executed in a transaction that Django does not know of."""
         self._gone: Look = {}
 
     def execute(self, sql: Any, params: Any = ()) -> None:
@@ -78,11 +82,41 @@ class JournalingEditor(DatabaseSchemaEditor):
             if left := self._left_by_a_failure(standing):
                 self.journal.executing(text, left)
             raise
+        is_open = not self.connection.in_atomic_block and locks.in_transaction(self.connection)
+        self._open = [*self._open, (text, objects)] if is_open else []
         if not statements.drops(text):
             self._made.update(object for object in objects if object.kind in {"table", "column"})
             self._say_remade(self.journal, text, self._gone.keys() & objects)
         if settable:
             self._say_unchanged(self.journal, text, settable)
+
+    @contextmanager
+    def leaving_no_transaction(self) -> Iterator[None]:
+        """Let an operation of the block leave no transaction open, unless it stands in one of Django's.
+
+        Raises:
+            LeftOpen: if it has come to its end in one. That is rolled back then, as it is after any other error.
+        """
+        try:
+            yield
+        except Exception:
+            self._end_open()
+            raise
+        if self._end_open():
+            raise LeftOpen
+
+    def _end_open(self) -> bool:
+        """Roll back what was begun and not ended, and say so of its statements; return whether there was anything."""
+        if self.collect_sql or self.connection.in_atomic_block or not locks.in_transaction(self.connection):
+            return False
+        with suppress(Error, psycopg.Error):
+            self.connection.connection.rollback()
+            self.connection.set_autocommit(True)
+        if self.journal:
+            for text, objects in self._open:
+                self.journal.failed(text, objects)
+        self._open = []
+        return True
 
     def _goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> bool:
         """Tell what CASCADE drops beside the tables and columns; return whether that is anything.

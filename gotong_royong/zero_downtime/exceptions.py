@@ -131,6 +131,16 @@ class OwnTransaction(ZeroDowntimeError):
         )
 
 
+class LeftOpen(ZeroDowntimeError):
+    """An operation of a migration that is no transaction has left one open."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "It left a transaction open, and what it did in that was rolled back. End it in the same operation, with "
+            "COMMIT, or leave out what begins it (BEGIN, set_autocommit(False)), and migrate again."
+        )
+
+
 class StillNeeded(ZeroDowntimeError):
     """Something would be dropped on which something else depends, which nobody has said to drop."""
 

@@ -70,9 +70,8 @@ class Executor(MigrationExecutor):
     ) -> None:
         self.connection, self.progress_callback = connection, progress_callback
         self.loader: Loader = Loader(connection)
-        self.recorder = MigrationRecorder(connection)
         self.alias, self.command, self.stage, self.auto_rollback = alias, command, stage, auto_rollback
-        self.report, self.backup_folder = report, backup_folder
+        self.report, self.backup_folder, self.recorder = report, backup_folder, MigrationRecorder(connection)
         self.held_back: list[str] = []
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
@@ -255,7 +254,7 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and type(migration).apply is not Migration.apply:
-                with step.guard.carrying_out(*migration.operations):
+                with step.guard.carrying_out(*migration.operations), editor.leaving_no_transaction():
                     state = migration.apply(state.clone(), editor)
             elif editor:
                 self._rolling = self._rolling if self._rolling and self._rolling.state is state else Rolling(state)
@@ -292,7 +291,7 @@ class Executor(MigrationExecutor):
         journal.new_try()
         with self._editor(step) as editor:
             if editor and type(migration).unapply is not Migration.unapply:
-                with step.guard.carrying_out(*migration.operations):
+                with step.guard.carrying_out(*migration.operations), editor.leaving_no_transaction():
                     state = migration.unapply(state, editor)
             elif editor:
                 past = self._past(step)

@@ -23,7 +23,6 @@ import psycopg
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
-from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime import catalog, locks, statements
 from gotong_royong.zero_downtime.code import Code, bears_repeating, is_code
@@ -67,9 +66,11 @@ class Guard:
     before: dict[str, str]
     report: Report
     may_repeat: bool = True
-    """Whether the step may be tried again: no code has run that may have committed something."""
+    """Whether the step may be tried again: nothing has committed anything and not come to its end."""
     has_told_unwatched: bool = False
     _code: Code | None = None
+    _has_committed: bool = False
+    """Whether the operation has executed a statement that stays though the operation fails."""
     _is_quiet: bool = False
 
     def trying(self, action: Callable[[int], T]) -> T:
@@ -83,9 +84,11 @@ class Guard:
         self.may_repeat = True
         try:
             return self._retrying(action, lambda error: self.may_repeat and self.is_worth_another_try(error))
-        except ZeroDowntimeError:
-            raise
         except Exception as error:
+            if self.connection.connection is not None and self.connection.connection.closed:
+                self.connection.close()  # lest the undo goes on in a session that is gone
+            if isinstance(error, ZeroDowntimeError):
+                raise
             verdict = self.watchdog.verdict
             is_for_good = verdict and not isinstance(verdict, GaveWay)
             if verdict and is_for_good and not (isinstance(verdict, Unwatched) and locks.is_lost(error)):
@@ -96,7 +99,12 @@ class Guard:
     def carrying_out(self, *operations: Any) -> Iterator[None]:
         """Carry out operations; if there is code of a migration's author among them, as ``Code``."""
         if not any(map(is_code, operations)):
-            yield
+            self._has_committed = False
+            try:
+                yield
+            except Exception:
+                self.may_repeat = self.may_repeat and not self._has_committed
+                raise
             return
         self._code = Code(self, bears_repeating=all(map(bears_repeating, operations)))
         try:
@@ -152,7 +160,9 @@ class Guard:
                         return execute()
                     one_try = partial(self._build, sql, execute) if is_patient else execute
                     one_try = partial(self._on_its_way, execute) if may_commit else one_try
-                    return self._retrying(lambda attempt: one_try(), self.is_worth_another_try)
+                    result = self._retrying(lambda attempt: one_try(), self.is_worth_another_try)
+                    self._has_committed = self._has_committed or not self.in_transaction
+                    return result
         except Exception as error:
             if code:
                 code.note(error)
@@ -273,11 +283,7 @@ class Guard:
 
     @property
     def in_transaction(self) -> bool:
-        """Ask the session, for SQL may begin and end transactions that Django does not know of."""
-        session = self.connection.connection
-        if session is None:
-            return False
-        return not session.autocommit or session.info.transaction_status != TransactionStatus.IDLE
+        return locks.in_transaction(self.connection)
 
     def _holds_nothing(self) -> bool:
         """Whether nobody can wait for what the transaction has done so far, if there is one."""

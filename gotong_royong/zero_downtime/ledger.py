@@ -6,6 +6,7 @@ keeps other runs away, so both end with the process.
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, whoami
 from gotong_royong.zero_downtime.watchdog import Report
 
 APP = "zero_downtime"
+TIMES = re.compile(r"(?:, [a-z ()]+)? for \d+\.\d s\b")  # what changes of a session while it is waited for
 
 END_STEP = """
     UPDATE {step}
@@ -191,9 +193,9 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
 
         def say(whom: str) -> None:
             nonlocal said
-            if whom != said:
+            if (session := TIMES.sub("", whom)) != said:
                 report("waiting", whom=whom)
-                said = whom
+                said = session
 
         def say_run(whom: str) -> None:
             pids = locks.holders(other, locks.RUNNER)

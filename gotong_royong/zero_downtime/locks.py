@@ -80,6 +80,14 @@ def is_lost(error: BaseException) -> bool:
     return state.startswith(("08", "57P", IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT))
 
 
+def in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Ask the session, for SQL may begin and end transactions that Django does not know of."""
+    session = connection.connection
+    if session is None:
+        return False
+    return not session.autocommit or session.info.transaction_status != TransactionStatus.IDLE
+
+
 def milliseconds(seconds: float) -> str:
     """Write a time as PostgreSQL's settings want it; never 0, which would mean no limit."""
     return f"{max(1, round(seconds * 1000))}ms"
@@ -195,7 +203,8 @@ def take(connection: BaseDatabaseWrapper, key: int, report: Callable[[str], obje
             if cursor.fetchone()[0]:
                 return
             cursor.execute(BLOCKERS, [holders(connection, key)])
-            report(described(cursor.fetchall()))
+            if whom := described(cursor.fetchall()):  # it may have let go of it by now
+                report(whom)
             time.sleep(POLL)
 
 

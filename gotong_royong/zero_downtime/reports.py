@@ -371,7 +371,8 @@ def _doing(app: str, name: str, direction: str) -> str:
 
 
 def _tried(attempt: int, pause: float, whom: str) -> str:
-    return f"Try {attempt} got no lock{f': {whom}' if whom else ''}. Next in {pause:.1f} s."
+    why = f": {whom}".rstrip(": .")
+    return f"Try {attempt} got no lock{why}. Next in {pause:.1f} s."
 
 
 def _on_its_way(phase: str, percent: int | None, whom: str) -> str:

@@ -150,10 +150,15 @@ class Rolling:
 
 @contextmanager
 def transaction_of(operation: Operation, migration: Migration, editor: Any) -> Iterator[None]:
-    """Open a transaction if Django gives the operation one of its own; tell the guard which operation it is."""
+    """Open a transaction if Django gives the operation one of its own; tell the guard which operation it is.
+
+    Raises:
+        LeftOpen: if it leaves a transaction open that is its own affair.
+    """
     own = has_own_transaction(operation, migration) and not editor.atomic_migration
     transaction = atomic(editor.connection.alias) if own else nullcontext()
-    with transaction, getattr(editor, "carrying_out", nullcontext)(operation):
+    none_is_left = getattr(editor, "leaving_no_transaction", nullcontext)
+    with transaction, getattr(editor, "carrying_out", nullcontext)(operation), none_is_left():
         yield
 
 

@@ -43,6 +43,11 @@ WAITS = f"""
     FROM ({KEPT_OUT}) AS kept_out
 """  # noqa: S608
 
+HOLDS = """
+    SELECT FROM pg_locks WHERE granted
+    AND (pid, relation, mode, virtualtransaction) = (%s, to_regclass(%s), %s, %s)
+"""
+
 # https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING
 PROGRESS = """
     SELECT phase, CASE WHEN blocks_total > 0 THEN round(100.0 * blocks_done / blocks_total)::int
@@ -112,6 +117,8 @@ class Watchdog(threading.Thread):
         self._statement, self._gives_way_after, self._say_at = "", math.inf, math.inf
         self._blockers: list[int] = []
         self._kept: dict[str | None, tuple[float, float]] = {}
+        self._gave_up: Wait | None = None
+        """Who was seen last to wait for a table that we have locked."""
         self._transaction: str | None = None
         self._verdict: ZeroDowntimeError | None = None
         self._ended_at: float | None = None
@@ -215,6 +222,7 @@ class Watchdog(threading.Thread):
             self._blockers = ours.blockers or self._blockers
         for wait in users:
             self.blocked.users[wait.pid, wait.since] = wait.seconds
+        users = users or self._still_kept_out()
         kept_out, gave_way = self._kept_out(users), isinstance(self._verdict, GaveWay)
         if ours and not gave_way and kept_out > self._gives_way_after:
             self.judge(GaveWay("Its statement was canceled, for others waited behind it."))
@@ -226,6 +234,14 @@ class Watchdog(threading.Thread):
             phase, percent = self.session.execute(PROGRESS, [self.us]).fetchone() or ("", None)
             whom = self.whom_we_wait_for() if ours else ""
             self.report("progress", sql=self._statement, phase=phase, percent=percent, whom=whom)
+
+    def _still_kept_out(self) -> list[Wait]:
+        """Return who has given up waiting for a table, if we have it still: tries shorter than a look are not seen."""
+        if (wait := self._gave_up) is None:
+            return []
+        held = [self.us, wait.table, wait.our_lock, wait.our_transaction]
+        self._gave_up = wait if self.session.execute(HOLDS, held).rowcount else None
+        return [wait] if self._gave_up else []
 
     def _kept_out(self, users: list[Wait]) -> float:
         """Return for how many seconds our transaction has kept anybody out of a table or of rows, without a break.
@@ -241,6 +257,7 @@ class Watchdog(threading.Thread):
             holds_on = bool(wait.table) or now - last < BREAK * self.budget  # a table is locked until the end
             since = min(since, began) if holds_on else began
             self._kept[wait.table] = since, now
+            self._gave_up = wait if wait.table and BLOCKS.get(wait.our_lock or "") else self._gave_up
             longest = max(longest, now - since)
         return longest
 

@@ -139,3 +139,14 @@ def test_ctrl_c_undoes_nothing(migrated, scratch):
     assert "applied before that stays (2 steps): rollback takes it back.\n" in done.err
     assert steps(scratch) == ["0002 up succeeded", "0003 up succeeded", "0004 up interrupted"]
     assert last_run(scratch).status == "interrupted"
+
+
+@pytest.mark.parametrize("attributes", ["", NOT_ATOMIC])
+def test_a_batch_is_undone_in_another_session_if_that_of_the_run_was_ended(migrated, scratch, attributes):
+    before = look(scratch)
+    ended = 'migrations.RunSQL("SELECT pg_terminate_backend(pg_backend_pid())", migrations.RunSQL.noop)'
+    migrated.write("0004_trial", f'column("items", "more"), {ended}', attributes)
+    said = migrated.fail("migrate", "--auto-rollback")
+    assert "The connection to the database was lost" in said
+    assert "shop.0003_color, shop.0002_size. The database is as it was before run 2 (migrate), if the" in said
+    assert look(scratch) == before

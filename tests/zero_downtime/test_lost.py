@@ -125,7 +125,7 @@ def test_the_next_run_waits_for_the_statement_of_a_killed_one(shop, scratch, wat
     watcher.execute("SELECT id FROM items")
     assert time.monotonic() - started < 20  # against 60 s
     assert done.code == 0, done.err
-    assert "Waiting for the last statement of a run that was killed: process " in done.out
+    assert done.out.count("Waiting for the last statement of a run that was killed: process ") == 1
     assert "Found run 1 (migrate) by " in done.out
     assert goes_on(shop, scratch) == ("died", "died")
 

@@ -108,6 +108,10 @@ class TestPlain:
         assert printed.startswith("  Applying accounts.0001_users...\n    Try 3")
         assert printed.endswith("\n    OK\n")
 
+    def test_a_sentence_has_one_end(self):
+        said = plain(("retry", {"attempt": 3, "pause": 0.5, "whom": "Others waited."}))
+        assert said == "    Try 3 got no lock: Others waited. Next in 0.5 s.\n"
+
     def test_progress_at_growing_intervals(self):
         one, clock = command(), Clock()
         report = Plain(one, clock=clock)

@@ -283,6 +283,27 @@ def test_users_who_give_up_and_come_again_are_kept_out_no_longer_than_the_budget
     assert fared.count("QueryCanceled") >= 3
 
 
+def test_one_who_has_given_up_counts_until_the_table_is_free(users):
+    """What comes again for a moment only is not seen each time."""
+    fared = []
+
+    def try_once():
+        with psycopg.connect(**conninfo(users), autocommit=True, options="-c lock_timeout=200ms") as session:
+            while not session.execute(SOMEBODY_WAITS).rowcount:
+                time.sleep(0.01)
+            try:
+                session.execute(READ)
+            except psycopg.errors.LockNotAvailable:
+                fared.append("gave up")
+
+    user = threading.Thread(target=try_once)
+    user.start()
+    with pytest.raises(BlockedTooLong, match=r"AccessExclusiveLock on table users.* for 0\.[5-9] s"):
+        run(users, migrations.RunSQL("ALTER TABLE users ADD COLUMN points int"), SLEEPS)
+    user.join()
+    assert fared == ["gave up"]
+
+
 def test_users_behind_maintenance_are_kept_out_no_longer_than_the_budget(users):
     """Who waits for what waits for us waits for us."""
     with (
