@@ -20,6 +20,7 @@ ASPECTS = ("TYPE", "NULL", "DEFAULT", "identity", "comment")
 DROP_CONSTRAINT, DROP_INDEX = "ALTER TABLE %s DROP CONSTRAINT %s", "DROP INDEX %s"
 
 UNKNOWN = "?"
+THERE, COMPARABLE = " is already there", {"table", "column", "index"}
 Look = dict[Object, str | None]
 
 
@@ -60,6 +61,9 @@ class JournalingEditor(DatabaseSchemaEditor):
         there = self._there_already(text, objects) if is_plain else {}
         for object, reason in there.items():
             self.journal.skipped(reason, (object,) if object else ())
+            if object and object.kind in COMPARABLE and reason.endswith(THERE):
+                left_alone = "was there already and was left alone; whether it is the same was not compared"
+                self.report("note", text=f"{object} {left_alone}.")
         if objects and there.keys() == set(objects):
             return
         objects = () if None in there else tuple(object for object in objects if object not in there)
@@ -124,7 +128,7 @@ class JournalingEditor(DatabaseSchemaEditor):
             return {}
         if len(objects) != len(makes) or not objects or UNKNOWN in look.values():
             return {None: f"what there was already cannot be told: {' '.join(sql.split())[:100]}"}
-        return {one: f"{one} is already {'there' if makes[one] else 'gone'}" for one in objects if one in done}
+        return {one: f"{one}{THERE if makes[one] else ' is already gone'}" for one in objects if one in done}
 
     def _look(self, objects: Iterable[Object]) -> Look:
         return {object: self._look_at(*object) for object in objects}

@@ -39,7 +39,7 @@ from gotong_royong.zero_downtime.states import Rolling, has_own_transaction
 from gotong_royong.zero_downtime.watchdog import Report
 
 # What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
-DONE_ALREADY = {"42P07", "42701", "42710", *undo.GONE}
+DONE_ALREADY = locks.THERE_ALREADY | undo.GONE
 
 OneTry = Callable[[Progress, ProjectState], ProjectState]
 
