@@ -301,7 +301,7 @@ def test_what_was_done_before_the_failure_is_undone(shop, items, several, revers
 @pytest.mark.parametrize(
     ("conditional", "what"),
     [
-        ("CREATE INDEX IF NOT EXISTS by_size ON items (id)", "index by_size on items"),
+        ("CREATE INDEX IF NOT EXISTS by_size ON items (id)", "index by_size"),
         ("CREATE TABLE IF NOT EXISTS items (other text)", "table items"),
         ("ALTER TABLE items ADD COLUMN IF NOT EXISTS size text", "column size on items"),
     ],
