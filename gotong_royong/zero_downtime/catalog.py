@@ -73,12 +73,9 @@ class Table(NamedTuple):
     def __str__(self) -> str:
         if self.rows == 0:
             return f"{self.name}: empty"
-        rows = (
-            "unknown number of rows (never analyzed)"
-            if self.rows is None
-            else f"about {float(f'{self.rows:.3g}'):,.0f} rows"
-        )
-        return f"{self.name}: {rows}, {_size(self.bytes)}"
+        about = "unknown number of" if self.rows is None else f"about {float(f'{self.rows:.3g}'):,.0f}"
+        never = " (never analyzed)" if self.rows is None else ""
+        return f"{self.name}: {about} rows{never}, {_size(self.bytes)}"
 
 
 class Dependent(NamedTuple):
@@ -132,6 +129,11 @@ NAMED = {
     "schema": "SELECT to_regnamespace(%(name)s)::oid::text",
     "collation": "SELECT to_regcollation(%(name)s)::oid::text",
     "extension": "SELECT max(oid)::text FROM pg_extension WHERE extname = (parse_ident(%(name)s))[1]::name",
+}
+NAMED |= {
+    kind: f"SELECT max(oid)::text FROM pg_{kind} WHERE {short}relid = to_regclass(%(table)s) "  # noqa: S608
+    f"AND {short}name = (parse_ident(%(name)s))[1]::name"
+    for kind, short in {"trigger": "tg", "policy": "pol"}.items()
 }
 RELATIONS = {"table", "foreign table", "view", "materialized view", "sequence"}
 COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
@@ -292,8 +294,7 @@ def table(connection: BaseDatabaseWrapper, name: str) -> int | None:
 
 def table_here(connection: BaseDatabaseWrapper, name: str) -> int | None:
     """Return the OID of the table of that name in the schema in which new tables are made."""
-    oid: int | None = _ask(connection, TABLE_HERE, name=name)[0][0]
-    return oid
+    return _ask(connection, TABLE_HERE, name=name)[0][0]  # type: ignore[no-any-return]
 
 
 def column(connection: BaseDatabaseWrapper, table: str, name: str) -> Column | None:
@@ -309,20 +310,19 @@ def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict
     return dict(zip(("TYPE", "NULL", "DEFAULT", "identity", "comment"), rows[0], strict=True)) if rows else {}
 
 
-def named(connection: BaseDatabaseWrapper, kind: str, name: str, *, is_new: bool) -> str | None:
+def named(connection: BaseDatabaseWrapper, kind: str, name: str, on: str, *, is_new: bool) -> str | None:
     """Return the OID of the table, view, extension … of that name, None if there is none, "?" if that cannot be told.
 
     Args:
+        on: the table of a trigger or policy.
         is_new: whether to look where CREATE would make it, and not along the whole search path. An index that a failed
             build left is none then.
     """
     if kind in RELATIONS:
         found = (table_here if is_new else table)(connection, name)
         return str(found) if found else None
-    if kind not in NAMED:
-        return "?"
-    there: str | None = _ask(connection, NAMED[kind], name=name, is_new=is_new)[0][0]
-    return there
+    rows = _ask(connection, NAMED[kind], name=name, table=on, is_new=is_new) if kind in NAMED else [("?",)]
+    return rows[0][0]
 
 
 def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | None:
@@ -357,8 +357,7 @@ def parts(connection: BaseDatabaseWrapper, table: str) -> list[Part]:
 def collation(connection: BaseDatabaseWrapper, name: str) -> str | None:
     """Return what the collation is made of, as JSON."""
     rows = _ask(connection, COLLATION, name=name)
-    definition: str | None = rows[0][0] if rows else None
-    return definition
+    return rows[0][0] if rows else None
 
 
 def tables(connection: BaseDatabaseWrapper, names: Collection[str]) -> dict[str, Table]:

@@ -120,9 +120,9 @@ class JournalingEditor(DatabaseSchemaEditor):
             return {}
         changes = [change for one in statements.split(sql) for change in one.changes]
         makes = dict(changes)
-        look = {object: self._look_at(*object, is_new=is_made) for object, is_made in makes.items()}
+        look = {object: self.look_at(*object, is_new=is_made) for object, is_made in makes.items()}
         done = {one for one, is_made in makes.items() if look[one] != UNKNOWN and (look[one] is not None) is is_made}
-        if is_repeated and objects and done.issuperset(objects):
+        if is_repeated and objects and len(changes) == len(makes) and done.issuperset(objects):
             return {object: f"{object} is already as an earlier try has made it" for object in objects}
         if not is_conditional or (changes and len(changes) == 2 * len(makes)):  # what is dropped is made anew
             return {}
@@ -131,9 +131,9 @@ class JournalingEditor(DatabaseSchemaEditor):
         return {one: f"{one}{THERE if makes[one] else ' is already gone'}" for one in objects if one in done}
 
     def _look(self, objects: Iterable[Object]) -> Look:
-        return {object: self._look_at(*object) for object in objects}
+        return {object: self.look_at(*object) for object in objects}
 
-    def _look_at(self, kind: str, table: str, name: str, *, is_new: bool = False) -> str | None:
+    def look_at(self, kind: str, table: str, name: str, *, is_new: bool = False) -> str | None:
         """Return what the catalog says of an object: None if it is not there, UNKNOWN if that cannot be told.
 
         Args:
@@ -154,7 +154,7 @@ class JournalingEditor(DatabaseSchemaEditor):
         if kind == "constraint":
             constraint = catalog.constraint(self.connection, table, name)
             return constraint.definition if constraint else None
-        return catalog.named(self.connection, kind, name, is_new=is_new)
+        return catalog.named(self.connection, kind, name, table, is_new=is_new)
 
     def _left_by_a_failure(self, before: Look) -> tuple[Object, ...]:
         """Return what a statement that failed has made or dropped; if nobody can be asked, what it may have made."""

@@ -55,7 +55,7 @@ class GaveWay(ZeroDowntimeError):
 
 
 class Interrupted(ZeroDowntimeError):
-    """Python of a migration was interrupted by us, and some of it may be committed."""
+    """Python of a migration, or a CALL or DO, came to no end, and some of it may be committed."""
 
 
 class HalfCommitted(ZeroDowntimeError):

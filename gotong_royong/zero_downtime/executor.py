@@ -38,9 +38,6 @@ from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, 
 from gotong_royong.zero_downtime.states import Rolling, has_own_transaction
 from gotong_royong.zero_downtime.watchdog import Report
 
-# What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
-DONE_ALREADY = locks.THERE_ALREADY | undo.GONE
-
 OneTry = Callable[[Progress, ProjectState], ProjectState]
 
 
@@ -79,7 +76,6 @@ class Executor(MigrationExecutor):
         self.faked: set[Key] = set()
         """Steps that were only recorded, of which going back takes the record and nothing else."""
         self._applied: list[Progress] = []
-        self._taken_back = 0
         self._failed_step: Progress | None = None
         self._half: set[Key] = set()
         """What is taken back though it is not applied: an earlier run failed in it."""
@@ -87,12 +83,14 @@ class Executor(MigrationExecutor):
         self.agreed: Collection[tuple[str, int]] | None = None
         """What somebody has agreed to be dropped beside tables and columns; None if nobody was asked."""
         self.left: list[undo.Left] = []
-        self._number = self._of = 0
+        self._number = self._of = self._taken_back = 0
         self._stages: dict[Key, Stage] = {}
         self._rolling: Rolling | None = None
 
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan: Plan = super().migration_plan(targets, clean_start)
+        if not clean_start and all(backwards for _, backwards in plan):
+            plan = recall.with_halves(self, plan, targets, super().migration_plan)
         if self.stage == Stage.PRE_DEPLOY and not clean_start:
             plan, self.held_back = before_deploy(plan, self.loader.graph, self.stages_of(plan))
         return plan
@@ -240,7 +238,7 @@ class Executor(MigrationExecutor):
         try:
             return one_try(step, state)
         except (ProgrammingError, ValueError) as error:
-            is_done = isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY
+            is_done = isinstance(error, ValueError) or locks.sqlstate(error) in locks.THERE_ALREADY | undo.GONE
             operation = step.journal.operation
             is_code = bool(operation and undo.runs_code(operation))
             if step.careful or not is_done or is_code or not step.guard.may_repeat:
@@ -276,6 +274,7 @@ class Executor(MigrationExecutor):
                 rolling.forwards(operation, migration.app_label)
                 continue
             journal.begin(number, operation)
+            undo.look_before(operation, editor)
             try:
                 rolling.perform(operation, migration, editor)
             except Exception as error:

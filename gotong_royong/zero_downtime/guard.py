@@ -20,6 +20,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 import psycopg
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from psycopg.pq import TransactionStatus
@@ -27,7 +28,15 @@ from psycopg.pq import TransactionStatus
 from gotong_royong.zero_downtime import catalog, locks, statements
 from gotong_royong.zero_downtime.code import Code, bears_repeating, is_code
 from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import GaveWay, LockNotObtained, Unwatched, ZeroDowntimeError, in_full
+from gotong_royong.zero_downtime.exceptions import (
+    GaveWay,
+    Interrupted,
+    LockNotObtained,
+    OwnTransaction,
+    Unwatched,
+    ZeroDowntimeError,
+    in_full,
+)
 from gotong_royong.zero_downtime.watchdog import Report, Watchdog
 
 T = TypeVar("T")
@@ -35,6 +44,11 @@ logger = logging.getLogger(__name__)
 
 
 PATIENT = {"lock_timeout": "0", "statement_timeout": "0"}
+
+PARTLY = (
+    "What it committed on its way, in a CALL or DO, stays, and it was not run again. Put right what is half done, or "
+    "write it so that it goes on where it was."
+)
 
 
 @dataclass
@@ -96,10 +110,16 @@ class Guard:
 
         In a transaction it is run once, because that is tried again as a whole. Outside of one, a string of several
         statements is sent piece by piece, as ``statements.pieces`` cuts it.
+
+        Raises:
+            OwnTransaction: if it would end the migration's transaction, of which nobody could tell then what stays.
+            Interrupted: if it is a CALL or DO that has committed something and then failed.
         """
         if self._is_quiet:
             return execute(sql, params, many, context)
         text = statements.text_of(sql, self.connection)
+        if self.connection.in_atomic_block and not self._code and statements.commits(text):
+            raise OwnTransaction(text)
         pieces = [] if many or self.in_transaction else statements.pieces(text)
         if len(pieces) < 2:
             return self._run(text, partial(execute, sql, params, many, context))
@@ -121,13 +141,17 @@ class Guard:
         try:
             with self.quietly():
                 is_patient = statements.is_patient(sql) and self._holds_nothing()
-                wait = math.inf if is_patient else conf.BLOCK_BUDGET if code else conf.LOCK_TIMEOUT
+                may_commit = not self.in_transaction and statements.may_commit_on_its_way(sql)
+                is_code = bool(code or may_commit)
+                wait = math.inf if is_patient else conf.BLOCK_BUDGET if is_code else conf.LOCK_TIMEOUT
                 self.watchdog.begin_statement(sql, gives_way_after=wait)
-                limits = PATIENT if is_patient else code.limits if code else {}
+                own = {"lock_timeout": self.before["lock_timeout"]} if may_commit else {}
+                limits = PATIENT if is_patient else code.limits if code else own
                 with locks.session_settings(self.connection, **limits) if limits else nullcontext():
                     if self.in_transaction:
                         return execute()
                     one_try = partial(self._build, sql, execute) if is_patient else execute
+                    one_try = partial(self._on_its_way, execute) if may_commit else one_try
                     return self._retrying(lambda attempt: one_try(), self.is_worth_another_try)
         except Exception as error:
             if code:
@@ -211,6 +235,29 @@ class Guard:
         if name := statement.builds_unnamed_on:
             self._drop(catalog.invalid_twins(self.connection, name))
         return result
+
+    def _on_its_way(self, execute: Callable[[], Any]) -> Any:
+        """Carry out what may commit before it fails: a second transaction of the session says that it may have."""
+        before = self._transaction_number()
+        try:
+            return execute()
+        except Error as error:
+            is_own = self._code and not self.is_worth_another_try(error)
+            if is_own or locks.is_lost(error) or self._transaction_number() == before + 2:
+                raise
+            verdict = self.watchdog.verdict
+            told = f"{verdict or in_full(error)}\n{PARTLY}"
+            is_for_good = verdict and not isinstance(verdict, GaveWay)
+            raise (verdict.saying(told) if verdict and is_for_good else Interrupted(told)) from error
+
+    def _transaction_number(self) -> int:
+        """Return how many transactions the session has had."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT split_part(virtualtransaction, '/', 2)::int8 FROM pg_locks "
+                "WHERE pid = pg_backend_pid() AND locktype = 'virtualxid' AND granted"
+            )
+            return int(cursor.fetchone()[0])
 
     def _invalid(self, build: statements.Build | None) -> list[str]:
         """Return the index if it is there, on that table, invalid, and nobody is building it."""

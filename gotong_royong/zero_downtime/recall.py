@@ -4,7 +4,7 @@ Rows of django_migrations get lost, files get edited after they were applied, pr
 as applied is run, unless the ledger is a witness that it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -68,6 +68,41 @@ def halves(executor: "Executor") -> dict[Key, str]:
             where = f"after operation {max(ended)}" if ended else "at its first operation"
             said[key] = f"half done by run {run}, which failed: migrate goes on {where}, rollback takes it back"
     return said
+
+
+def with_halves(executor: "Executor", plan: Plan, targets: Collection[Any], plan_of: Callable[..., Plan]) -> Plan:
+    """Return the plan back with what is half done and stands on what goes: that goes first.
+
+    Args:
+        plan: what Django takes back of what it knows to be applied.
+        targets: what Django was asked for.
+        plan_of: returns Django's plan for targets.
+    """
+    loader = executor.loader
+    if not set(targets) - set(loader.graph.leaf_nodes()):
+        return plan
+    half = halves(executor).keys() & loader.graph.nodes.keys() - loader.applied_migrations.keys() - set(targets)
+    if not half:
+        return plan
+    before = loader.applied_migrations
+    try:
+        loader.applied_migrations = {**before, **{key: loader.graph.nodes[key] for key in half}}
+        found = plan_of(targets)
+    finally:
+        loader.applied_migrations = before
+    return found if all(backwards for _, backwards in found) else plan
+
+
+def refuse_half_taken_back(executor: "Executor", plan: Plan) -> None:
+    """Make sure that nothing is applied over what is half taken back.
+
+    Raises:
+        HalfDone: if a run left something so, and the plan does not take it back.
+    """
+    back = {key_of(migration) for migration, backwards in plan if backwards}
+    for key, half in halves(executor).items():
+        if key in executor.loader.applied_migrations.keys() - back:
+            raise HalfDone(f"{'.'.join(key)} is {half}. Nothing was changed. Run rollback, then migrate.")
 
 
 def refuse_half_done(executor: "Executor", plan: Plan) -> None:

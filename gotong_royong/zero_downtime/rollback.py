@@ -109,6 +109,13 @@ def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) 
     return chosen
 
 
+def with_halves(executor: "Executor", done: list[Applied], chosen: list[Applied]) -> list[Applied]:
+    """Return these, and of what is half done all that stands on one of them, which has to go first."""
+    graph = executor.loader.graph
+    needing = {other for one in chosen if one.key in graph.nodes for other in graph.backwards_plan(one.key)}
+    return [one for one in done if one in chosen or (one.is_half and one.key in needing)]
+
+
 def last_steps(done: list[Applied], count: int) -> list[Applied]:
     """Choose the migrations that were applied last, ``count`` of them.
 
@@ -204,6 +211,13 @@ def plan_of(executor: "Executor", chosen: set[Key], faked: Collection[Key] = ())
         NotUndoable: names the applied migration that needs one of these, or the operation that has no way back.
     """
     graph, applied = executor.loader.graph, executor.loader.applied_migrations
+    for key in sorted(chosen - applied.keys()):
+        for needed in graph.forwards_plan(key):
+            if needed not in applied and needed not in chosen:
+                raise NotUndoable(
+                    f"{'.'.join(key)} is half done, and cannot be taken back while {'.'.join(needed)}, which it needs, "
+                    f"is not applied. Nothing was changed. Apply that first: migrate {' '.join(needed)}."
+                )
     for key in sorted(chosen):
         for needing in graph.backwards_plan(key):
             if needing in applied and needing not in chosen:

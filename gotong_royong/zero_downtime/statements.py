@@ -9,6 +9,7 @@ no word of the statement. The database is not asked, and most statements are rea
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import dropwhile
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ BUILD_UNNAMED = re.compile(
 ADDING = {"INSERT", "SELECT", "SET", "RESET", "GRANT", "COMMENT", "ANALYZE", "VACUUM", "LOCK", "BEGIN", "COMMIT"}
 CONTROL = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE"}
 ENDS = re.compile(r"(?:COMMIT|END|ABORT|ROLLBACK(?! (?:WORK |TRANSACTION )?TO))\b")
+COMMITS_ON_ITS_WAY = re.compile(r"COMMIT|ROLLBACK|CALL", re.IGNORECASE)
 LEANS_ON_OTHERS = re.compile(r"LOCK\b|DECLARE\b|SET (?:LOCAL|TRANSACTION|CONSTRAINTS)\b")
 OF_THE_SERVER = re.compile(r"\w+ (?:DATABASE|TABLESPACE|SYSTEM|SUBSCRIPTION)\b")
 UPDATE = re.compile(
@@ -93,6 +95,7 @@ ADDED_OR_DROPPED = re.compile(
     rf"(?:IF (?:NOT )?EXISTS )?(?P<name>{NAME})"
 )
 DROP = re.compile(r"\bDROP\b")
+ON_TABLE = re.compile(rf" ON (?P<table>{NAME})")
 SEPARATED = re.compile(r"[^ ,;](?:(?! [,;](?: |$)).)*")
 
 
@@ -123,8 +126,8 @@ class Statement:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """All that is neither space nor comment, as it is written."""
-        return list(_said(self.text))
+        """All that is neither space nor comment, as it is written, without empty statements before it."""
+        return list(self._said)
 
     @cached_property
     def outline(self) -> str:
@@ -167,7 +170,7 @@ class Statement:
     @cached_property
     def verb(self) -> str:
         """The first word, in capitals; an empty text if nothing is said."""
-        return next(_said(self.text), "").translate(UPPER)
+        return next(self._said, "").translate(UPPER)
 
     @property
     def controls_transaction(self) -> bool:
@@ -238,9 +241,18 @@ class Statement:
             ]
             return named if len(named) == len(parts) else []
         found = MADE.match(self.outline) or DROPPED.match(self.outline)
-        names = found["names"].split(" , ") if found else []
-        makes = self.verb == "CREATE"
-        return [(Object(found["kind"].lower(), "", self._plain(name)), makes) for name in names] if found else []
+        if found is None:
+            return []
+        on = ON_TABLE.search(self.outline, found.end()) if found["kind"] in {"TRIGGER", "POLICY"} else None
+        table, makes = self._plain(on["table"]) if on else "", self.verb == "CREATE"
+        return [
+            (Object(found["kind"].lower(), table, self._plain(name)), makes) for name in found["names"].split(" , ")
+        ]
+
+    @property
+    def _said(self) -> Iterator[str]:
+        said = (token for kind, token in _tokens(self.text) if _says_something(kind))
+        return dropwhile(";".__eq__, said)
 
     @cached_property
     def _may_be_patient(self) -> bool:
@@ -276,7 +288,7 @@ def split(sql: str) -> list[Statement]:
         if word == ";" and not brackets and not blocks:
             texts.append(sql[start:end])
             start, words = end, []
-    return [one for one in map(Statement, [*texts, sql[start:]]) if one.verb not in {"", ";"}]
+    return [one for one in map(Statement, [*texts, sql[start:]]) if one.verb]
 
 
 def pieces(sql: str) -> list[str]:
@@ -342,6 +354,12 @@ def only_adds(sql: str) -> bool:
     )
 
 
+def may_commit_on_its_way(sql: str) -> bool:
+    """Whether it is a CALL, or a DO with such words in it, and may so commit though it fails afterwards."""
+    verb = Statement(sql).verb
+    return verb == "CALL" or (verb == "DO" and COMMITS_ON_ITS_WAY.search(sql) is not None)
+
+
 def commits(sql: str) -> bool:
     """Whether a statement of the string ends a transaction."""
     return MATTERS.search(sql) is not None and any(one.ends_transaction for one in split(sql))
@@ -371,7 +389,3 @@ def _end_of_comment(sql: str, start: int) -> int:
 
 def _says_something(kind: Any) -> bool:
     return kind not in kinds.Whitespace and kind not in kinds.Comment
-
-
-def _said(sql: str) -> Iterator[str]:
-    return (token for kind, token in _tokens(sql) if _says_something(kind))

@@ -5,7 +5,7 @@ operation that came to no end only what its statements made can be: what Python 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import ProgrammingError
 from django.db.migrations import Migration
@@ -14,13 +14,16 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import locks, statements
+from gotong_royong.zero_downtime.effects import UNKNOWN
 from gotong_royong.zero_downtime.exceptions import EditedHalfway, NotUndoable
 from gotong_royong.zero_downtime.journal import Journal, Past, Told, digest
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.schema import SchemaEditor
-from gotong_royong.zero_downtime.statements import Object
+from gotong_royong.zero_downtime.statements import Object, Statement
 from gotong_royong.zero_downtime.states import Move, Rolling, transaction_of, with_inner
 
+RUNNING = {"DO", "CALL", "SELECT", "WITH"}
+"""Statements that may run any other."""
 # What PostgreSQL says where the table, the column or another object is not there.
 GONE = {"42P01", "42703", "42704"}
 
@@ -87,6 +90,25 @@ def refuse_edited(migration: Migration, past: Past) -> None:
                 f"Run {told.run} has done operation {number} of {migration}, and by now the file says something else "
                 "there. Put that operation back into the file, and bring the change in a new one."
             )
+
+
+def look_before(operation: Operation, editor: SchemaEditor) -> None:
+    """Write down what is there already of that which reverse SQL drops, where nobody can tell what the SQL makes."""
+    for one in with_inner(operation):
+        if editor.journal and isinstance(one, RunSQL) and any(map(_makes_unseen, _statements(one.sql))):
+            for statement in _statements(one.reverse_sql or ""):
+                for object, is_made in statement.changes:
+                    if not is_made and editor.look_at(*object) not in {None, UNKNOWN}:
+                        editor.journal.skipped(f"{object} is already there", (object,))
+
+
+def _statements(sql: Any) -> list[Statement]:
+    each = [sql] if isinstance(sql, str) else [one if isinstance(one, str) else one[0] for one in sql]
+    return [statement for text in each for statement in statements.split(text)]
+
+
+def _makes_unseen(statement: Statement) -> bool:
+    return not statement.objects and (statement.verb in RUNNING or "OR REPLACE" in statement.outline)
 
 
 def take_back(
@@ -195,6 +217,8 @@ def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, 
         return None
     if told.ended and not _has_raw_sql(operation):
         return told.skipped.isdisjoint
+    if told.ended and any(map(_makes_unseen, _statements(list(told.texts)))):
+        return lambda objects: bool(objects) and told.skipped.isdisjoint(objects)
     return lambda objects: bool(objects) and told.executed.issuperset(objects)
 
 

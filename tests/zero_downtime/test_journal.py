@@ -58,6 +58,21 @@ THERE = {
         raw("CREATE INDEX IF NOT EXISTS by_id ON items (id)", "DROP INDEX by_id"),
         "CREATE INDEX by_id ON items (id)",
     ),
+    "a table that a DO block looks for": (
+        raw(
+            "DO $$ BEGIN IF to_regclass('label') IS NULL THEN CREATE TABLE label (id int); END IF; END $$",
+            "DROP TABLE label",
+        ),
+        "CREATE TABLE label (id int); INSERT INTO label SELECT generate_series(1, 100)",
+    ),
+    "a view that is replaced": (
+        raw("CREATE OR REPLACE VIEW some_items AS SELECT id FROM items", "DROP VIEW some_items"),
+        "CREATE VIEW some_items AS SELECT id FROM items",
+    ),
+    "a function that is replaced": (
+        raw("CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'", "DROP FUNCTION one()"),
+        "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    ),
     "a schema": (raw("CREATE SCHEMA IF NOT EXISTS attic", "DROP SCHEMA attic"), "CREATE SCHEMA attic"),
     "an extension": (raw("CREATE EXTENSION IF NOT EXISTS plpgsql", "DROP EXTENSION plpgsql"), "SELECT 1"),
     "a view that is gone": (
@@ -115,6 +130,16 @@ def test_what_was_there_before_is_left_alone(migrated, scratch, case, attributes
     (migrated.migrations / "0003_fails.py").unlink()
     migrated.succeed("migrate")
     assert "left alone, for so it was before" in migrated.succeed("rollback", "--yes")
+    assert seen(scratch) == was
+
+
+@pytest.mark.parametrize("attributes", ["", NOT_ATOMIC], ids=["atomic", "not atomic"])
+def test_what_a_do_block_has_made_is_taken_back(migrated, scratch, attributes):
+    operation, _ = THERE["a table that a DO block looks for"]
+    was = seen(scratch)
+    migrated.write("0002_trial", operation, attributes)
+    migrated.write("0003_fails", FAILS)
+    migrated.fail("migrate", "--auto-rollback")
     assert seen(scratch) == was
 
 

@@ -77,6 +77,9 @@ class TestInvalidIndex:
             sql(BUILD.lower().replace("by_size", 'if not exists "by_size"').replace(" items", " only public . ITEMS")),
             sql(f"{BUILD}; CREATE INDEX CONCURRENTLY other ON items (id)"),
             sql("SELECT 1", BUILD),
+            sql(f"; {BUILD}"),
+            sql(f"/* why */; {BUILD}"),
+            sql(f"-- why\n;;{BUILD};;"),
             python(repr(BUILD)),
             python(repr(f"/* {ROWS} */ {BUILD}"), "[]"),
             python(repr(BUILD.encode())),
@@ -312,21 +315,86 @@ def test_what_is_left_alone_by_its_own_condition_is_said_at_once(shop, items, co
     said = f"{what} was there already and was left alone; whether it is the same was not compared."
     assert said in shop.succeed("migrate")
     items.execute("DROP TABLE items CASCADE; CREATE TABLE items (id int)")
-    shop.write(
-        "0003_new", sql(conditional.replace("by_size", "other").replace("size", "b").replace("items (o", "c (o"))
-    )
+    new = conditional.replace("by_size", "other").replace("size", "b").replace("items (o", "c (o")
+    shop.write("0003_new", sql(new))
     assert "was left alone" not in shop.succeed("migrate")
 
 
-@pytest.mark.parametrize(
-    "again",
-    ["CREATE INDEX by_size ON items (id)", "CREATE TABLE items (a int)", "ALTER TABLE items ADD COLUMN size int"],
-)
+@pytest.mark.parametrize("again", ["CREATE INDEX by_size ON items (id)", "ALTER TABLE items ADD COLUMN size int"])
 @pytest.mark.parametrize("attributes", ["", NOT_ATOMIC])
 def test_where_something_of_the_name_is_there_the_ways_out_are_said(shop, items, again, attributes):
     items.execute("CREATE INDEX by_size ON items (size)")
     shop.write("0002_again", sql(again), attributes)
     said = shop.fail("migrate")
-    assert "already exists" in said
     assert "Rename or drop the one that is there, or change the migration, and migrate again." in said
     assert "migrate APP NAME --fake" in said
+
+
+COUNT = "SELECT sum(size) FROM items"
+RAISE = "UPDATE items SET size = size + 1"
+ALTER = TestOwnTransaction.ALTER
+PROCEDURE = f"CREATE PROCEDURE raise_all() LANGUAGE plpgsql AS $$ BEGIN {RAISE}; COMMIT; {ALTER}; END $$"
+A_ROW = "SELECT FROM items WHERE id = 3 FOR UPDATE"
+FROM_1_TO_100 = 100 * 101 // 2
+
+
+class TestWhatCommitsOnItsWay:
+    @pytest.mark.parametrize("of", ["forwards", "backwards"])
+    @pytest.mark.parametrize("end", ["COMMIT", "/* now */ end", "ROLLBACK; BEGIN"])
+    def test_sql_that_would_end_the_transaction_of_its_migration_is_not_executed(self, shop, items, end, of):
+        ending = f"{RAISE}; {end}; {ALTER}; SELECT 1 / 0"
+        there, back = (ending, "") if of == "forwards" else ("SELECT 1", ending)
+        shop.write("0002_sizes", f"column('items', 'less'), migrations.RunSQL({there!r}, {back!r})")
+        if of == "backwards":
+            shop.succeed("migrate")
+        said = shop.fail("migrate", "--auto-rollback") if of == "forwards" else shop.fail("rollback", "--yes")
+        assert "The migration is one transaction, and its SQL would end that" in said
+        assert "That was not executed" in said
+        columns = 2 if of == "forwards" else 3
+        assert len(items.execute("SELECT * FROM items").description) == columns
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100,)
+
+    @pytest.mark.parametrize(
+        "operation",
+        [
+            sql("CALL raise_all()"),
+            sql(f"DO $$ BEGIN {RAISE}; COMMIT; {ALTER}; END $$"),
+            python(repr("CALL raise_all()")),
+        ],
+    )
+    def test_what_has_committed_is_not_run_again(self, shop, items, scratch, operation):
+        items.execute(PROCEDURE)
+        shop.write("0002_sizes", operation, NOT_ATOMIC)
+        with holding(conninfo(scratch), READ, 30), load(conninfo(scratch), READ) as victims:
+            said = shop.fail("migrate", "--auto-rollback")
+        assert "What it committed on its way, in a CALL or DO, stays, and it was not run again" in said
+        assert "may stay" in said
+        assert "The database is as it was" not in said
+        assert "had done nothing" not in said
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
+        assert victims[0].longest < 2
+
+    def test_one_that_has_committed_nothing_yet_is_run_again(self, shop, items, scratch):
+        items.execute(PROCEDURE.replace(f"{RAISE}; COMMIT; {ALTER}", f"{ALTER}; {RAISE}; COMMIT"))
+        shop.write("0002_sizes", sql("CALL raise_all()"), NOT_ATOMIC)
+        with holding(conninfo(scratch), READ, 2.5, from_first_wait=True), load(conninfo(scratch), READ):
+            shop.succeed("migrate")
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
+
+    def test_a_loop_that_commits_each_row_waits_for_one_that_somebody_has(self, shop, items, scratch):
+        loop = "FOR i IN 1..3 LOOP UPDATE items SET size = size + 1 WHERE id = i; COMMIT; END LOOP"
+        shop.write("0002_sizes", sql(f"DO $$ BEGIN {loop}; END $$"), NOT_ATOMIC)
+        with holding(conninfo(scratch), A_ROW, 2.5, from_first_wait=True):
+            shop.succeed("migrate")
+        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 3,)
+
+    @pytest.mark.parametrize("sql_of", ["CALL raise_all()", f"DO $$ BEGIN {RAISE}; COMMIT; PERFORM 1 / 0; END $$"])
+    def test_what_it_did_before_an_error_of_its_own_is_not_denied(self, shop, items, sql_of):
+        items.execute(PROCEDURE.replace(ALTER, "PERFORM 1 / 0"))
+        shop.write("0002_sizes", sql(sql_of), NOT_ATOMIC)
+        for options in ([], ["--auto-rollback"]):
+            said = shop.fail("migrate", *options)
+            assert "division by zero" in said
+            assert "What it committed on its way" in said
+            assert "had done nothing" not in said
+            assert "The database is as it was" not in said

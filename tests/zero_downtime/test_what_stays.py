@@ -83,7 +83,7 @@ def test_what_is_half_taken_back_is_not_passed_over(migrated, scratch):
     migrated.succeed("migrate")
     migrated.fail("rollback", "--steps", "1", "--yes")
     half = "half taken back by run 2, which failed: rollback takes back the rest"
-    assert f"shop.0003_b is {half}." in migrated.succeed("migrate")
+    assert f"shop.0003_b is {half}." in migrated.fail("migrate")
     assert half in migrated.succeed("showmigrations")
     assert half in migrated.succeed("migrate", "--plan")
 

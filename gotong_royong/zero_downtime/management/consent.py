@@ -7,13 +7,16 @@ the command have to say it.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gotong_royong.zero_downtime import losses, rollback
+from gotong_royong.zero_downtime import recall, rollback
 from gotong_royong.zero_downtime.exceptions import NotUndoable
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.rollback import Applied
 from gotong_royong.zero_downtime.stages import Plan, key_of
+
+if TYPE_CHECKING:
+    from gotong_royong.zero_downtime.losses import Reader
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Consent:
 
     def show(
         self, executor: Executor, done: list[Applied], chosen: list[Applied], *, only_losses: bool = False
-    ) -> tuple[Plan, losses.Reader]:
+    ) -> "tuple[Plan, Reader]":
         """Say what is taken back and what is lost with it; return the steps, and that.
 
         Args:
@@ -64,7 +67,7 @@ class Consent:
                     self.say(f"    {loss}")
         return plan, found
 
-    def agree(self, executor: Executor, plan: Plan, found: losses.Reader, *, is_all: bool) -> None:
+    def agree(self, executor: Executor, plan: Plan, found: "Reader", *, is_all: bool) -> None:
         """Make sure that somebody has agreed to what goes; look again after the answer, for that may take long.
 
         Args:
@@ -77,7 +80,7 @@ class Consent:
         while True:
             if any(loss.must_fail for loss in found.losses):
                 raise NotUndoable("The way back must fail, as is said above. Nothing was changed.")
-            if self.all is not None and (is_all or losses.empties(executor, found)):
+            if self.all is not None and (is_all or self._empties(executor, found)):
                 if not (self.data and self.all):
                     name = str(executor.connection.settings_dict["NAME"])
                     said = f"That is all that there is: nothing is left of the database {name}."
@@ -94,8 +97,15 @@ class Consent:
             for loss in found.losses:
                 self.say(f"  {loss.migration} {loss}")
 
-    def _look(self, executor: Executor, plan: Plan) -> losses.Reader:
+    def _look(self, executor: Executor, plan: Plan) -> "Reader":
+        from gotong_royong.zero_downtime import losses  # a way forwards does without
+
         return losses.way_back(executor, [step for step in plan if key_of(step[0]) not in executor.faked])
+
+    def _empties(self, executor: Executor, found: "Reader") -> bool:
+        from gotong_royong.zero_downtime import losses
+
+        return losses.empties(executor, found)
 
     def _ask(self, said: str, question: str, answer: str, option: str) -> None:
         if not sys.stdin.isatty():
@@ -116,6 +126,8 @@ class Asking(Executor):
     def migration_plan(self, targets: Any, clean_start: bool = False) -> Plan:
         plan = super().migration_plan(targets, clean_start)
         back = {key_of(migration) for migration, backwards in plan if backwards}
+        if self.alias and not clean_start:
+            recall.refuse_half_taken_back(self, plan)
         if self.consent and back and not clean_start:
             done = rollback.applied(self)
             if chosen := [one for one in done if one.key in back]:

@@ -44,7 +44,7 @@ class Command(mistakes.Plain):
         with only_looking(connection):
             executor = Executor(connection)
             done = rollback.applied(executor)
-            chosen = self.choose(executor, done, options)
+            chosen = rollback.with_halves(executor, done, self.choose(executor, done, options))
         if not chosen:
             self.stdout.write(f"Nothing to take back. {'Nothing later' if done else 'No migration'} is applied.")
             return
