@@ -68,6 +68,7 @@ class Progress:
         }
         guard.report("step_started", **self._who, stage=stage.value, faked=faked)
         self.journal = Journal(steps.note, steps.run.pk, at_once=not migration.atomic, past=past)
+        self.journal.is_up = self.is_up
         steps.begin(migration, direction, faked=faked)
         self._blocked, self._started = guard.watchdog.new_step(), time.monotonic()
 
