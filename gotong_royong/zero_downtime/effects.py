@@ -10,11 +10,12 @@ from typing import Any
 
 import psycopg
 from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor
 
 from gotong_royong.zero_downtime import catalog, definitions, locks, statements
 from gotong_royong.zero_downtime.exceptions import LeftOpen, StillNeeded, ZeroDowntimeError
-from gotong_royong.zero_downtime.journal import Journal
+from gotong_royong.zero_downtime.journal import ALONG, Journal
 from gotong_royong.zero_downtime.statements import Object
 
 RENAMED = "name of "
@@ -22,7 +23,16 @@ ASPECTS = ("TYPE", "NULL", "DEFAULT", "identity", "comment")
 DROP_CONSTRAINT, DROP_INDEX = "ALTER TABLE %s DROP CONSTRAINT %s", "DROP INDEX %s"
 
 UNKNOWN = "?"
+THERE, COMPARABLE = " is already there", {"table", "column", "index"}
 Look = dict[Object, str | None]
+
+
+def dependents(connection: BaseDatabaseWrapper, object: Object) -> list[catalog.Dependent]:
+    """Return what dropping the object with CASCADE takes along, if it is a table or a column that is there."""
+    table = object.table or object.name if object.kind in {"table", "column"} else ""
+    oid = catalog.table(connection, table) if table else None
+    column = definitions.plain(object.name) if object.kind == "column" else ""
+    return catalog.dependents(connection, oid, column) if oid else []
 
 
 class JournalingEditor(DatabaseSchemaEditor):
@@ -64,21 +74,27 @@ class JournalingEditor(DatabaseSchemaEditor):
         there = self._there_already(text, objects) if is_plain else {}
         for object, reason in there.items():
             self.journal.skipped(reason, (object,) if object else ())
+            if object and object.kind in COMPARABLE and reason.endswith(THERE):
+                left_alone = "was there already and was left alone; whether it is the same was not compared"
+                self.report("note", text=f"{object} {left_alone}.")
         if objects and there.keys() == set(objects):
             return
         objects = () if None in there else tuple(object for object in objects if object not in there)
-        if "CASCADE" in text and statements.drops(text) and not self._goes_along(objects, is_said=is_plain):
-            sql = sql if is_plain else text.removesuffix(" CASCADE")  # lest somebody makes a view in this moment
+        concerned = objects
+        if "CASCADE" in text and statements.drops(text):
+            if not (along := self._goes_along(objects, is_said=is_plain)):
+                sql = sql if is_plain else text.removesuffix(" CASCADE")  # lest somebody makes a view in this moment
+            concerned = (*objects, *along)
         is_lasting = not self.connection.in_atomic_block and statements.is_patient(text)
         settable, standing = self._settable(objects), self._look(objects) if is_lasting else {}
         if statements.drops(text):
             self._gone |= self._remakable(objects)
-        self.journal.executing(text, objects)
+        self.journal.executing(text, concerned)
         try:
             super().execute(sql, params)
         except Error:
             if objects or not is_lasting:
-                self.journal.failed(text, objects)
+                self.journal.failed(text, concerned)
             if left := self._left_by_a_failure(standing):
                 self.journal.executing(text, left)
             raise
@@ -118,26 +134,23 @@ class JournalingEditor(DatabaseSchemaEditor):
         self._open = []
         return True
 
-    def _goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> bool:
-        """Tell what CASCADE drops beside the tables and columns; return whether that is anything.
+    def _goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> list[Object]:
+        """Tell what CASCADE drops beside the tables and columns; return that.
 
         Raises:
             StillNeeded: if somebody was asked and has not agreed to that. If nobody was, if it is more than foreign
                 keys, and Django's CASCADE and not the author's.
         """
-        goes_along = False
+        along = list[Object]()
         for object in objects:
-            table = object.table or object.name if object.kind in {"table", "column"} else ""
-            if oid := catalog.table(self.connection, table) if table else None:
-                column = definitions.plain(object.name) if object.kind == "column" else ""
-                found = catalog.dependents(self.connection, oid, column)
-                goes_along = goes_along or bool(found)
-                is_grave = not is_said and any(one.catalog != "pg_constraint" for one in found)
-                if is_grave if self.agreed is None else any((one.catalog, one.oid) not in self.agreed for one in found):
-                    raise StillNeeded(str(object), [one.description for one in found])
-                for one in found if self.agreed is None else ():
-                    self.report("note", text=f"{one.description} goes with {object}, on which it depends.")
-        return goes_along
+            found = dependents(self.connection, object)
+            is_grave = not is_said and any(one.catalog != "pg_constraint" for one in found)
+            if is_grave if self.agreed is None else any((one.catalog, one.oid) not in self.agreed for one in found):
+                raise StillNeeded(str(object), [one.description for one in found])
+            for one in found if self.agreed is None else ():
+                self.report("note", text=f"{one.description} goes with {object}, on which it depends.")
+            along += [Object(ALONG, "", one.description) for one in found]
+        return along
 
     def _there_already(self, sql: str, objects: tuple[Object, ...]) -> dict[Object | None, str]:
         """Return what the SQL need not make, or drop, and why: an earlier try has, or it says IF [NOT] EXISTS.
@@ -158,7 +171,7 @@ class JournalingEditor(DatabaseSchemaEditor):
             return {}
         if len(objects) != len(makes) or not objects or UNKNOWN in look.values():
             return {None: f"what there was already cannot be told: {' '.join(sql.split())[:100]}"}
-        return {one: f"{one} is already {'there' if makes[one] else 'gone'}" for one in objects if one in done}
+        return {one: f"{one}{THERE if makes[one] else ' is already gone'}" for one in objects if one in done}
 
     def _look(self, objects: Iterable[Object]) -> Look:
         return {object: self.look_at(*object) for object in objects}

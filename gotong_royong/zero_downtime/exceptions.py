@@ -23,6 +23,12 @@ ADVICE = {
 }
 
 
+WAYS_OUT = (
+    "Rename or drop the one that is there, or change the migration, and migrate again. If the migration was "
+    "applied before and only its record is lost, record it: migrate APP NAME --fake, or --fake-initial."
+)
+
+
 class ZeroDowntimeError(CommandError):
     """Anything that the engine refuses or gives up."""
 
@@ -116,8 +122,7 @@ class DefinitionDiffers(ZeroDowntimeError):
         self.kind, self.name, self.found, self.wanted = kind, name, found, wanted
         super().__init__(
             f"There is a {kind} {name} already, and it is another one.\n  found:  {found}\n  wanted: {wanted}\n"
-            "Rename or drop the one that is there, or change the migration, and migrate again. If the migration was "
-            "applied before and only its record is lost, record it: migrate APP NAME --fake, or --fake-initial."
+            f"{WAYS_OUT}"
         )
 
 

@@ -38,9 +38,6 @@ from gotong_royong.zero_downtime.stages import Key, Plan, Stage, before_deploy, 
 from gotong_royong.zero_downtime.states import Rolling, has_own_transaction
 from gotong_royong.zero_downtime.watchdog import Report
 
-# What PostgreSQL says of a statement that was executed before: a table, column or object is there, or is gone.
-DONE_ALREADY = {"42P07", "42701", "42710", *undo.GONE}
-
 OneTry = Callable[[Progress, ProjectState], ProjectState]
 
 
@@ -238,7 +235,7 @@ class Executor(MigrationExecutor):
         try:
             return one_try(step, state)
         except (ProgrammingError, ValueError) as error:
-            is_done = isinstance(error, ValueError) or locks.sqlstate(error) in DONE_ALREADY
+            is_done = isinstance(error, ValueError) or locks.sqlstate(error) in locks.THERE_ALREADY | undo.GONE
             operation = step.journal.operation
             is_code = bool(operation and undo.runs_code(operation))
             if step.careful or not is_done or is_code or not step.guard.may_repeat:

@@ -31,6 +31,10 @@ class Kind(StrEnum):
     ENDED = "ended"
 
 
+ALONG = "dependent"
+"""The kind of an object that went along with what was dropped; its name is PostgreSQL's description."""
+
+
 class Entry(NamedTuple):
     operation: int
     kind: Kind
@@ -155,6 +159,7 @@ class Journal:
         self._waiting: list[Entry] = []
         self._unsettled: list[int] = []
         self._code: set[int] = set()
+        self.is_up = True
 
     def new_try(self) -> None:
         """Forget what a transaction that was rolled back has done."""
@@ -210,8 +215,10 @@ class Journal:
         return number in self.told and self.told[number].ended
 
     def before_commit(self) -> None:
-        """Write of a transaction which operations left something out or did nothing: nothing else will tell."""
+        """Write of a transaction what nothing else tells: what was left out or went along, and who did nothing."""
         telling = {number for number, told in self.told.items() if told.reasons or told.did_nothing} - self._code
+        along = {number for number, told in self.told.items() if any(one.kind == ALONG for one in told.dropped)}
+        telling |= along if self.is_up else set()
         if entries := [entry for entry in self._waiting if entry.operation in telling]:
             self.write(entries)
         self._waiting = []

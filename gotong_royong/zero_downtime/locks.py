@@ -34,6 +34,8 @@ BLOCKS = {
 LOCK_NOT_AVAILABLE, DEADLOCK, QUERY_CANCELED = "55P03", "40P01", "57014"
 NOT_ALLOWED, READ_ONLY, IDLE_IN_TRANSACTION, TRANSACTION_TIMEOUT = "42501", "25006", "25P03", "25P04"
 
+THERE_ALREADY = {"42P07", "42701", "42710"}  # a table or index, a column, another object
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds
 POLL = 0.1  # seconds between two looks at the runner's lock
 MEETINGS = 5  # tries to have two connections meet in one session

@@ -24,11 +24,12 @@ from django.db.transaction import atomic, set_rollback
 from gotong_royong.zero_downtime import catalog, history, locks, recall, undo
 from gotong_royong.zero_downtime.catalog import Table
 from gotong_royong.zero_downtime.conf import conf
+from gotong_royong.zero_downtime.effects import dependents
 from gotong_royong.zero_downtime.exceptions import in_full
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.journal import Past
 from gotong_royong.zero_downtime.stages import Plan, Stage, key_of
-from gotong_royong.zero_downtime.statements import NAME, Statement, split
+from gotong_royong.zero_downtime.statements import NAME, Statement, drops, split
 from gotong_royong.zero_downtime.states import Move, Rolling
 
 # Where an outline names a table, an index or a foreign key: after one of these words, or in a list there.
@@ -279,6 +280,10 @@ class Told(Operation):
                 "which a step above makes or changes."
             )
             look.models |= own_model
+        cascading = [one for sql in said[known:] if "CASCADE" in sql for one in split(sql) if drops(one.text)]
+        for object in {object for one in cascading for object in one.objects}:
+            for one in dependents(editor.connection, object):
+                said.append(f"-- Takes along, unless a step above drops it: {one.description}.")
         look.changed.update(name.strip('"') for sql in said[known:] for name in mentions(sql))
 
 

@@ -11,6 +11,7 @@ from django.db.migrations import Migration
 
 from gotong_royong.zero_downtime import history, ledger, locks
 from gotong_royong.zero_downtime.exceptions import (
+    WAYS_OUT,
     HalfCommitted,
     StepFailed,
     ZeroDowntimeError,
@@ -67,6 +68,7 @@ class Progress:
         }
         guard.report("step_started", **self._who, stage=stage.value, faked=faked)
         self.journal = Journal(steps.note, steps.run.pk, at_once=not migration.atomic, past=past)
+        self.journal.is_up = self.is_up
         steps.begin(migration, direction, faked=faked)
         self._blocked, self._started = guard.watchdog.new_step(), time.monotonic()
 
@@ -115,6 +117,8 @@ class Progress:
             left, advice = "", f"The connection to the database was lost. Once it is back, {self.again}."
         elif locks.sqlstate(error) == locks.NOT_ALLOWED:
             advice = f"{self.again.capitalize()} as the role that owns it, or GRANT this one what it lacks."
+        elif self.is_up and locks.sqlstate(error) in locks.THERE_ALREADY:
+            advice = WAYS_OUT
         else:
             advice = f"Mend it and {self.again}; --traceback shows where it came from."
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]

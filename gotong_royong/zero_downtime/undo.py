@@ -16,7 +16,7 @@ from django.db.migrations.state import ProjectState
 from gotong_royong.zero_downtime import locks, statements
 from gotong_royong.zero_downtime.effects import UNKNOWN
 from gotong_royong.zero_downtime.exceptions import EditedHalfway, NotUndoable
-from gotong_royong.zero_downtime.journal import Journal, Past, Told, digest
+from gotong_royong.zero_downtime.journal import ALONG, Journal, Past, Told, digest
 from gotong_royong.zero_downtime.loader import groups
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.schema import SchemaEditor
@@ -200,7 +200,9 @@ def _not_brought_back(
         elif isinstance(one, DeleteModel | RemoveField | RunSQL) and data:
             yield Left(f"the data of {', '.join(data)} are gone: {name} dropped them")
     for object in sorted(told.executed):
-        if object.kind.startswith("TYPE"):
+        if object.kind == ALONG:
+            yield Left(f"{object.name}, which went along with what {name} dropped, does not come back")
+        elif object.kind.startswith("TYPE"):
             yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
         elif object.kind.startswith("values"):
             yield Left(f"{object}: where there was NULL, what {name} put there stays")

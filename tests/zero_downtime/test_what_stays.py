@@ -201,3 +201,21 @@ def test_the_ledger_keeps_no_row_that_an_exception_quotes(migrated, scratch, aut
     assert "(77)" in migrated.fail("migrate", auto)
     assert "77" not in kept(scratch)
     assert 'duplicate key value violates unique constraint "items_a_key"' in kept(scratch)
+
+
+@pytest.mark.parametrize("attributes", ["", "atomic = False"])
+def test_a_foreign_key_that_went_along_is_named_in_the_plan_and_on_the_way_back(shop, scratch, attributes):
+    shop.write("0001_items", 'migrations.CreateModel("Thing", [("id", models.AutoField(primary_key=True))])')
+    shop.succeed("migrate")
+    with scratch.cursor() as cursor:
+        cursor.execute("CREATE TABLE other (thing int CONSTRAINT of_thing REFERENCES shop_thing)")
+    shop.write("0002_gone", 'migrations.DeleteModel("Thing")', attributes)
+    plan = shop.succeed("migrate", "--plan")
+    assert "-- Takes along, unless a step above drops it: constraint of_thing on table other." in plan
+    shop.succeed("migrate")
+    said = shop.succeed("rollback", "--yes")
+    assert "Took back 1 migration in run 3 (rollback)." in said
+    assert "constraint of_thing on table other, which went along with what 'Delete model Thing' of" in said
+    assert "the data of table shop_thing are gone" in said
+    shop.succeed("migrate")
+    assert "went along" not in shop.succeed("rollback", "--yes")
