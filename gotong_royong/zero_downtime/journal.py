@@ -206,6 +206,11 @@ class Journal:
             self._unsettled = []
             self._flush()
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether an earlier try of the operation was interrupted."""
+        return self.number in self.told and self.told[self.number].earlier is not None
+
     def may_be_done(self, sql: str) -> bool:
         """Whether an earlier try was interrupted while or after it executed this statement of the operation."""
         told = self.told.get(self.number)

@@ -101,9 +101,13 @@ def first_edited(migration: Migration, past: Past) -> int | None:
 
 
 def look_before(operation: Operation, editor: SchemaEditor) -> None:
-    """Write down what is there already of that which reverse SQL drops, where nobody can tell what the SQL makes."""
+    """Write down what is there already of that which reverse SQL drops, where nobody can tell what the SQL makes.
+
+    What an earlier, interrupted try has found then is known still, and what it has made was not there before it.
+    """
+    is_first = editor.journal is not None and not editor.journal.is_repeated
     for one in with_inner(operation):
-        if editor.journal and isinstance(one, RunSQL) and any(map(_makes_unseen, _statements(one.sql))):
+        if is_first and editor.journal and isinstance(one, RunSQL) and any(map(_makes_unseen, _statements(one.sql))):
             for statement in _statements(one.reverse_sql or ""):
                 for object, is_made in statement.changes:
                     if not is_made and editor.look_at(*object) not in {None, UNKNOWN}:
