@@ -54,8 +54,9 @@ class TestWhatCommitsOnItsWay:
 
     def test_one_that_has_committed_nothing_yet_is_run_again(self, shop, items, scratch):
         items.execute(PROCEDURE.replace(f"{RAISE}; COMMIT; {ALTER}", f"{ALTER}; {RAISE}; COMMIT"))
+        shop.settings("ZERO_DOWNTIME_BLOCK_BUDGET = 2.0\n")  # or a busy machine's watchdog is taken to stand still
         shop.write("0002_sizes", sql("CALL raise_all()"), NOT_ATOMIC)
-        with holding(conninfo(scratch), READ, 2.5, from_first_wait=True), load(conninfo(scratch), READ):
+        with holding(conninfo(scratch), READ, 5, from_first_wait=True), load(conninfo(scratch), READ):
             shop.succeed("migrate")
         assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
 
