@@ -247,27 +247,16 @@ class Guard:
         return result
 
     def _on_its_way(self, execute: Callable[[], Any]) -> Any:
-        """Carry out what may commit before it fails: a second transaction of the session says that it may have."""
-        before = self._transaction_number()
+        """Carry out what may commit before it fails. It is tried once, for nobody can tell whether it has."""
         try:
             return execute()
         except Error as error:
-            is_own = self._code and not self.is_worth_another_try(error)
-            if is_own or locks.is_lost(error) or self._transaction_number() == before + 2:
+            if locks.is_lost(error) or (self._code and not self.is_worth_another_try(error)):
                 raise
             verdict = self.watchdog.verdict
             told = f"{verdict or in_full(error)}\n{PARTLY}"
             is_for_good = verdict and not isinstance(verdict, GaveWay)
             raise (verdict.saying(told) if verdict and is_for_good else Interrupted(told)) from error
-
-    def _transaction_number(self) -> int:
-        """Return how many transactions the session has had."""
-        with self.connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT split_part(virtualtransaction, '/', 2)::int8 FROM pg_locks "
-                "WHERE pid = pg_backend_pid() AND locktype = 'virtualxid' AND granted"
-            )
-            return int(cursor.fetchone()[0])
 
     def _invalid(self, build: statements.Build | None) -> list[str]:
         """Return the index if it is there, on that table, invalid, and nobody is building it."""

@@ -52,14 +52,6 @@ class TestWhatCommitsOnItsWay:
         assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
         assert victims[0].longest < 2
 
-    def test_one_that_has_committed_nothing_yet_is_run_again(self, shop, items, scratch):
-        items.execute(PROCEDURE.replace(f"{RAISE}; COMMIT; {ALTER}", f"{ALTER}; {RAISE}; COMMIT"))
-        shop.settings("ZERO_DOWNTIME_BLOCK_BUDGET = 2.0\n")  # or a busy machine's watchdog is taken to stand still
-        shop.write("0002_sizes", sql("CALL raise_all()"), NOT_ATOMIC)
-        with holding(conninfo(scratch), READ, 5, from_first_wait=True), load(conninfo(scratch), READ):
-            shop.succeed("migrate")
-        assert items.execute(COUNT).fetchone() == (FROM_1_TO_100 + 100,)
-
     def test_a_loop_that_commits_each_row_waits_for_one_that_somebody_has(self, shop, items, scratch):
         loop = "FOR i IN 1..3 LOOP UPDATE items SET size = size + 1 WHERE id = i; COMMIT; END LOOP"
         shop.write("0002_sizes", sql(f"DO $$ BEGIN {loop}; END $$"), NOT_ATOMIC)
