@@ -17,6 +17,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.migrations.state import ProjectState
 
 from gotong_royong.zero_downtime import history, ledger, locks, recall, rollback, undo
+from gotong_royong.zero_downtime.apps import APP
 from gotong_royong.zero_downtime.editors import schema_editor_class, twice_is_once
 from gotong_royong.zero_downtime.exceptions import (
     HalfCommitted,
@@ -28,7 +29,6 @@ from gotong_royong.zero_downtime.exceptions import (
 )
 from gotong_royong.zero_downtime.guard import Guard, guarded
 from gotong_royong.zero_downtime.journal import Past
-from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import Loader, groups, parts
 from gotong_royong.zero_downtime.models import Run, Status, Step
 from gotong_royong.zero_downtime.progress import Progress, is_interruption

@@ -16,10 +16,8 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-from django.apps import apps
 from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.db.migrations import Migration
 from django.db.models import Model, Q
 from django.utils import timezone
@@ -41,7 +39,6 @@ from gotong_royong.zero_downtime.loader import checksum
 from gotong_royong.zero_downtime.models import Effect, Run, Status, Step, whoami
 from gotong_royong.zero_downtime.watchdog import Report
 
-APP = "zero_downtime"
 TIMES = re.compile(r"(?:, [a-z ()]+)? for \d+\.\d s\b")  # what changes of a session while it is waited for
 
 END_STEP = """
@@ -75,22 +72,6 @@ NO_SCHEMA = "3F000"  # none that the role may use
 
 NO_STEP: list[Any] = [None] * 9
 """The parameters with which ``END_STEP`` changes no row."""
-
-
-def why_not_guarded(connection: BaseDatabaseWrapper) -> str:
-    """Say why runs on this database are not guarded; nothing if they are.
-
-    A database is one of tests if its name was changed since Django started, as ``create_test_db`` and the clones of
-    parallel tests do, and is the name that these give. What the settings call ``test_…`` is a database like any other.
-    """
-    if connection.vendor != "postgresql":
-        return f"{connection.alias} is not a PostgreSQL database"
-    configured = apps.get_app_config(APP).configured.get(connection.alias)  # type: ignore[attr-defined]
-    name = str(connection.settings_dict["NAME"])
-    made = connection.settings_dict["TEST"]["NAME"] or f"{TEST_DATABASE_PREFIX}{configured}"
-    if configured in {None, name} or not name.startswith(str(made)):
-        return ""
-    return f"Django's test runner made the database {name}"
 
 
 @dataclass

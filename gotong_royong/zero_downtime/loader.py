@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
@@ -132,3 +134,11 @@ def without_collecting() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+def is_own(app_label: str) -> bool:
+    """Whether the app belongs to the project, and was not installed as a package."""
+    if app_label not in apps.app_configs:
+        return True
+    folders = Path(apps.get_app_config(app_label).path).parts
+    return not {"site-packages", "dist-packages"} & set(folders)

@@ -14,8 +14,8 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from gotong_royong.zero_downtime import history, recall, undo
+from gotong_royong.zero_downtime.apps import APP
 from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.ledger import APP
 from gotong_royong.zero_downtime.loader import checksum, parts
 from gotong_royong.zero_downtime.models import Run, Step
 from gotong_royong.zero_downtime.stages import Key, Plan, key_of

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.once
 
 HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
 ROWS = [
-    {"conf", "exceptions", "programs"},
+    {"conf", "exceptions", "programs", "apps"},
     {"statements", "changes", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
     {"backstop", "watchdog", "code", "guard"},
     {"models", "ledger", "history", "loader"},
@@ -19,7 +19,7 @@ ROWS = [
     {"operations"},
     {"autodetector", "mistakes", "linter", "states"},
     {"rollback", "recall", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
-    {"chain", "apps", "management", "reports", "tasks", "admin", "checks"},
+    {"management", "reports", "tasks", "admin", "checks"},
 ]
 
 

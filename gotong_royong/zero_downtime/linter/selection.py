@@ -15,8 +15,8 @@ from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
-from gotong_royong.zero_downtime.linter.trace import everything, is_own
-from gotong_royong.zero_downtime.loader import file_of
+from gotong_royong.zero_downtime.linter.trace import everything
+from gotong_royong.zero_downtime.loader import file_of, is_own
 from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
 from gotong_royong.zero_downtime.stages import Key
 

@@ -10,11 +10,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from django.apps import apps
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration, RunSQL, SeparateDatabaseAndState
@@ -30,7 +28,7 @@ from gotong_royong.zero_downtime.linter.differences import defined_otherwise
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
-from gotong_royong.zero_downtime.loader import file_of
+from gotong_royong.zero_downtime.loader import file_of, is_own
 from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Key, Stage, said_stage
 from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
@@ -389,11 +387,3 @@ def path_of(migration: Migration) -> str:
     """Return the file of the migration, as seen from here; nothing if it has none."""
     file = file_of(migration)
     return os.path.relpath(file) if file else ""
-
-
-def is_own(app_label: str) -> bool:
-    """Whether the app belongs to the project, and was not installed as a package."""
-    if app_label not in apps.app_configs:
-        return True
-    folders = Path(apps.get_app_config(app_label).path).parts
-    return not {"site-packages", "dist-packages"} & set(folders)

@@ -8,8 +8,9 @@ Nothing is changed here.
 from django.apps import apps
 
 from gotong_royong.zero_downtime import catalog
+from gotong_royong.zero_downtime.apps import APP
 from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.ledger import APP
+from gotong_royong.zero_downtime.loader import is_own
 from gotong_royong.zero_downtime.losses.collected import way_back
 from gotong_royong.zero_downtime.losses.present import quoted
 from gotong_royong.zero_downtime.losses.reader import Loss, Reader
@@ -19,8 +20,6 @@ __all__ = ["Loss", "Reader", "empties", "way_back"]
 
 def empties(executor: Executor, found: Reader) -> bool:
     """Whether the way back leaves none of the tables that the project's own models have now."""
-    from gotong_royong.zero_downtime.linter.trace import is_own  # a rollback is about to be asked for
-
     own = [
         model._meta.db_table
         for model in apps.get_models(include_auto_created=True)

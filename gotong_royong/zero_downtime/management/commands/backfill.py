@@ -4,9 +4,10 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import mistakes, reports
+from gotong_royong.zero_downtime import reports
 from gotong_royong.zero_downtime.backfills import crew, declarations, steering
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
+from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
 from gotong_royong.zero_downtime.models import Backfill, whoami
 
@@ -25,7 +26,7 @@ ACTIONS = {
 }
 
 
-class Command(mistakes.Plain):
+class Command(ZeroDowntimeCommand):
     help = "Shows and steers backfills: changes of data that go through large tables in the background."
     requires_system_checks: list[str] = []
 

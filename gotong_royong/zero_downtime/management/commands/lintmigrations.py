@@ -21,13 +21,14 @@ from gotong_royong.zero_downtime.linter.registry import as_found, as_told
 from gotong_royong.zero_downtime.linter.scratch import Place, place
 from gotong_royong.zero_downtime.linter.trace import LIMIT
 from gotong_royong.zero_downtime.loader import without_collecting
+from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
 from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
 from gotong_royong.zero_downtime.stages import Key
 
 FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.sarif}
 
 
-class Command(mistakes.Plain):
+class Command(ZeroDowntimeCommand):
     help = (
         "Runs migrations in a scratch database, up and down, and says whom they would keep waiting and what they break."
     )

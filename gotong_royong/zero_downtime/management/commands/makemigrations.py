@@ -9,7 +9,6 @@ from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import chain
 from gotong_royong.zero_downtime.autodetector import (
     MigrationAutodetector,
     describe_merge,
@@ -17,6 +16,7 @@ from gotong_royong.zero_downtime.autodetector import (
     rename,
     timestamps,
 )
+from gotong_royong.zero_downtime.management import chain
 
 
 class Command(chain.Chained, makemigrations.Command):

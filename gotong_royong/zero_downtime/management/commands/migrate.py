@@ -15,14 +15,16 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import chain, mistakes, recall, reports, signals
+from gotong_royong.zero_downtime import mistakes, recall, reports, signals
+from gotong_royong.zero_downtime.apps import why_not_guarded
 from gotong_royong.zero_downtime.autodetector import extending
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import BackupFailed, ImpossibleStage
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.guard import guarded
-from gotong_royong.zero_downtime.ledger import only_runner, why_not_guarded
+from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.loader import without_collecting
+from gotong_royong.zero_downtime.management import chain
 from gotong_royong.zero_downtime.management.consent import Asking, Consent
 from gotong_royong.zero_downtime.stages import Stage
 

@@ -4,11 +4,12 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import locks, mistakes, recall, reports, rollback
+from gotong_royong.zero_downtime import locks, recall, reports, rollback
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
 from gotong_royong.zero_downtime.executor import Executor
 from gotong_royong.zero_downtime.ledger import only_runner
+from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
 from gotong_royong.zero_downtime.management.commands import migrate
 from gotong_royong.zero_downtime.management.consent import Consent
 from gotong_royong.zero_downtime.plan import only_looking
@@ -16,7 +17,7 @@ from gotong_royong.zero_downtime.rollback import Applied
 from gotong_royong.zero_downtime.signals import between_signals
 
 
-class Command(mistakes.Plain):
+class Command(ZeroDowntimeCommand):
     help = "Takes back the migrations of the last run, or as many as you say, newest first."
     goes_on_unread = True
     requires_system_checks: list[str] = []

@@ -7,9 +7,10 @@ from typing import Any
 
 from django.core.management.commands import showmigrations
 
-from gotong_royong.zero_downtime import chain, history, recall
+from gotong_royong.zero_downtime import history, recall
 from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
 from gotong_royong.zero_downtime.executor import Executor
+from gotong_royong.zero_downtime.management import chain
 from gotong_royong.zero_downtime.plan import only_looking
 from gotong_royong.zero_downtime.stages import Key
 

@@ -16,12 +16,12 @@ from django.apps import AppConfig, apps
 from django.core.management import find_commands
 from django.core.management.base import BaseCommand
 
-from gotong_royong.zero_downtime import mistakes
+from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
 
 DJANGO = "django.core.management.commands."
 
 
-class Chained(mistakes.Plain):
+class Chained(ZeroDowntimeCommand):
     """Our form of one of Django's commands. It is made on the command that the project would have without us."""
 
     replaced: tuple[str, ...] = ()
