@@ -6,12 +6,10 @@ is run all the same.
 """
 
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from django.apps import apps
@@ -25,32 +23,25 @@ from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, call, confined, watch
+from gotong_royong.zero_downtime.linter.confinement import TooLong, allow, call, confined, watch
 from gotong_royong.zero_downtime.linter.differences import defined_otherwise
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
+from gotong_royong.zero_downtime.linter.failures import failure_of, is_of_the_code
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.loader import file_of
-from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Key, Stage, said_stage
 from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
 
-# What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
-MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
-
-OUT_OF_BOUNDS = (
-    "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
-    "linter changes nothing outside of its scratch database. Change that where servers are set up."
-)
-
-
 FAILS = (Exception, SystemExit, TooLong, OutOfBounds)
 """How a migration may end before its end. Ctrl-C ends the linter."""
+
+
+Failed = dict[Key, str]
+"""Migrations of which the scratch database has nothing, or not all, and why."""
 
 
 class _Undo(Exception):
@@ -61,15 +52,16 @@ def fill(
     connection: BaseDatabaseWrapper,
     loader: MigrationLoader,
     keys: Collection[Key],
-    stopped: Collection[Key] = (),
-) -> None:
-    """Run migrations without looking, as the ground for others; what is stopped or fails is left out."""
-    rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
+    stopped: Mapping[Key, Failure] = {},
+) -> Failed:
+    """Run migrations without looking, as the ground for others; return those that are not there, and why."""
+    rolling, failed = Rolling(ProjectState(real_apps=loader.unmigrated_apps)), Failed()
     observer = Observer(connection)
     for key in keys:
         migration, before = loader.graph.nodes[key], rolling.snapshot()
         if key in stopped:
             _follow(rolling, migration)
+            failed[key] = stopped[key].message
             continue
         watch.begin(key)
         try:
@@ -80,11 +72,13 @@ def fill(
             ):
                 for operation in migration.operations:
                     call(rolling.perform, operation, migration, editor)
-        except FAILS:  # whatever it is, it is no failure of those under judgement
+        except FAILS as error:  # whatever it is, it is no failure of those under judgement
+            failed[key] = in_full(error)
             _recover(connection)
             rolling = before
             _follow(rolling, migration)
     watch.go_on("")
+    return failed
 
 
 def traces(
@@ -97,11 +91,12 @@ def traces(
     one_deploy: bool = False,
     limit: float = LIMIT,
     stopped: Mapping[Key, Failure] = {},
+    missing: Mapping[Key, str] = {},
 ) -> Iterator[Trace]:
     """Run the migrations of ``plan``, and yield a trace of each that is in ``judged``.
 
     Args:
-        ground: what has been run in the database already.
+        ground: what has been run in the database already, but for what is ``missing``, and why.
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
         limit: seconds for each operation.
         stopped: those that are not to be run, and why.
@@ -113,7 +108,7 @@ def traces(
     final = Code(_rolled(loader, everything(loader)) if newest else None)
     conflicts = loader.detect_conflicts()
     running = written = Code(rolling)
-    failed: set[Key] = set()
+    failed = Failed(missing)
     added: set[tuple[str, str]] = set()
     indexed: dict[tuple[str, str], tuple[str, str]] = {}
     for key in plan:
@@ -128,7 +123,7 @@ def traces(
         else:
             moves, up = run.up(migration, rolling, rehearse=key in judged)
         written = Code(rolling, code_before)
-        ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
+        because_of = next((one for one in loader.graph.forwards_plan(key) if one in failed), None) if failed else None
         if key in judged:
             down, reruns = None, {}
             if not up.failure and all(one.reversible for one in with_inner(*migration.operations)):
@@ -146,7 +141,7 @@ def traces(
                 indexed=dict(indexed),
                 reruns=reruns,
                 otherwise=tuple(defined_otherwise(connection, written, up.changes)),
-                because_of=".".join(min(ancestors)) if ancestors else "",
+                because_of=f"{'.'.join(because_of)} ({failed[because_of]})" if because_of else "",
                 alias=connection.alias,
                 path=path_of(migration),
                 own=is_own(key[0]),
@@ -159,7 +154,7 @@ def traces(
                 places = {(change.table, column) for column in change.after.columns} & added
                 indexed |= dict.fromkeys(places, (change.name, str(migration)))
         if up.failure:
-            failed.add(key)
+            failed[key] = up.failure.message
 
 
 def everything(loader: MigrationLoader) -> list[Key]:
@@ -268,7 +263,7 @@ class _Runner:
                 call(run, migration.app_label, editor, old, new)
                 raise _Undo
         except FAILS as error:  # on rows that are made up, nothing else has to succeed
-            if _is_of_the_code(error):
+            if is_of_the_code(error):
                 self.stumbles.append(Failure(number, in_full(error)))
         allow(self.limit, number)
 
@@ -305,7 +300,7 @@ class _Runner:
         except _Undo:
             pass
         except FAILS as error:  # that it fails is what is to be told
-            failure = self._failure(error, observer.operation)
+            failure = failure_of(error, observer.operation, self.limit)
             _recover(self.connection)
             if migration.atomic:
                 observer.rolled_back(before)
@@ -325,17 +320,6 @@ class _Runner:
             tuple(sorted(gone)),
         )
 
-    def _failure(self, error: BaseException, operation: int) -> Failure:
-        code = sqlstate(error)
-        if isinstance(error, TooLong) or code == "57014":
-            stopped = f"It was stopped after {self.limit:g} s, though it ran on tables without rows."
-            return Failure(operation, stopped, environment=True)
-        if isinstance(error, OutOfBounds):
-            return Failure(operation, OUT_OF_BOUNDS, environment=True)
-        missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
-        environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
-        return Failure(operation, in_full(error), environment)
-
 
 def _recover(connection: BaseDatabaseWrapper) -> None:
     """Begin a new session unless the old one is at rest, as it is after a proper rollback."""
@@ -343,26 +327,6 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
     if session is None or session.closed or session.info.transaction_status != TransactionStatus.IDLE:
         connection.close()
         connection.connect()
-
-
-def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is such an error, was raised while one was handled, or carries one, as libraries' own errors do."""
-    known: dict[int, BaseException] = {}
-    found: list[Any] = [error]
-    while found:
-        one = found.pop()
-        if isinstance(one, BaseException) and id(one) not in known:
-            known[id(one)] = one
-            found += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
-            found += getattr(one, "exceptions", ())
-    return any(isinstance(one, kind) for one in known.values())
-
-
-def _is_of_the_code(error: BaseException) -> bool:
-    """Whether code fails with any row: it names what is not there, or what a historical model has not."""
-    if isinstance(error, AttributeError):
-        return type(error.obj).__module__ == "__fake__" or isinstance(error.obj, ModuleType)
-    return isinstance(error, NameError | ImportError)
 
 
 def _is_code(operation: Operation) -> bool:

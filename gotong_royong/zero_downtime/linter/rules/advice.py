@@ -23,11 +23,11 @@ ABSENT = re.compile(
 @rule(
     "W401",
     "The migration could not be judged",
-    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, or fails because another one "
-    "before it does.",
-    effect="Nothing is known about this migration: {why}",
+    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, or depends on a migration that "
+    "did not run to its end there.",
+    effect="Not all is known about this migration: {why}",
     instead="""
-If another migration is named, correct that one first. Otherwise give the scratch server what is missing
+If another migration is named, see to that one first. Otherwise give the scratch server what is missing
 (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
 """,
     bad=operations('migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop)'),
@@ -35,11 +35,12 @@ If another migration is named, correct that one first. Otherwise give the scratc
 )
 def not_judged(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
-    if failure and trace.because_of and not failure.environment:
-        why = f"{trace.because_of}, which it depends on, did not run. {failure.message}"
-        yield Spot(trace.up, failure.operation, values={"why": why})
-    elif failure and failure.environment:
+    if failure and failure.environment:
         yield Spot(trace.up, failure.operation, values={"why": failure.message})
+    elif trace.because_of:
+        why = f"it depends on a migration that did not run to its end: {trace.because_of}. Without that one it "
+        why += f"fails: {failure.message}" if failure else "runs, but maybe not on what it would find elsewhere."
+        yield Spot(trace.up, failure.operation if failure else None, values={"why": why})
     elif trace.down and trace.down.failure and trace.down.failure.environment:
         yield Spot(trace.down, trace.down.failure.operation, values={"why": trace.down.failure.message})
     for statement in trace.up.statements:
