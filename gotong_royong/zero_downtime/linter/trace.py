@@ -77,6 +77,7 @@ def fill(
             _recover(connection)
             rolling = before
             _follow(rolling, migration)
+        connection.connection.execute("RESET search_path")  # as the next session does
     watch.go_on("")
     return failed
 
@@ -113,6 +114,7 @@ def traces(
     indexed: dict[tuple[str, str], tuple[str, str]] = {}
     for key in plan:
         migration = loader.graph.nodes[key]
+        observer.come_back()
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
