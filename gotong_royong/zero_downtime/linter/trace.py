@@ -25,6 +25,7 @@ from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, s
 from gotong_royong.zero_downtime.linter.code import Code
 from gotong_royong.zero_downtime.linter.confinement import TooLong, allow, call, confined, watch
 from gotong_royong.zero_downtime.linter.differences import defined_otherwise
+from gotong_royong.zero_downtime.linter.earlier_runs import EarlierRuns
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.failures import failure_of, is_of_the_code
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
@@ -78,6 +79,7 @@ def fill(
             rolling = before
             _follow(rolling, migration)
         connection.connection.execute("RESET search_path")  # as the next session does
+    EarlierRuns().end(connection, rolling)
     watch.go_on("")
     return failed
 
@@ -103,6 +105,7 @@ def traces(
         stopped: those that are not to be run, and why.
     """
     rolling = _rolled(loader, ground)
+    earlier_runs = EarlierRuns(rolling)
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
     newest = any(_is_contract(loader.graph.nodes[key]) for key in plan)
@@ -119,6 +122,8 @@ def traces(
             observer.of_before, running = set(observer.catalog), written
         code_before = written
         watch.begin(key)
+        if not one_deploy and any(_is_code(one) or _is_sql(one) for one in migration.operations):
+            earlier_runs.end(connection, rolling)
         if key in stopped:
             _follow(rolling, migration)
             moves, up = list[Move](), Pass(Direction.UP, failure=stopped[key])
@@ -251,23 +256,30 @@ class _Runner:
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
-        used = {lock.table for one in self.observer.statements if one.operation == number for lock in one.holds}
-        tables = [table for table in self.observer.catalog.values() if table.name in used]
-        if not tables:
-            return
-        allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
-        try:
-            with (
-                self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
-                transaction.atomic(self.connection.alias),
-            ):
-                self.observer.look_away(lambda: insert_rows(self.connection, tables))
-                call(run, migration.app_label, editor, old, new)
-                raise _Undo
-        except FAILS as error:  # on rows that are made up, nothing else has to succeed
-            if is_of_the_code(error):
-                self.stumbles.append(Failure(number, in_full(error)))
+        done, failed, filled = len(self.observer.statements), len(self.stumbles), set[str]()
+        while not (used := self._used(number)) <= filled:  # code that finds rows in one table may go on to another
+            filled |= used
+            del self.observer.statements[done:], self.stumbles[failed:]
+            allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
+            try:
+                with (
+                    self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
+                    transaction.atomic(self.connection.alias),
+                ):
+                    tables = [table for table in self.observer.catalog.values() if table.name in filled]
+                    self.observer.look_away(partial(insert_rows, self.connection, tables))
+                    call(run, migration.app_label, editor, old, new)
+                    raise _Undo
+            except FAILS as error:  # on rows that are made up, nothing else has to succeed
+                if is_of_the_code(error):
+                    self.stumbles.append(Failure(number, in_full(error)))
         allow(self.limit, number)
+
+    def _used(self, number: int) -> set[str]:
+        """Return the tables that the operation has read or written."""
+        sent = [one for one in self.observer.statements if one.operation == number]
+        names = {table.name for table in self.observer.catalog.values()}
+        return {lock.table for one in sent for lock in (*one.takes, *one.holds)} & names
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
