@@ -6,8 +6,8 @@
 - ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
 - ``confinement``: what nobody may do. ``failures``: why one ends early. ``trace``: runs migrations up and down.
 - ``apart``: in a process of its own.
-- ``earlier_runs``: what is there besides what migrations make.
-- ``registry`` and ``rules``: what is wrong with what was seen. ``sizes``: of real tables. ``reports``: how that is said.
+- ``earlier_runs``: what is there besides what migrations make. ``reached``: which lines ran. ``sizes``: of real tables.
+- ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 
 import json

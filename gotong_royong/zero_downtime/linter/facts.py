@@ -172,6 +172,8 @@ class Pass:
     after: Catalog = field(default_factory=dict)
     stumbles: tuple[Failure, ...] = ()
     """How its code failed where the tables had rows, for a reason that is not in the rows."""
+    missed: tuple[Failure, ...] = ()
+    """What of its code changes rows and did not run, though the tables had rows."""
     enums: tuple[tuple[str, str], ...] = ()
     """Labels that enum types had before and have no longer."""
 

@@ -29,6 +29,7 @@ from gotong_royong.zero_downtime.linter.earlier_runs import EarlierRuns
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
 from gotong_royong.zero_downtime.linter.failures import failure_of, is_of_the_code
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
+from gotong_royong.zero_downtime.linter.reached import Reached
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.loader import file_of
 from gotong_royong.zero_downtime.stages import Key, Stage, said_stage
@@ -190,7 +191,9 @@ class _Runner:
 
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
+        self.direction = Direction.UP
         self.stumbles: list[Failure] = []
+        self.missed: list[Failure] = []
 
     def up(self, migration: Migration, rolling: Rolling, *, rehearse: bool = False) -> tuple[list[Move], Pass]:
         """Run it forwards and let the state roll on; return what each operation finds, and what it did."""
@@ -210,9 +213,7 @@ class _Runner:
         def run(editor: Any) -> None:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
-                self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and (_is_code(operation) or self._has_changed_rows(number)):
-                    self._rehearse(migration, number, editor, operation.database_forwards, before, after)
+                self._try(migration, number, editor, operation.database_forwards, before, after, rehearse=rehearse)
 
         passed = self._pass(migration, Direction.UP, run)
         _follow(rolling, migration, len(moves))
@@ -224,9 +225,7 @@ class _Runner:
 
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
-                self._operation(migration, number, editor, operation.database_backwards, after, before)
-                if _is_code(operation) or self._has_changed_rows(number):
-                    self._rehearse(migration, number, editor, operation.database_backwards, after, before)
+                self._try(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
@@ -247,6 +246,16 @@ class _Runner:
     def _forwards(self, migration: Migration, moves: list[tuple[int, Move]], editor: Any) -> None:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
+
+    def _try(self, migration: Migration, number: int, *move: Any, rehearse: bool = True) -> None:
+        """Run an operation; once more where there are rows, if that may be another thing."""
+        operation = migration.operations[number]
+        reached = Reached(operation, self.direction)
+        with reached.watching():
+            self._operation(migration, number, *move)
+            if rehearse and (_is_code(operation) or self._has_changed_rows(number)):
+                self._rehearse(migration, number, *move)
+        self.missed += [Failure(number, what) for what in reached.missed()]
 
     def _has_changed_rows(self, number: int) -> bool:
         """Whether the operation sent an UPDATE or the like."""
@@ -296,7 +305,8 @@ class _Runner:
         observer = self.observer
         observer.statements, observer.put_off, observer.operation = [], {}, 0
         observer.report_counts()
-        before, failure, self.stumbles = dict(observer.catalog), None, []
+        before, failure = dict(observer.catalog), None
+        self.direction, self.stumbles, self.missed = direction, [], []
         enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
@@ -331,6 +341,7 @@ class _Runner:
             {oid: table for oid, table in before.items() if oid in changed},
             {oid: table for oid, table in after.items() if oid in changed},
             tuple(self.stumbles),
+            tuple(self.missed),
             tuple(sorted(gone)),
         )
 

@@ -80,3 +80,52 @@ def test_code_meets_what_earlier_runs_have_left_and_rows_in_all_tables(rows, sel
     has_code(rows, code)
     found, _ = linted(rows, *{"since": ["--since=main"], "name": ["shop", "0003"], "app": ["shop"]}[selected])
     assert found["0003_work"] == [rule]
+
+
+PAID = """for item in Item.all():
+    if item.state == "paid":
+        item.save()"""
+FOR = """for item in Item.filter(state="paid"): item.save()"""
+IN_BLOCK = """for item in Item.filter(state="paid"):
+    item.level = 1
+    item.save()"""
+NOT_ALL = """Kind.create(name="new")
+for item in Item.all():
+    if item.state == "paid":
+        item.delete()"""
+HELPED = """def pay(item):
+    item.save()
+for item in Item.all():
+    if item.state == "paid": pay(item)"""
+EARLY = """if not Item.filter(state="paid").exists(): return
+Item.all().delete()"""
+OF_ALL = "Item.filter(state='paid').update(level=1)"
+BATCH = """batch = []
+for item in Item.all():
+    batch.append(item)
+    if len(batch) == 1000:
+        Item.bulk_update(batch, ["level"])
+        batch = []
+Item.bulk_update(batch, ["level"])"""
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (PAID, 16), (FOR, 14), (IN_BLOCK, 16), (NOT_ALL, 17), (HELPED, 15), (EARLY, 15),
+        (PAID.replace("paid", "1"), None), (BATCH, None), (EACH, None), (OF_ALL, None),
+    ],
+    ids=["if", "one line", "filter", "not all", "helped", "early", "met", "batch", "each", "update"],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_lines_that_change_rows_and_did_not_run_are_told(rows, code, line, way):
+    has_code(rows, code)
+    if way == "down":
+        file = rows.migrations / "0003_work.py"
+        file.write_text(
+            file.read_text().replace(RUN, RUN.replace("work, migrations.RunPython.noop", "lambda *a: None, work"))
+        )
+    _, why = linted(rows, "shop", "0003")
+    assert ("0003_work" in why) is bool(line)
+    if line:
+        assert f" changes rows in line {line}, which did not run" in why["0003_work"]

@@ -23,11 +23,12 @@ ABSENT = re.compile(
 @rule(
     "W401",
     "The migration could not be judged",
-    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, or depends on a migration that "
-    "did not run to its end there.",
+    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, depends on a migration that "
+    "did not run to its end there, or changes rows in a line that did not run on made-up rows.",
     effect="Not all is known about this migration: {why}",
     instead="""
-If another migration is named, see to that one first. Otherwise give the scratch server what is missing
+If another migration is named, see to that one first. If a line is named, try it on rows that are as it wants them, or
+make it a RunBackfill, which commits batch by batch. Otherwise give the scratch server what is missing
 (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
 """,
     bad=operations('migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop)'),
@@ -43,6 +44,9 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
         yield Spot(trace.up, failure.operation if failure else None, values={"why": why})
     elif trace.down and trace.down.failure and trace.down.failure.environment:
         yield Spot(trace.down, trace.down.failure.operation, values={"why": trace.down.failure.message})
+    for passed in trace.passes:
+        for missed in passed.missed:
+            yield Spot(passed, missed.operation, values={"why": missed.message})
     for statement in trace.up.statements:
         for absent in filter(None, map(ABSENT.fullmatch, statement.notices)):
             if absent["name"] not in trace.tables:
