@@ -318,7 +318,7 @@ class Observer:
             self._has_moved = True
         self.refresh(set(old))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
-        writing = _changes_rows(text)
+        writing, words = _changes_rows(text), set(re.findall(r"\w+", text))
 
         def is_parent(oid: int) -> bool:
             """Whether a new foreign key points here: its rows are looked up, by index once there are many."""
@@ -336,7 +336,7 @@ class Observer:
                 writes=tuple(
                     name
                     for oid, name in names.items()
-                    if (oid, WRITE) in taken or more[oid].rows or (writing and f'"{name}"' in text)
+                    if (oid, WRITE) in taken or more[oid].rows or (writing and (oid, WRITE) in held and name in words)
                 ),
                 changes=tuple(changes(old, fresh)),
                 rows=sum(count.rows for count in more.values()),

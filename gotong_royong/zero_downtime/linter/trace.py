@@ -124,7 +124,7 @@ def traces(
         code_before = written
         watch.begin(key)
         if not one_deploy and any(_is_code(one) or _is_sql(one) for one in migration.operations):
-            earlier_runs.end(connection, rolling)
+            observer.look_away(partial(earlier_runs.end, connection, rolling))
         if key in stopped:
             _follow(rolling, migration)
             moves, up = list[Move](), Pass(Direction.UP, failure=stopped[key])

@@ -129,3 +129,74 @@ def test_lines_that_change_rows_and_did_not_run_are_told(rows, code, line, way):
     assert ("0003_work" in why) is bool(line)
     if line:
         assert f" changes rows in line {line}, which did not run" in why["0003_work"]
+
+
+KINDS = "SELECT 1 FROM kinds WHERE kinds.id = items.kind_id"
+
+
+@pytest.mark.parametrize(
+    ("sql", "rules"),
+    [
+        ("UPDATE items SET level = 0 WHERE id > 0", ["E111"]),
+        ("UPDATE items SET level = 0 WHERE level IS NOT NULL", ["E111"]),
+        ("UPDATE items SET level = 0 WHERE level >= 0", ["E111"]),
+        ("UPDATE items SET level = 0 WHERE level <> 3 OR state IS NULL", ["E111"]),
+        ("UPDATE items SET level = 0 WHERE id IN (SELECT id FROM items)", ["E111"]),
+        (f"UPDATE items SET level = 0 WHERE EXISTS ({KINDS})", ["E111"]),
+        ("DELETE FROM items WHERE id > 0", ["E111"]),
+        ("DELETE FROM items USING kinds WHERE kinds.id = kind_id", ["E111"]),
+        ("WITH gone AS (DELETE FROM items WHERE id > 0 RETURNING *) SELECT count(*) FROM gone", ["E111"]),
+        ("UPDATE items SET level = 0 WHERE state = 'paid'", ["E111"]),
+        ("DO $$ BEGIN UPDATE items SET level = 0 WHERE id > 0; END $$", ["E111"]),
+        ("UPDATE items SET level = 0 WHERE level > 5000", ["W401"]),
+        ("UPDATE items SET level = 0 WHERE level = 4711", ["W401"]),
+        ("DELETE FROM items WHERE level < -3;", ["W401"]),
+        ("UPDATE items SET state = 'x' WHERE id = 3", []),
+        ("UPDATE items SET state = 'x' WHERE id = 4711", []),
+        ("UPDATE items SET state = 'x' WHERE items.id = 4711;", []),
+        ("DELETE FROM items WHERE id IN (1, 4711)", []),
+        ("DELETE FROM items WHERE \"id\" IN (4711, 4712)", []),
+        ("INSERT INTO kinds (name) VALUES ('one')", []),
+        ("INSERT INTO kinds (name) SELECT state FROM items", ["E111"]),
+        ("DROP TABLE IF EXISTS absent", ["W401"]),
+        ("ALTER TABLE items ADD c text NOT NULL", ["E203", "E306", "E304"]),
+    ],
+)  # fmt: skip
+def test_a_statement_is_judged_by_what_it_does_to_rows(rows, sql, rules):
+    rows.write("0002_other", "migrations.RunSQL('CREATE INDEX by_level ON items (level)', 'DROP INDEX by_level')")
+    rows.write("0003_work", f"migrations.RunSQL({sql!r}, migrations.RunSQL.noop)")
+    found, _ = linted(rows, "shop", "0003")
+    assert found.get("0003_work", []) == rules
+
+
+ONE_KEY = "apps.get_model('shop', 'Kind')(pk=4711, name='x').save()"
+UNTIL_NONE = """while ids := list(Item.filter(level__gt=0).values_list("pk", flat=True)[:3]):
+    Item.filter(pk__in=ids).update(level=0)"""
+
+
+@pytest.mark.parametrize(
+    ("code", "rules"),
+    [
+        (EACH, ["E111"]), (EACH.replace("Item.all()", "Item.iterator()"), ["E111"]),
+        (EACH.replace("Item.all()", "list(Item.all())[:4]"), []), (EACH.replace("save", "delete"), ["E111"]),
+        ("for item in Item.all()[:5]: item.save()", ["E111"]), (ONE_KEY, []), (UNTIL_NONE, ["E111"]),
+        ("for item in Item.filter(level__lt=5): item.save()", []),
+        ("Item.filter(level=4711).update(level=1)", ["W401"]),
+        ("Item.bulk_update(list(Item.all()), ['level'])", ["E111"]),
+        ("for n in range(20): Kind.get_or_create(name=str(n))", []), ("Item.filter(pk=4711).update(level=1)", []),
+    ],
+)  # fmt: skip
+def test_code_is_judged_by_what_it_does_to_rows(rows, code, rules):
+    rows.write("0002_other", "migrations.RunSQL('CREATE INDEX by_level ON items (level)', 'DROP INDEX by_level')")
+    has_code(rows, code)
+    found, _ = linted(rows, "shop", "0003")
+    assert found.get("0003_work", []) == rules
+
+
+def test_what_earlier_runs_have_left_is_not_the_migration_s_doing(rows):
+    key = "models.ForeignKey('auth.Permission', models.CASCADE)"
+    make = f"migrations.CreateModel('Grant', [('id', models.BigAutoField(primary_key=True)), ('one', {key})])"
+    needs = 'dependencies += [("auth", "0001_initial")]'
+    rows.write("0003_work", f"migrations.RunSQL('SELECT 1', migrations.RunSQL.noop), {make}", needs)
+    found, _ = linted(rows, "shop", "0003")
+    assert found == {}
