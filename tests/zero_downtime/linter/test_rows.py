@@ -197,6 +197,7 @@ def test_what_earlier_runs_have_left_is_not_the_migration_s_doing(rows):
     key = "models.ForeignKey('auth.Permission', models.CASCADE)"
     make = f"migrations.CreateModel('Grant', [('id', models.BigAutoField(primary_key=True)), ('one', {key})])"
     needs = 'dependencies += [("auth", "0001_initial")]'
-    rows.write("0003_work", f"migrations.RunSQL('SELECT 1', migrations.RunSQL.noop), {make}", needs)
-    found, _ = linted(rows, "shop", "0003")
-    assert found == {}
+    rows.write("0002_other", "migrations.AddField('kind', 'note', models.TextField(null=True))")
+    rows.write("0003_work", f"{make}, migrations.SeparateDatabaseAndState([migrations.RunSQL([], [])])", needs)
+    found, _ = linted(rows, "shop")
+    assert "0003_work" not in found
