@@ -4,10 +4,13 @@
   ``facts``: what is known about each.
 - ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
 - ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
-- ``confinement``: what nobody may do. ``trace``: runs migrations up and down. ``apart``: in a process of its own.
+- ``confinement``: what nobody may do. ``failures``: why one ends early. ``trace``: runs migrations up and down.
+- ``apart``: in a process of its own.
+- ``earlier_runs``: what is there besides what migrations make. ``reached``: which lines ran. ``sizes``: of real tables.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
@@ -21,7 +24,7 @@ from gotong_royong.zero_downtime.linter.facts import Direction, Failure, Trace
 from gotong_royong.zero_downtime.linter.registry import RULES, Spot, Violation, violation, violations
 from gotong_royong.zero_downtime.linter.scratch import Place, place, scratch
 from gotong_royong.zero_downtime.linter.selection import Selection
-from gotong_royong.zero_downtime.linter.trace import LIMIT, fill, traces
+from gotong_royong.zero_downtime.linter.trace import LIMIT, Failed, fill, traces
 from gotong_royong.zero_downtime.operations import IgnoreRules
 from gotong_royong.zero_downtime.stages import Key
 
@@ -58,12 +61,17 @@ def lint(
     is_kept = selection.one_deploy and selection.ground and stopped.keys().isdisjoint(selection.ground)
     template = selection.template(loader, connection) if is_kept else ""
 
-    def lay_ground(database: BaseDatabaseWrapper) -> None:
-        fill(database, loader, selection.ground, stopped)
+    missing: Failed = {}
+
+    def lay_ground(database: BaseDatabaseWrapper) -> str:
+        return json.dumps(list(fill(database, loader, selection.ground, stopped).items()))
+
+    def recall(said: str) -> None:
+        missing.update((tuple(key), why) for key, why in json.loads(said))
 
     with (
         nullcontext(where()) if where else place(connection, note) as server,
-        scratch(connection, server, template=template, fill=lay_ground) as database,
+        scratch(connection, server, template=template, fill=lay_ground, recall=recall) as database,
     ):
         for trace in traces(
             database,
@@ -74,6 +82,7 @@ def lint(
             one_deploy=selection.one_deploy,
             limit=limit,
             stopped=stopped,
+            missing=missing,
         ):
             rules = NOT_RUN if (trace.migration.app_label, trace.migration.name) in stopped else RULES
             yield trace, judge(trace, rules, whole_history=not selection.one_deploy)

@@ -172,6 +172,8 @@ class Pass:
     after: Catalog = field(default_factory=dict)
     stumbles: tuple[Failure, ...] = ()
     """How its code failed where the tables had rows, for a reason that is not in the rows."""
+    missed: tuple[Failure, ...] = ()
+    """What of its code changes rows and did not run, though the tables had rows."""
     enums: tuple[tuple[str, str], ...] = ()
     """Labels that enum types had before and have no longer."""
 
@@ -194,7 +196,7 @@ class Trace:
             table and column, the index and the migration.
         reruns: for each raw operation of a migration that is not atomic, why it fails when it runs twice.
         otherwise: the tables whose new indexes or constraints are not what the models say, and what is different.
-        because_of: the migration whose failure made this one fail.
+        because_of: the first migration it depends on that did not run, or not to its end, and why.
         alias: of the connection to the scratch database.
         path: the file. own: whether its app is the project's own. leaves: those of its app, if there are several.
     """

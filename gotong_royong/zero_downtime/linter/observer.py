@@ -19,15 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime import statements
-from gotong_royong.zero_downtime.linter.facts import (
-    MODES,
-    Catalog,
-    Lock,
-    Statement,
-    Table,
-    changes,
-    strongest,
-)
+from gotong_royong.zero_downtime.linter.facts import MODES, Catalog, Lock, Statement, Table, changes, strongest
 from gotong_royong.zero_downtime.linter.holding_up import holding_up
 from gotong_royong.zero_downtime.linter.questions import (
     ENUMS,
@@ -51,6 +43,11 @@ FORGETS = {"DEALLOCATE", "DISCARD"}  # what was prepared
 WRITE, *STRONGER = MODES[2:]
 PARENT = "ShareRowExclusiveLock"
 STRONGER_THAN_A_WRITE = set(STRONGER)
+
+PATH_OF_OTHERS = re.compile(
+    rf"ALTER (?:ROLE|USER|DATABASE) {statements.NAME} (?:IN DATABASE {statements.NAME} )?"
+    r"(?P<path>SET SEARCH_PATH (?:TO|=) .*|RESET SEARCH_PATH\b.*)"
+)
 
 
 class OutOfBounds(KeyboardInterrupt):
@@ -91,6 +88,7 @@ class Observer:
         self._counts: dict[int, Counts] = {}
         self._notices: list[str] = []
         self._blind = False
+        self._has_moved = False
 
     @contextmanager
     def watching(self, *, blind: bool = False) -> Iterator[None]:
@@ -128,6 +126,13 @@ class Observer:
         self.refresh(self._touched)
         self._touched = set()
         return dict(self.catalog)
+
+    def come_back(self) -> None:
+        """Outside of a transaction, see the tables by the names that they have for the next session."""
+        if self._has_moved:
+            self._session().execute("RESET search_path")
+            self.refresh(set(self.tables()) | set(self.catalog))
+            self._has_moved = False
 
     @contextmanager
     def rehearsal(self, *, alone: bool) -> Iterator[None]:
@@ -181,6 +186,7 @@ class Observer:
     def _observe(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         session, text = self._session(), statements.text_of(sql, self.connection)
         found = statements.split(text)
+        execute = functools.partial(_here, execute)
 
         def send() -> Any:
             result = execute(sql, params, many, context)
@@ -196,7 +202,7 @@ class Observer:
                 result = self._one(functools.partial(execute, one.text, params, many, context), one.text)
             return result
 
-        if any(one.is_about_more_than_a_database for one in found):
+        if any(one.is_about_more_than_a_database and not PATH_OF_OTHERS.match(one.outline) for one in found):
             raise OutOfBounds
         if all(one.concerns_savepoint for one in found):
             return send()
@@ -301,13 +307,18 @@ class Observer:
             for oid in names
         }
         strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
-        of_a_schema = any(one.outline.startswith("ALTER SCHEMA") for one in statements.split(text))
-        changed = self.of_before & self.catalog.keys() if of_a_schema else strong & set(names)
+        found = statements.split(text)
+        moves = any("search_path" in one.text.lower() and not one.outline.startswith("SET LOCAL") for one in found)
+        of_all = moves or any(one.outline.startswith("ALTER SCHEMA") for one in found)
+        changed = self.of_before & self.catalog.keys() if of_all else strong & set(names)
         old = {oid: self.catalog[oid] for oid in changed}
         self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
+        if moves:
+            self._touched |= changed
+            self._has_moved = True
         self.refresh(set(old))
         fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
-        writing = _changes_rows(text)
+        writing, words = _changes_rows(text), set(re.findall(r"\w+", text))
 
         def is_parent(oid: int) -> bool:
             """Whether a new foreign key points here: its rows are looked up, by index once there are many."""
@@ -325,7 +336,7 @@ class Observer:
                 writes=tuple(
                     name
                     for oid, name in names.items()
-                    if (oid, WRITE) in taken or more[oid].rows or (writing and f'"{name}"' in text)
+                    if (oid, WRITE) in taken or more[oid].rows or (writing and (oid, WRITE) in held and name in words)
                 ),
                 changes=tuple(changes(old, fresh)),
                 rows=sum(count.rows for count in more.values()),
@@ -370,3 +381,13 @@ class Observer:
 
 def _changes_rows(sql: str) -> bool:
     return any(one.verb in CHANGES_ROWS for one in statements.split(sql))
+
+
+def _here(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """Let the search path of a role or a database be that of this session: it is where they find their tables."""
+    text = statements.text_of(sql, context["connection"])
+    if params or "search_path" not in text.lower():
+        return execute(sql, params, many, context)
+    found = ((one, PATH_OF_OTHERS.match(one.outline)) for one in statements.split(text))
+    sql = ";".join(one.written(path["path"]) if path else one.text.rstrip("; \n") for one, path in found)
+    return execute(sql, params, many, context)

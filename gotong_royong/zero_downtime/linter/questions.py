@@ -15,7 +15,7 @@ ALL = """
 """
 OIDS = f"SELECT c.oid::bigint {ALL}"
 DESCRIBED = f"""
-    SELECT c.oid::bigint, CASE nspname WHEN current_schema() THEN '' ELSE nspname || '.' END || relname,
+    SELECT c.oid::bigint, CASE WHEN pg_table_is_visible(c.oid) THEN '' ELSE nspname || '.' END || relname,
         pg_relation_filenode(c.oid)::bigint,
         (SELECT json_agg(json_build_array(attname, format_type(atttypid, atttypmod), attnotnull,
                 pg_get_expr(adbin, adrelid), attidentity <> '', attgenerated <> '') ORDER BY attnum)

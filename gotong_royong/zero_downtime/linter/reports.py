@@ -36,6 +36,10 @@ operations = [
 ```
 
 On the way down, an E1xx is a warning: so long as all goes well, nobody waits for it.
+
+With `--unapplied`, a violation says how many rows its table has in the configured database, as the last ANALYZE has
+counted them, and how large it is. That makes no error a warning: a table that is small there may be large elsewhere, or
+by the time that the migration is applied. Whoever knows that it stays small says so by `IgnoreRules`.
 """
 
 

@@ -1,12 +1,14 @@
 """What would a row of this table look like? Rows for code that does something only where there are some.
 
-Keys are counted from 1, also those that are UUIDs or texts, so that a row refers to the row of the same number. Columns
-that may be empty are so in every other row, those that have a default have it. A table whose rows obey stricter rules
-gets rows with the least that they need, or none.
+Keys are counted from 1, also those that are UUIDs or texts, so that a row refers to the row of the same number. Where
+there are such rows already, others are added that refer to them. Columns that may be empty are so in every other row,
+those that have a default have it. A table whose rows obey stricter rules gets rows with the least that they need, or
+none.
 """
 
 import re
 from contextlib import suppress
+from functools import partial
 
 from django.db import Error, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,6 +17,7 @@ from gotong_royong.zero_downtime.linter.facts import Column, Table
 
 ROWS = 10
 HALF = ROWS // 2
+LATER = 1000 * ROWS + 1  # where the numbers go on if there are rows of the first ones
 
 # By the type, as format_type() writes it; i is the number of the row.
 VALUES = {
@@ -31,9 +34,11 @@ VALUES = {
     r".*\[\]": "'{}'",
 }
 INSERT = """
-    INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM generate_series(1, {rows}) AS i
-    ON CONFLICT DO NOTHING
+    INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE
+    SELECT {values} FROM generate_series({first}, {first} + {rows} - 1) AS i ON CONFLICT DO NOTHING
 """
+
+OTHER = f"(1 + (i - 1) % {ROWS})"  # the row that a foreign key of row i points to
 
 ADVANCE = f"SELECT nextval(pg_get_serial_sequence(%s, %s)) FROM generate_series(1, {ROWS})"  # noqa: S608
 
@@ -48,18 +53,26 @@ def insert_rows(connection: BaseDatabaseWrapper, tables: list[Table]) -> None:
         filled = [column.name for column in table.columns.values() if column.identity or column.default]
         for every_other in (True, False):
             with suppress(Error), transaction.atomic(connection.alias), connection.cursor() as cursor:
-                cursor.execute(_insert(connection, table, name, every_other=every_other))
+                insert = partial(_insert, connection, table, name, every_other=every_other)
+                cursor.execute(insert(1))
+                if cursor.rowcount < ROWS:
+                    cursor.execute(insert(LATER))
                 cursor.executemany(ADVANCE, [(name, column) for column in filled])
                 break
 
 
-def _insert(connection: BaseDatabaseWrapper, table: Table, name: str, *, every_other: bool) -> str:
+def _insert(connection: BaseDatabaseWrapper, table: Table, name: str, first: int, *, every_other: bool) -> str:
     quote = connection.ops.quote_name
     key = {name for one in table.constraints.values() if one.kind == "p" for name in one.columns}
+    foreign = {name for one in table.constraints.values() if one.kind == "f" for name in one.columns}
+    made = {
+        column: re.sub(r"\bi\b", OTHER, _value(column)) if column.name in foreign else _value(column)
+        for column in table.columns.values()
+    }
     values = {
-        column.name: f"CAST({_value(column)} AS {column.type})"
+        column.name: f"CAST({made[column]} AS {column.type})"
         if column.not_null or column.name in key
-        else f"CASE WHEN i % 2 = 0 THEN CAST({_value(column)} AS {column.type}) END"
+        else f"CASE WHEN i % 2 = 0 THEN CAST({made[column]} AS {column.type}) END"
         for column in table.columns.values()
         if column.name in key or not column.fills_itself
         if column.name in key or column.not_null or every_other
@@ -69,6 +82,7 @@ def _insert(connection: BaseDatabaseWrapper, table: Table, name: str, *, every_o
         columns=", ".join(map(quote, values)),
         values=", ".join(values.values()),
         rows=ROWS,
+        first=first,
     )
 
 

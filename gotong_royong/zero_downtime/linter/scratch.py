@@ -45,6 +45,7 @@ LEFT = """
     WHERE starts_with(name, %s)
 """
 CREATE = 'CREATE DATABASE "%s" OWNER "%s" TEMPLATE "%s"'
+SAID = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
 SESSIONS = "SELECT FROM pg_stat_activity WHERE datname = %s"
 DROP = 'DROP DATABASE IF EXISTS "%s" WITH (FORCE)'
 
@@ -123,7 +124,8 @@ def scratch(
     where: Place,
     *,
     template: str = "",
-    fill: Callable[[BaseDatabaseWrapper], object] | None = None,
+    fill: Callable[[BaseDatabaseWrapper], str] | None = None,
+    recall: Callable[[str], object] = lambda said: None,
 ) -> Iterator[BaseDatabaseWrapper]:
     """Let the alias of the connection mean a new database, which is dropped at the end whatever happens.
 
@@ -134,6 +136,7 @@ def scratch(
         where: on which server.
         template: on a server of our own, the name of what is copied if it is there, and is otherwise made by ``fill``
             and kept; an empty text for an empty database.
+        recall: is told what ``fill`` has said, also when the template was made by another run.
 
     Raises:
         ZeroDowntimeError: if we may make none on that server.
@@ -160,11 +163,14 @@ def scratch(
                 database.execute_wrappers.append(partial(_with_extensions, cursor))
             with database.cursor() as own:
                 own.execute(MAKE_SCHEMAS)
-            if fill and not filled:
-                fill(database)
+            if filled:
+                cursor.execute(SAID, [template])
+                recall(cursor.fetchone()[0])
+            elif fill:
+                recall(said := fill(database))
                 if template:
                     database.close()
-                    _keep(cursor, name, template)
+                    _keep(cursor, name, template, said)
             yield database
 
 
@@ -224,7 +230,7 @@ def _is_there(cursor: Any, template: str) -> bool:
     return bool(cursor.fetchall())
 
 
-def _keep(cursor: Any, name: str, template: str) -> None:
+def _keep(cursor: Any, name: str, template: str, said: str) -> None:
     """Copy the filled database; under another name first, so that a template is there whole or not at all."""
     unfinished = f"{PREFIX}{os.getpid()}_{uuid.uuid4().hex[:12]}"
     cursor.execute(WAIT_FOR_NAME, [unfinished])
@@ -232,6 +238,7 @@ def _keep(cursor: Any, name: str, template: str) -> None:
     try:
         cursor.execute(CREATE % (unfinished, KEEPER, name))
         cursor.execute(f'ALTER DATABASE "{unfinished}" ALLOW_CONNECTIONS false')
+        cursor.execute(f'COMMENT ON DATABASE "{unfinished}" IS %s', [said])
         with suppress(Error):  # another run was faster
             cursor.execute(f'ALTER DATABASE "{unfinished}" RENAME TO "{template}"')
         project = template.rsplit("_", 1)[0]

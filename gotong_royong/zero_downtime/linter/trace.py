@@ -6,11 +6,9 @@ is run all the same.
 """
 
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from django.db import transaction
@@ -23,32 +21,27 @@ from psycopg.pq import TransactionStatus
 
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong, allow, call, confined, watch
+from gotong_royong.zero_downtime.linter.confinement import TooLong, allow, call, confined, watch
 from gotong_royong.zero_downtime.linter.differences import defined_otherwise
+from gotong_royong.zero_downtime.linter.earlier_runs import EarlierRuns
 from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
+from gotong_royong.zero_downtime.linter.failures import failure_of, is_of_the_code
 from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
+from gotong_royong.zero_downtime.linter.reached import Reached
 from gotong_royong.zero_downtime.linter.rows import insert_rows
 from gotong_royong.zero_downtime.loader import file_of, is_own
-from gotong_royong.zero_downtime.locks import sqlstate
 from gotong_royong.zero_downtime.stages import Key, Stage, said_stage
 from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
 
-# What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
-MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
-
-OUT_OF_BOUNDS = (
-    "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
-    "linter changes nothing outside of its scratch database. Change that where servers are set up."
-)
-
-
 FAILS = (Exception, SystemExit, TooLong, OutOfBounds)
 """How a migration may end before its end. Ctrl-C ends the linter."""
+
+
+Failed = dict[Key, str]
+"""Migrations of which the scratch database has nothing, or not all, and why."""
 
 
 class _Undo(Exception):
@@ -59,15 +52,16 @@ def fill(
     connection: BaseDatabaseWrapper,
     loader: MigrationLoader,
     keys: Collection[Key],
-    stopped: Collection[Key] = (),
-) -> None:
-    """Run migrations without looking, as the ground for others; what is stopped or fails is left out."""
-    rolling = Rolling(ProjectState(real_apps=loader.unmigrated_apps))
+    stopped: Mapping[Key, Failure] = {},
+) -> Failed:
+    """Run migrations without looking, as the ground for others; return those that are not there, and why."""
+    rolling, failed = Rolling(ProjectState(real_apps=loader.unmigrated_apps)), Failed()
     observer = Observer(connection)
     for key in keys:
         migration, before = loader.graph.nodes[key], rolling.snapshot()
         if key in stopped:
             _follow(rolling, migration)
+            failed[key] = stopped[key].message
             continue
         watch.begin(key)
         try:
@@ -78,11 +72,15 @@ def fill(
             ):
                 for operation in migration.operations:
                     call(rolling.perform, operation, migration, editor)
-        except FAILS:  # whatever it is, it is no failure of those under judgement
+        except FAILS as error:  # whatever it is, it is no failure of those under judgement
+            failed[key] = in_full(error)
             _recover(connection)
             rolling = before
             _follow(rolling, migration)
+        connection.connection.execute("RESET search_path")  # as the next session does
+    EarlierRuns().end(connection, rolling)
     watch.go_on("")
+    return failed
 
 
 def traces(
@@ -95,38 +93,43 @@ def traces(
     one_deploy: bool = False,
     limit: float = LIMIT,
     stopped: Mapping[Key, Failure] = {},
+    missing: Mapping[Key, str] = {},
 ) -> Iterator[Trace]:
     """Run the migrations of ``plan``, and yield a trace of each that is in ``judged``.
 
     Args:
-        ground: what has been run in the database already.
+        ground: what has been run in the database already, but for what is ``missing``, and why.
         one_deploy: whether all of the plan is deployed at once, so that what it makes itself has no users.
         limit: seconds for each operation.
         stopped: those that are not to be run, and why.
     """
     rolling = _rolled(loader, ground)
+    earlier_runs = EarlierRuns(rolling)
     observer = Observer(connection)
     run = _Runner(connection, observer, limit)
     newest = any(_is_contract(loader.graph.nodes[key]) for key in plan)
     final = Code(_rolled(loader, everything(loader)) if newest else None)
     conflicts = loader.detect_conflicts()
     running = written = Code(rolling)
-    failed: set[Key] = set()
+    failed = Failed(missing)
     added: set[tuple[str, str]] = set()
     indexed: dict[tuple[str, str], tuple[str, str]] = {}
     for key in plan:
         migration = loader.graph.nodes[key]
+        observer.come_back()
         if not one_deploy:
             observer.of_before, running = set(observer.catalog), written
         code_before = written
         watch.begin(key)
+        if not one_deploy and any(_is_code(one) or _is_sql(one) for one in migration.operations):
+            observer.look_away(partial(earlier_runs.end, connection, rolling))
         if key in stopped:
             _follow(rolling, migration)
             moves, up = list[Move](), Pass(Direction.UP, failure=stopped[key])
         else:
             moves, up = run.up(migration, rolling, rehearse=key in judged)
         written = Code(rolling, code_before)
-        ancestors = set(loader.graph.forwards_plan(key)) & failed if failed else set()
+        because_of = next((one for one in loader.graph.forwards_plan(key) if one in failed), None) if failed else None
         if key in judged:
             down, reruns = None, {}
             if not up.failure and all(one.reversible for one in with_inner(*migration.operations)):
@@ -144,7 +147,7 @@ def traces(
                 indexed=dict(indexed),
                 reruns=reruns,
                 otherwise=tuple(defined_otherwise(connection, written, up.changes)),
-                because_of=".".join(min(ancestors)) if ancestors else "",
+                because_of=f"{'.'.join(because_of)} ({failed[because_of]})" if because_of else "",
                 alias=connection.alias,
                 path=path_of(migration),
                 own=is_own(key[0]),
@@ -157,7 +160,7 @@ def traces(
                 places = {(change.table, column) for column in change.after.columns} & added
                 indexed |= dict.fromkeys(places, (change.name, str(migration)))
         if up.failure:
-            failed.add(key)
+            failed[key] = up.failure.message
 
 
 def everything(loader: MigrationLoader) -> list[Key]:
@@ -186,7 +189,9 @@ class _Runner:
 
     def __init__(self, connection: BaseDatabaseWrapper, observer: Observer, limit: float) -> None:
         self.connection, self.observer, self.limit = connection, observer, limit
+        self.direction = Direction.UP
         self.stumbles: list[Failure] = []
+        self.missed: list[Failure] = []
 
     def up(self, migration: Migration, rolling: Rolling, *, rehearse: bool = False) -> tuple[list[Move], Pass]:
         """Run it forwards and let the state roll on; return what each operation finds, and what it did."""
@@ -206,9 +211,7 @@ class _Runner:
         def run(editor: Any) -> None:
             for number in range(len(migration.operations)):
                 operation, before, after = move()
-                self._operation(migration, number, editor, operation.database_forwards, before, after)
-                if rehearse and (_is_code(operation) or self._has_changed_rows(number)):
-                    self._rehearse(migration, number, editor, operation.database_forwards, before, after)
+                self._try(migration, number, editor, operation.database_forwards, before, after, rehearse=rehearse)
 
         passed = self._pass(migration, Direction.UP, run)
         _follow(rolling, migration, len(moves))
@@ -220,9 +223,7 @@ class _Runner:
 
         def run(editor: Any) -> None:
             for number, (operation, before, after) in reversed(list(enumerate(moves))):
-                self._operation(migration, number, editor, operation.database_backwards, after, before)
-                if _is_code(operation) or self._has_changed_rows(number):
-                    self._rehearse(migration, number, editor, operation.database_backwards, after, before)
+                self._try(migration, number, editor, operation.database_backwards, after, before)
 
         passed = self._pass(migration, Direction.DOWN, run, undo=migration.atomic)
         if migration.atomic:
@@ -244,6 +245,16 @@ class _Runner:
         for number, (operation, before, after) in moves:
             self._operation(migration, number, editor, operation.database_forwards, before, after)
 
+    def _try(self, migration: Migration, number: int, *move: Any, rehearse: bool = True) -> None:
+        """Run an operation; once more where there are rows, if that may be another thing."""
+        operation = migration.operations[number]
+        reached = Reached(operation, self.direction)
+        with reached.watching():
+            self._operation(migration, number, *move)
+            if rehearse and (_is_code(operation) or self._has_changed_rows(number)):
+                self._rehearse(migration, number, *move)
+        self.missed += [Failure(number, what) for what in reached.missed()]
+
     def _has_changed_rows(self, number: int) -> bool:
         """Whether the operation sent an UPDATE or the like."""
         return any(one.operation == number and one.writes and not one.changes for one in self.observer.statements)
@@ -252,23 +263,30 @@ class _Runner:
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
     ) -> None:
         """Run code that changes data once more where the tables that it used have rows, and undo that."""
-        used = {lock.table for one in self.observer.statements if one.operation == number for lock in one.holds}
-        tables = [table for table in self.observer.catalog.values() if table.name in used]
-        if not tables:
-            return
-        allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
-        try:
-            with (
-                self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
-                transaction.atomic(self.connection.alias),
-            ):
-                self.observer.look_away(lambda: insert_rows(self.connection, tables))
-                call(run, migration.app_label, editor, old, new)
-                raise _Undo
-        except FAILS as error:  # on rows that are made up, nothing else has to succeed
-            if _is_of_the_code(error):
-                self.stumbles.append(Failure(number, in_full(error)))
+        done, failed, filled = len(self.observer.statements), len(self.stumbles), set[str]()
+        while not (used := self._used(number)) <= filled:  # code that finds rows in one table may go on to another
+            filled |= used
+            del self.observer.statements[done:], self.stumbles[failed:]
+            allow(min(self.limit, LIMIT_OF_REHEARSAL), number)
+            try:
+                with (
+                    self.observer.rehearsal(alone=not (editor.atomic_migration or _has_transaction(migration, number))),
+                    transaction.atomic(self.connection.alias),
+                ):
+                    tables = [table for table in self.observer.catalog.values() if table.name in filled]
+                    self.observer.look_away(partial(insert_rows, self.connection, tables))
+                    call(run, migration.app_label, editor, old, new)
+                    raise _Undo
+            except FAILS as error:  # on rows that are made up, nothing else has to succeed
+                if is_of_the_code(error):
+                    self.stumbles.append(Failure(number, in_full(error)))
         allow(self.limit, number)
+
+    def _used(self, number: int) -> set[str]:
+        """Return the tables that the operation has read or written."""
+        sent = [one for one in self.observer.statements if one.operation == number]
+        names = {table.name for table in self.observer.catalog.values()}
+        return {lock.table for one in sent for lock in (*one.takes, *one.holds)} & names
 
     def _operation(
         self, migration: Migration, number: int, editor: Any, run: Any, old: ProjectState, new: ProjectState
@@ -285,7 +303,8 @@ class _Runner:
         observer = self.observer
         observer.statements, observer.put_off, observer.operation = [], {}, 0
         observer.report_counts()
-        before, failure, self.stumbles = dict(observer.catalog), None, []
+        before, failure = dict(observer.catalog), None
+        self.direction, self.stumbles, self.missed = direction, [], []
         enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
@@ -303,7 +322,7 @@ class _Runner:
         except _Undo:
             pass
         except FAILS as error:  # that it fails is what is to be told
-            failure = self._failure(error, observer.operation)
+            failure = failure_of(error, observer.operation, self.limit)
             _recover(self.connection)
             if migration.atomic:
                 observer.rolled_back(before)
@@ -320,19 +339,9 @@ class _Runner:
             {oid: table for oid, table in before.items() if oid in changed},
             {oid: table for oid, table in after.items() if oid in changed},
             tuple(self.stumbles),
+            tuple(self.missed),
             tuple(sorted(gone)),
         )
-
-    def _failure(self, error: BaseException, operation: int) -> Failure:
-        code = sqlstate(error)
-        if isinstance(error, TooLong) or code == "57014":
-            stopped = f"It was stopped after {self.limit:g} s, though it ran on tables without rows."
-            return Failure(operation, stopped, environment=True)
-        if isinstance(error, OutOfBounds):
-            return Failure(operation, OUT_OF_BOUNDS, environment=True)
-        missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
-        environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
-        return Failure(operation, in_full(error), environment)
 
 
 def _recover(connection: BaseDatabaseWrapper) -> None:
@@ -341,26 +350,6 @@ def _recover(connection: BaseDatabaseWrapper) -> None:
     if session is None or session.closed or session.info.transaction_status != TransactionStatus.IDLE:
         connection.close()
         connection.connect()
-
-
-def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is such an error, was raised while one was handled, or carries one, as libraries' own errors do."""
-    known: dict[int, BaseException] = {}
-    found: list[Any] = [error]
-    while found:
-        one = found.pop()
-        if isinstance(one, BaseException) and id(one) not in known:
-            known[id(one)] = one
-            found += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
-            found += getattr(one, "exceptions", ())
-    return any(isinstance(one, kind) for one in known.values())
-
-
-def _is_of_the_code(error: BaseException) -> bool:
-    """Whether code fails with any row: it names what is not there, or what a historical model has not."""
-    if isinstance(error, AttributeError):
-        return type(error.obj).__module__ == "__fake__" or isinstance(error.obj, ModuleType)
-    return isinstance(error, NameError | ImportError)
 
 
 def _is_code(operation: Operation) -> bool:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from django.db import connection
 
+from gotong_royong.zero_downtime.backfills import declarations
 from gotong_royong.zero_downtime.linter.scratch import place, scratch
 from tests import memory
 
@@ -19,6 +20,15 @@ def shared(django_db_setup, django_db_blocker):
 def tried(shared, django_db_blocker):
     with django_db_blocker.unblock():
         yield shared
+
+
+@pytest.fixture(autouse=True)
+def forget_declarations():
+    """Let the backfills that a test's history declares go with it."""
+    known = dict(declarations.DECLARED)
+    yield
+    declarations.DECLARED.clear()
+    declarations.DECLARED.update(known)
 
 
 @pytest.fixture

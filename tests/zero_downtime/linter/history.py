@@ -1,12 +1,15 @@
 """A history of migrations written as text, as the examples of the rules are: an app ``shop`` with two tables."""
 
 import itertools
+import re
 
 from django.contrib.postgres.operations import AddConstraintNotValid, ValidateConstraint
 from django.db import migrations, models
 from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.loader import MigrationLoader
+from django.db.models import Q
 
+from gotong_royong.zero_downtime.backfills.declarations import DECLARED, Declaration
 from gotong_royong.zero_downtime.linter import judge
 from gotong_royong.zero_downtime.linter.trace import fill, traces
 from gotong_royong.zero_downtime.operations import IgnoreRules, RunBackfill
@@ -19,6 +22,8 @@ NAMES = {
     "ValidateConstraint": ValidateConstraint,
     "IgnoreRules": IgnoreRules,
     "RunBackfill": RunBackfill,
+    "Declaration": Declaration,
+    "Q": Q,
     "Stage": Stage,
 }
 
@@ -48,6 +53,10 @@ def migration(source, name, depends_on=None):
     """Make a migration of the body that is written in ``source``."""
     body = dict(NAMES)
     exec(source, body)  # noqa: S102
+    for one in [one for one in body.values() if isinstance(one, type) and one.__module__ == "builtins"]:
+        if issubclass(one, Declaration):  # which an app's backfills.py would have declared
+            one.name = "shop." + re.sub(r"(?<!^)(?=[A-Z])", "_", one.__name__).lower()
+            DECLARED[one.name] = one
     known = {key: body[key] for key in ("operations", "atomic", "stage") if key in body}
     dependencies = [("shop", depends_on)] if depends_on else []
     return type("Migration", (migrations.Migration,), {**known, "dependencies": dependencies})(name, "shop")

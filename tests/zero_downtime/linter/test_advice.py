@@ -61,7 +61,9 @@ def run(database, advice, *sources):
     """Run the body of a migration that an advice is, forth and back; ``sources`` are the migrations before it."""
     state = build(database, SHOP, *sources)
     advice = pasted(advice).replace("field=...,", FIELD)
-    advised = migration(advice.replace("update(...)", "update(other=3)"), "20260401000000_advised")
+    advice = advice.replace("Q(...)", "Q(other=2)", 1).replace("Q(...)", "Q(other=3)")
+    advice = advice.replace("dict(...)", "dict(other=3)", 1).replace("dict(...)", "dict(other=2)")
+    advised = migration(advice, "20260401000000_advised")
     before = state.clone()
     with database.schema_editor(atomic=advised.atomic) as editor:
         advised.apply(state, editor)

@@ -13,17 +13,17 @@ pytestmark = pytest.mark.once
 
 
 class TestBadInput:
-    def test_one_that_raises_is_told_and_the_next_is_still_judged(self, tried):
+    def test_one_that_raises_is_told_and_the_next_is_judged_as_far_as_that_goes(self, tried):
         raising = "operations = [migrations.RunSQL('ALTER TABLE shop_order DROP COLUMN no_such', '')]"
         index = """operations = [migrations.AddIndex("order", models.Index(fields=["number"], name="order_number"))]"""
-        assert lint(tried, raising, index) == [{"E301"}, {"E103"}]
+        assert lint(tried, raising, index) == [{"E301"}, {"E103", "W401"}]
 
     def test_one_that_fails_because_of_another_is_not_blamed(self, tried):
         raising = """operations = [migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True))]),
             migrations.RunSQL("SELECT 1/0", "")]"""
         needing = """operations = [migrations.AddField("item", "paid", models.BooleanField(null=True))]"""
         seen = trace(tried, raising, needing)
-        assert seen[1].because_of == "shop.20260101010000_step"
+        assert seen[1].because_of.startswith("shop.20260101010000_step (")
         assert lint(tried, raising, needing) == [{"E301"}, {"W401"}]
 
     @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ class TestBadInput:
         source = SLEEPS.format(module=module, code=code)
         seen = trace(tried, source, ADD_PAID, limit=1)
         assert seen[0].up.failure.message.startswith("It was stopped after 1 s, ")
-        assert lint(tried, source, ADD_PAID, limit=1) == [{"W401"}, set()]
+        assert lint(tried, source, ADD_PAID, limit=1) == [{"W401"}, {"W401"}]
 
     def test_one_that_reaches_for_the_network_is_refused(self, tried):
         code = "socket.create_connection(('127.0.0.1', 9), timeout=1)"
@@ -55,22 +55,25 @@ class TestBadInput:
         misfit = """operations = [migrations.AddField("order", "code", models.IntegerField(null=True)),
             migrations.RemoveField("order", "nothing")]"""
         seen = trace(tried, misfit, ADD_PAID, "stage = Stage.POST_DEPLOY\n" + ADD_PAID.replace("paid", "late"))
-        assert [[one.rule.id for one in judge(each)] for each in seen] == [["E301"], [], []]
+        assert [[one.rule.id for one in judge(each)] for each in seen] == [["E301"], ["W401"], ["W401"]]
         assert seen[0].up.failure.operation == 1
         assert "'Remove field nothing from order' does not fit what comes before it: " in seen[0].up.failure.message
         assert lint(tried, ADD_PAID, misfit.replace("order", "gone")) == [set(), {"E301"}]
 
     def test_one_whose_backfill_is_not_declared_is_told(self, tried):
-        assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.none")]""", ADD_PAID) == [{"E301"}, set()]
+        assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.none")]""", ADD_PAID) == [
+            {"E301"},
+            {"W401"},
+        ]
 
     def test_one_that_exits_does_not_end_the_linter(self, tried):
-        assert lint(tried, SLEEPS.format(module="sys", code="sys.exit(3)"), ADD_PAID) == [{"E301"}, set()]
+        assert lint(tried, SLEEPS.format(module="sys", code="sys.exit(3)"), ADD_PAID) == [{"E301"}, {"W401"}]
 
     def test_one_that_is_stopped_after_another_has_failed_is_told_for_itself(self, tried):
         failing = SLEEPS.format(module="time", code="1 / 0")
         seen = trace(tried, failing, SLEEPS.format(module="time", code="time.sleep(9)"), limit=0.3)
         assert [one.message for one in judge(seen[1])] == [
-            "Nothing is known about this migration: It was stopped after 0.3 s, though it ran on tables without rows."
+            "Not all is known about this migration: It was stopped after 0.3 s, though it ran on tables without rows."
         ]
 
     def test_a_library_may_wrap_what_refuses_the_network(self, tried):
@@ -115,7 +118,7 @@ class TestBadInput:
     )  # fmt: skip
     def test_one_that_changes_what_all_databases_share_is_stopped(self, tried, atomic, sql):
         source = f"{atomic}operations = [migrations.RunSQL({sql!r}, migrations.RunSQL.noop)]"
-        assert lint(tried, source, ADD_PAID) == [{"W401"}, set()]
+        assert lint(tried, source, ADD_PAID) == [{"W401"}, {"W401"}]
         loader = loader_of(source)
         with tried.cursor() as cursor:
             cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
@@ -145,7 +148,7 @@ operations = [migrations.RunSQL("ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS
     migrations.RunSQL("SELECT 1/0", "")]
 """
         rest = """operations = [migrations.RunSQL("UPDATE shop_order SET half = 1 WHERE id = 1", "")]"""
-        assert lint(tried, half, rest) == [{"E301"}, set()]
+        assert lint(tried, half, rest) == [{"E301"}, {"W401"}]
 
 
 @pytest.mark.parametrize(

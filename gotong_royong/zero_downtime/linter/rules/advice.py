@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from gotong_royong.zero_downtime.backfills.declarations import declared
 from gotong_royong.zero_downtime.changes import columns_set
-from gotong_royong.zero_downtime.linter.facts import Index, Statement, Trace
+from gotong_royong.zero_downtime.linter.facts import Index, Pass, Statement, Trace
 from gotong_royong.zero_downtime.linter.registry import Spot, rule
 from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
 from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, recipe_of, statements
 from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
+from gotong_royong.zero_downtime.linter.rules.transactions import in_batches
 from gotong_royong.zero_downtime.operations import RunBackfill
 from gotong_royong.zero_downtime.statements import split
 
@@ -18,16 +19,21 @@ NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
 ABSENT = re.compile(
     r'00000 (?P<kind>(?:foreign )?table|(?:materialized )?view|relation|schema) "(?P<name>.*)" does not exist, skipping'
 )
+BY_KEY = re.compile(
+    r"""\b(?P<column>\w+)"?\s*(?:=\s*(?:ANY\s*\(|%s|\d+|'[^']*')|IN\s*\((?!\s*SELECT))""", re.IGNORECASE
+)
 
 
 @rule(
     "W401",
     "The migration could not be judged",
-    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, or fails because another one "
-    "before it does.",
-    effect="Nothing is known about this migration: {why}",
+    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, depends on a migration that "
+    "did not run to its end there, or changes rows in a line that did not run on made-up rows, "
+    "or by a statement that found none to change.",
+    effect="Not all is known about this migration: {why}",
     instead="""
-If another migration is named, correct that one first. Otherwise give the scratch server what is missing
+If another migration is named, see to that one first. If a line or statement is named, try it on rows that
+it wants, or make it a RunBackfill, which commits batch by batch. Otherwise give the scratch server what is missing
 (ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
 """,
     bad=operations('migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop)'),
@@ -35,18 +41,44 @@ If another migration is named, correct that one first. Otherwise give the scratc
 )
 def not_judged(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
-    if failure and trace.because_of and not failure.environment:
-        why = f"{trace.because_of}, which it depends on, did not run. {failure.message}"
-        yield Spot(trace.up, failure.operation, values={"why": why})
-    elif failure and failure.environment:
+    if failure and failure.environment:
         yield Spot(trace.up, failure.operation, values={"why": failure.message})
+    elif trace.because_of:
+        why = f"it depends on a migration that did not run to its end: {trace.because_of}. Without that one it "
+        why += f"fails: {failure.message}" if failure else "runs, but maybe not on what it would find elsewhere."
+        yield Spot(trace.up, failure.operation if failure else None, values={"why": why})
     elif trace.down and trace.down.failure and trace.down.failure.environment:
         yield Spot(trace.down, trace.down.failure.operation, values={"why": trace.down.failure.message})
+    for passed in trace.passes:
+        for missed in passed.missed:
+            yield Spot(passed, missed.operation, values={"why": missed.message})
+        for statement in changing_none(trace, passed):
+            why = f"no made-up row is as this wants it, so how many it changes was not seen: {statement.sql[:100]}"
+            yield Spot(passed, None, statement, statement.writes[0], values={"why": why})
     for statement in trace.up.statements:
         for absent in filter(None, map(ABSENT.fullmatch, statement.notices)):
             if absent["name"] not in trace.tables:
                 why = f"there is no {absent['kind']} {absent['name']} in the scratch database, so what happens to one"
                 yield Spot(trace.up, None, statement, values={"why": f"{why} was not seen: {statement.sql[:100]}"})
+
+
+def changing_none(trace: Trace, passed: Pass) -> Iterator[Statement]:
+    """Yield the statements that looked by an index for rows to change, and found none, though there were some.
+
+    What names the keys of its rows changes no more than these.
+    """
+    rehearsed = [one for one in passed.statements if one.rehearsed and one.writes]
+    known = {one.sql for one in rehearsed if one.rows}
+    for statement in rehearsed:
+        if statement.sql not in known and not statement.scans and not in_batches(trace, statement.operation):
+            known.add(statement.sql)
+            verb, where = split(statement.sql)[0].verb, statement.sql.upper().partition("WHERE")[2]
+            table = trace.tables.get(statement.writes[0])
+            uniques = {index.columns for index in table.indexes.values() if index.unique} if table else set()
+            named = {(found["column"].lower(),) for found in BY_KEY.finditer(where)}
+            is_by_key = named & uniques and not re.search(r"\bOR\b", where)
+            if verb in {"UPDATE", "DELETE"} and not is_by_key:
+                yield statement
 
 
 @rule(

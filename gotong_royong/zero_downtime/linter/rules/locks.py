@@ -141,7 +141,7 @@ long_lock(
     effect="{lock} on {table} blocks {blocks} while the whole table is read, longer the more rows it has: {statement}",
     instead="""
 Read {table} without {lock}: in a statement of its own that takes a weaker lock, in a migration with atomic = False.
-Where the rows must not change meanwhile, keep a copy up to date by a trigger and fill it in batches.
+Where the rows must not change meanwhile, keep a copy up to date by a trigger and fill it by RunBackfill.
 """,
     bad="""
 operations = [
@@ -168,9 +168,9 @@ long_lock(
     condition="A statement rewrites a table of before: its file node changes.",
     effect="{lock} on {table} blocks {blocks} while every row and every index is written anew: {statement}",
     instead="""
-Add a new column of the wanted type, keep it up to date by a trigger, fill it in batches that commit on their own,
+Add a new column of the wanted type, keep it up to date by a trigger, fill it by RunBackfill,
 let the code use it, and drop the old one in a later migration with stage = Stage.POST_DEPLOY. For a new column, use a
-constant or a stable default (db_default=Now() is one), or add it without a default and fill it in batches.
+constant or a stable default (db_default=Now() is one), or add it without a default and fill it by RunBackfill.
 """,
     back="""
 The way down turns the column back, which writes the table anew. Take it back only while the table is small; otherwise
@@ -250,7 +250,7 @@ PostgreSQL builds no exclusion constraint CONCURRENTLY. While the table is small
 
 IgnoreRules("E113", reason="It has a thousand rows.")
 
-Else make a new table with the constraint, keep it up to date by a trigger, and move the rows there in batches.
+Else make a new table with the constraint, keep it up to date by a trigger, and move the rows there by RunBackfill.
 """,
     bad=POST_DEPLOY + operations(EXCLUSION),
     good=POST_DEPLOY

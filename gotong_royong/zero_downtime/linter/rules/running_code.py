@@ -24,7 +24,8 @@ from gotong_royong.zero_downtime.linter.rules.examples import (
     UNIQUE_INDEX,
     operations,
 )
-from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column
+from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column, recipe_of
+from gotong_royong.zero_downtime.stages import Stage, said_stage
 
 AFTER_THE_DEPLOY = """
 Take it out of the models first and ship that; then drop it in a migration that runs once no old code is left:
@@ -93,10 +94,12 @@ def spot(trace: Trace, change: Change, **values: Any) -> Spot:
 @rule(
     "E201",
     "A table goes that running code uses",
-    condition="A table that a model of the running code names is dropped, or renamed without another in its place.",
+    condition="A table that a model of the running code names is dropped, renamed without another in its place, or "
+    "in no schema of the search path that the database, a role or the session has then.",
     effect="Every query of the running code on {table} fails: it is {what}.",
     instead=AFTER_THE_DEPLOY
     + """
+Let the search path keep the schemas of all tables. For statements of one migration, SET LOCAL search_path ends with it.
 A table keeps its name when its model is renamed: class Meta: db_table = "{table:text}".
 """,
     bad=operations('migrations.RenameModel("Order", "Purchase")'),
@@ -119,6 +122,8 @@ def table_gone(trace: Trace) -> Iterator[Spot]:
             if isinstance(after, Table) and now and known.keys() <= now.columns.keys():
                 continue
             what = f"renamed to {after.name}" if isinstance(after, Table) else "dropped"
+            if isinstance(after, Table) and after.name.endswith(f".{name}"):
+                what = f"now {after.name}, which is not in the search path"
             yield spot(trace, change._replace(table=name), what=what)
 
 
@@ -194,7 +199,7 @@ def takes_all(old: str, new: str) -> bool:
     effect="{column} of {table} becomes {after} and was {before}: writes of the running code may fail, and so does "
     "the migration if one row does not fit.",
     instead="""
-Add a new column of the wanted type, let the code write both, fill the new one in batches, read from it, and drop
+Add a new column of the wanted type, let the code write both, fill the new one by RunBackfill, read from it, and drop
 {column} in a migration with stage = Stage.POST_DEPLOY. To limit a text, prefer a check that is added NOT VALID:
 
 ALTER TABLE {table:sql} ADD CONSTRAINT {column_length:sql} CHECK (length({column:sql}) <= …) NOT VALID
@@ -215,8 +220,8 @@ def narrower_type(trace: Trace) -> Iterator[Spot]:
     effect="The running code may write NULL into {column} of {table}, which then fails; and while one row has NULL, "
     "the migration itself fails.",
     instead="""
-Ship code that always writes {column} (null=False in the model, the column as it is), fill the old rows in batches, and
-then: class Migration(migrations.Migration): stage = Stage.POST_DEPLOY
+Ship code that always writes {column} (null=False in the model, the column as it is), fill the old rows by RunBackfill,
+and then: class Migration(migrations.Migration): stage = Stage.POST_DEPLOY
 """,
     bad=operations('migrations.AlterField("order", "note", models.TextField(db_default=""))'),
     good=operations('migrations.AlterField("order", "note", models.TextField(null=True, db_default=""))'),
@@ -234,8 +239,8 @@ def null_refused(trace: Trace) -> Iterator[Spot]:
     effect="The running code may write the same {columns} into {table} twice, which then fails; and while two rows "
     "have the same, the migration itself fails.",
     instead="""
-Ship the code that keeps {columns} unique, remove the duplicates in batches, and then build the index CONCURRENTLY in
-a migration with stage = Stage.POST_DEPLOY.
+Ship the code that keeps {columns} unique, remove the duplicates by RunBackfill, and then build the index CONCURRENTLY
+in a migration with stage = Stage.POST_DEPLOY.
 """,
     bad=NOT_ATOMIC + UNIQUE_INDEX,
     good=NOT_ATOMIC + POST_DEPLOY + UNIQUE_INDEX,
@@ -249,14 +254,69 @@ def unknown_unique(trace: Trace) -> Iterator[Spot]:
             yield spot(trace, change, columns=Name.several(index.columns))
 
 
+ITEM = """
+operations = [
+    migrations.CreateModel("Item", [
+        ("id", models.BigAutoField(primary_key=True)),
+        ("code", models.IntegerField()),
+    ], options={"constraints": [models.UniqueConstraint(fields=["code"], condition=Q(code__gt=0), name="item_code")]}),
+]
+"""
+DROP_UNIQUE = """
+operations = [
+    migrations.RunSQL(
+        sql="DROP INDEX CONCURRENTLY IF EXISTS item_code",
+        reverse_sql="CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS item_code ON shop_item (code) WHERE code > 0",
+        state_operations=[migrations.RemoveConstraint("item", "item_code")],
+    ),
+]
+"""
+
+
+@rule(
+    "W418",
+    "A unique index goes that running code may rely on",
+    condition="A unique constraint or index of a table that the running code names is dropped, and no other is like "
+    "it; of a migration that runs after the deploy, one that the models of then still name.",
+    effect="{name} of {table} goes: where the running code inserts with ON CONFLICT ({columns}), as "
+    "bulk_create(update_conflicts=True) does, each such INSERT fails; where it says get_or_create or "
+    "update_or_create, it makes duplicates when two requests meet.",
+    instead="""
+Ship the code that does without {name} first, and drop it in a migration that runs once no old code is left:
+
+class Migration(migrations.Migration):
+    stage = Stage.POST_DEPLOY  # from gotong_royong.zero_downtime.stages import Stage
+
+Where another unique index takes its place, build that one first. If no code relies on it, say so:
+
+IgnoreRules("W418", reason="Nothing inserts with ON CONFLICT or get_or_create here.")
+""",
+    bad=NEXT.join([ITEM, NOT_ATOMIC + DROP_UNIQUE]),
+    good=NEXT.join([ITEM, NOT_ATOMIC + POST_DEPLOY + DROP_UNIQUE]),
+)
+def unique_gone(trace: Trace) -> Iterator[Spot]:
+    for change, known in known_changes(trace):
+        old, table = change.before, trace.tables.get(change.table)
+        if not isinstance(old, Index) or not old.unique or change.after or not table:
+            continue
+        is_like = (recipe_of(one)["body"] == recipe_of(old)["body"] for one in table.indexes.values() if one.unique)
+        model = trace.running[change.table]
+        is_named = old.name in {one.name for one in model._meta.constraints}
+        is_named |= not old.partial and frozenset(old.columns) in unique_in(model)
+        is_left_to_old_code = said_stage(trace.migration) != Stage.POST_DEPLOY
+        columns = {column for column in old.columns if column}
+        if columns <= known.keys() & table.columns.keys() and (is_named or is_left_to_old_code) and not any(is_like):
+            yield spot(trace, change, columns=Name.several(old.columns))
+
+
 @rule(
     "E207",
     "A label of an enum goes that running code writes",
     condition="A label of an enum type that was there before is renamed, or its type dropped.",
     effect="The running code writes and compares with '{label}' of {type}, and each such query fails.",
     instead="""
-Add the new label (ALTER TYPE {type:sql} ADD VALUE IF NOT EXISTS '…'), let the code write it, change the rows in
-batches, and leave '{label}' where it is: an unused label costs nothing.
+Add the new label (ALTER TYPE {type:sql} ADD VALUE IF NOT EXISTS '…'), let the code write it, change the rows by
+RunBackfill, and leave '{label}' where it is: an unused label costs nothing.
 """,
     bad="""
 operations = [

@@ -88,7 +88,7 @@ long_lock(
     effect="{lock} on {table} blocks {blocks} while the table or its indexes are written anew: {statement}",
     instead="""
 Leave out what only tidies up: autovacuum does that, REINDEX has CONCURRENTLY, and so has REFRESH MATERIALIZED VIEW
-where the view has a unique index. Delete rows in batches that commit on their own.
+where the view has a unique index. Delete rows by a backfill (RunBackfill), which commits batch by batch.
 """,
     bad=NOT_ATOMIC + operations('migrations.RunSQL("VACUUM FULL shop_order", migrations.RunSQL.noop)'),
     good=NOT_ATOMIC + operations('migrations.RunSQL("VACUUM shop_order", migrations.RunSQL.noop)'),
@@ -104,16 +104,22 @@ where the view has a unique index. Delete rows in batches that commit on their o
     "{table} that it wrote, or inserts the same key, waits, and no vacuum clears away what anybody leaves behind, so "
     "that tables grow: {statement}",
     instead="""
+# In backfills.py of {app}; from gotong_royong.zero_downtime.backfills import Declaration
+class FillRows(Declaration):
+    model = "{label:text}"
+    where = Q(...)  # the rows still to do: what is done to a row must make this false
+    update = dict(...)  # or, for a DELETE or Python: def process(self, batch): batch.delete()
+    reverse = "{app}.unfill_rows"  # what RunBackfill runs on the way down
+
+class UnfillRows(Declaration):
+    model = "{label:text}"
+    where = Q(...)
+    update = dict(...)
+
+# In a migration of its own; from gotong_royong.zero_downtime.operations import RunBackfill
 atomic = False
 
-def fill(apps, schema_editor):
-    rows = apps.get_model("{label}").objects.using(schema_editor.connection.alias).order_by("pk")
-    last = None
-    while keys := list((rows.filter(pk__gt=last) if last else rows).values_list("pk", flat=True)[:1000]):
-        rows.filter(pk__gte=keys[0], pk__lte=keys[-1]).update(...)  # or delete(), or bulk_create for them; it commits
-        last = keys[-1]
-
-operations = [migrations.RunPython(fill, migrations.RunPython.noop)]
+operations = [RunBackfill("{app}.fill_rows")]
 """,
     bad="""
 operations = [
@@ -121,17 +127,21 @@ operations = [
 ]
 """,
     good="""
+class FillNotes(Declaration):
+    model = "shop.Order"
+    where = Q(note=None)
+    update = {"note": ""}
+    reverse = "shop.unfill_notes"
+
+class UnfillNotes(Declaration):
+    model = "shop.Order"
+    where = Q(note="")
+    update = {"note": None}
+
 atomic = False
 
-def fill(apps, schema_editor):
-    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias).order_by("pk")
-    last = 0
-    while keys := list(orders.filter(pk__gt=last).values_list("pk", flat=True)[:1000]):
-        orders.filter(pk__gte=keys[0], pk__lte=keys[-1], note=None).update(note="")
-        last = keys[-1]
-
 operations = [
-    migrations.RunPython(fill, migrations.RunPython.noop),
+    RunBackfill("shop.fill_notes"),
 ]
 """,
 )
@@ -177,7 +187,7 @@ def row_by_row(trace: Trace) -> Iterator[Spot]:
     effect="What the data change takes long for, the schema change holds its locks for; and when one fails, the other "
     "cannot be run, undone or tried again alone.",
     instead="""
-Make three migrations: add what is new, change the data in batches (atomic = False), take away what is old.
+Make three migrations: add what is new, change the data (RunBackfill, atomic = False), take away what is old.
 """,
     bad="""
 def fill(apps, schema_editor):

@@ -111,7 +111,7 @@ Correct the reverse of the operation, and try it: python manage.py migrate {app}
     good=SEQUENCE,
 )
 def way_back_fails(trace: Trace) -> Iterator[Spot]:
-    if trace.down and (failure := trace.down.failure) and not failure.environment:
+    if trace.down and (failure := trace.down.failure) and not failure.environment and not trace.because_of:
         yield Spot(trace.down, failure.operation, values={"error": failure.message})
 
 

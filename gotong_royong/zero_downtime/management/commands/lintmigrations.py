@@ -19,6 +19,7 @@ from gotong_royong.zero_downtime.linter.confinement import watch
 from gotong_royong.zero_downtime.linter.facts import Failure
 from gotong_royong.zero_downtime.linter.registry import as_found, as_told
 from gotong_royong.zero_downtime.linter.scratch import Place, place
+from gotong_royong.zero_downtime.linter.sizes import sizes, weighed
 from gotong_royong.zero_downtime.linter.trace import LIMIT
 from gotong_royong.zero_downtime.loader import without_collecting
 from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
@@ -63,6 +64,7 @@ class Command(ZeroDowntimeCommand):
         if connection.vendor != "postgresql":
             raise ZeroDowntimeError(f"Database {connection.alias!r} is not PostgreSQL, whose locks are what is judged.")
         applied: Collection[Key] = MigrationRecorder(connection).applied_migrations() if options["unapplied"] else ()
+        known = sizes(connection) if options["unapplied"] else {}
         found, seen = [], 0
         with ExitStack() as stack:
             stack.enter_context(sigterm_like_ctrl_c())
@@ -79,7 +81,7 @@ class Command(ZeroDowntimeCommand):
                     yield (trace.migration.app_label, trace.migration.name), (explained, list(map(as_told, broken)))
 
             for explained, told in stack.enter_context(closing(apart(work, start))):
-                broken = list(map(as_found, told))
+                broken = [weighed(as_found(one), known) for one in told]
                 seen += 1
                 found += broken
                 self.stdout.writelines(f"{line}\n" for line in explained)

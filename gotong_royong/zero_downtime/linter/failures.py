@@ -1,0 +1,58 @@
+"""Why does a migration not come to its end: by its own fault, or by that of the server that it is tried on?"""
+
+import re
+from types import ModuleType
+from typing import Any
+
+from gotong_royong.zero_downtime.exceptions import in_full
+from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong
+from gotong_royong.zero_downtime.linter.facts import Failure
+from gotong_royong.zero_downtime.linter.observer import OutOfBounds
+from gotong_royong.zero_downtime.locks import sqlstate
+
+# What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+ENVIRONMENT = {"58P01", "42501", "08001", "08006"}
+MISSING, MISSING_WHAT = {"0A000", "42704", "22023"}, re.compile(r"\b(extension|role)\b")
+
+OUT_OF_BOUNDS = (
+    "It changes a role, a database or something else that all databases of the server share, so it was stopped: the "
+    "linter changes nothing outside of its scratch database. Change that where servers are set up."
+)
+
+
+def failure_of(error: BaseException, operation: int, limit: float) -> Failure:
+    """Say why the operation came to no end.
+
+    Args:
+        limit: seconds after which it was stopped, if it was.
+    """
+    code = sqlstate(error)
+    if isinstance(error, TooLong) or code == "57014":
+        stopped = f"It was stopped after {limit:g} s, though it ran on tables without rows."
+        return Failure(operation, stopped, environment=True)
+    if isinstance(error, OutOfBounds):
+        return Failure(operation, OUT_OF_BOUNDS, environment=True)
+    missing = code in MISSING and MISSING_WHAT.search(str(error)) is not None
+    environment = missing or code in ENVIRONMENT or _is_because_of(error, NetworkRefused)
+    return Failure(operation, in_full(error), environment)
+
+
+def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it is such an error, was raised while one was handled, or carries one, as libraries' own errors do."""
+    known: dict[int, BaseException] = {}
+    found: list[Any] = [error]
+    while found:
+        one = found.pop()
+        if isinstance(one, BaseException) and id(one) not in known:
+            known[id(one)] = one
+            found += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+            found += getattr(one, "exceptions", ())
+    return any(isinstance(one, kind) for one in known.values())
+
+
+def is_of_the_code(error: BaseException) -> bool:
+    """Whether code fails with any row: it names what is not there, or what a historical model has not."""
+    if isinstance(error, AttributeError):
+        return type(error.obj).__module__ == "__fake__" or isinstance(error.obj, ModuleType)
+    return isinstance(error, NameError | ImportError)
