@@ -77,7 +77,7 @@ CODE = {
     "leaves_a_copy": ("os.fork() or (note(), time.sleep(600))", set(), ""),
     "leaves_a_thread": ("threading.Thread(target=time.sleep, args=[600]).start()", set(), ""),
     "writes_much": ("[os.write(to, b'x' * 2**20) for _ in range(2000) for to in (1, 2)]", set(), ""),
-    "prints_much": ("[print('x' * 2**20, file=to) for _ in range(50) for to in (sys.stdout, sys.stderr)]", set(), ""),
+    "prints_much": ("[print('x' * 2**20, file=to) for _ in range(10) for to in (sys.stdout, sys.stderr)]", set(), ""),
     "reads_the_terminal": ("input()", {"E301"}, "EOFError"),
     "fails_in_a_circle": ("circle()", {"E301"}, "ValueError: round"),
     "fails_too_deep": ("deep = lambda: deep(); deep()", {"E301"}, "RecursionError"),
