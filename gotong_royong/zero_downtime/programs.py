@@ -103,7 +103,7 @@ def server(programs: Path, data: Path, sockets: Path, **options: str) -> list[An
 def make_data(
     programs: Path, version: int, owner: tuple[int, int], data: Path, more: list[str], waiting: Iterable[object] = ()
 ) -> None:
-    """Make a data folder under another name first, so that it is there whole or not at all, or say why as an OSError."""
+    """Make a data folder under another name first: it is there whole or not at all, and why not is an OSError."""
     unfinished = data.with_name(f"{data.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
