@@ -32,15 +32,14 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import make_conninfo
 
-from gotong_royong.zero_downtime.programs import ACCOUNT, account, begin, last_words, locale, open_way, plain
+from gotong_royong.zero_downtime import programs as postgresql
 
 if TYPE_CHECKING:
     import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROGRAMS = {"18": "pginstall18", "16": "pginstall"}  # the wheel's folders; the first version is the default
-NAME, USER, PORT = "gotong_royong", "postgres", "5432"
-SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
+NAME, USER = "gotong_royong", "postgres"
 PATIENCE = 10  # seconds
 DATABASE_EXISTS = "SELECT FROM pg_database WHERE datname = %s"
 CREATE_DATABASE = f"CREATE DATABASE {NAME} TEMPLATE template0"
@@ -69,15 +68,15 @@ def start() -> dict[str, Any]:
                 _shares[data] = _file(data, "users")
                 fcntl.flock(_shares[data], fcntl.LOCK_SH)
                 atexit.register(_leave, data)
-            server = _serve(data, programs)
-            with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+            lock = _serve(data, programs)
+            with psycopg.connect(lock.conninfo(), autocommit=True) as connection:
                 if not connection.execute(DATABASE_EXISTS, [NAME]).rowcount:
                     connection.execute(CREATE_DATABASE)
     except BaseException as error:
         _leave(data)
         if isinstance(error, OSError):
-            what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-            raise _refusal(data, f"{what}") from None
+            what = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror or error}"
+            raise _refusal(data, what) from None
         if isinstance(error, psycopg.Error):
             raise _refusal(data, " ".join(str(error).split())) from None
         raise
@@ -85,8 +84,8 @@ def start() -> dict[str, Any]:
         "ENGINE": "django.db.backends.postgresql",
         "NAME": NAME,
         "USER": USER,
-        "HOST": server.sockets,
-        "PORT": server.port,
+        "HOST": lock.sockets,
+        "PORT": lock.port,
     }
 
 
@@ -242,8 +241,8 @@ def _launch(data: Path, programs: Path) -> None:
 
     owner = _owner(data) or _create(data, programs)
     sockets = _socket_folder(data, owner)
-    open_way(owner, data, sockets, programs)
-    for path in (data / "postmaster.pid", sockets / f".s.PGSQL.{PORT}.lock"):
+    postgresql.open_way(owner, data, sockets, programs)
+    for path in (data / "postmaster.pid", sockets / f".s.PGSQL.{postgresql.PORT}.lock"):
         # A dead server's, whose process id something else has now: PostgreSQL would take that for a server. But the
         # lock of another folder's server, which really has its socket here, stays.
         lock = _Lock.read(path)
@@ -252,26 +251,23 @@ def _launch(data: Path, programs: Path) -> None:
     log = data / "server.log"
     if log.exists():
         log.replace(data / "server.log.1")
-    folders = '"{}"'.format(str(sockets).replace('"', '""'))
-    options = {"listen_addresses": "", "unix_socket_directories": folders, "port": PORT}
-    command = [programs / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())]
     for waited in _patiently("the last queries of a killed server to end"):
-        if _answers(data, begin(command, owner, log)):
+        if _answers(data, postgresql.begin(postgresql.server(programs, data, sockets), owner, log)):
             return
         full = shutil.disk_usage(data).free < 2**16
-        words = "No space left on device" if full else last_words(log.read_text(errors="replace"))
+        words = "No space left on device" if full else postgresql.last_words(log.read_text(errors="replace"))
         if "shared memory block" not in words or waited > PATIENCE:
             raise _refusal(data, f"its server did not start and says “{words}”", f"read {log} and try again")
 
 
-def _answers(data: Path, server: "subprocess.Popen[str]") -> bool:
+def _answers(data: Path, process: "subprocess.Popen[str]") -> bool:
     """Wait until the server that was begun takes connections, after which it is no child of ours; or has ended."""
     for _ in _patiently("the embedded PostgreSQL to recover"):
-        if server.poll() is not None:
+        if process.poll() is not None:
             return False
         lock = _Lock.read(data / "postmaster.pid")
-        if lock and lock.process == server.pid and lock.ping() == psycopg.pq.Ping.OK:
-            server.returncode = 0
+        if lock and lock.process == process.pid and lock.ping() == psycopg.pq.Ping.OK:
+            process.returncode = 0
             return True
     raise AssertionError("the waiting has no end of its own")
 
@@ -299,13 +295,13 @@ def _owner(data: Path) -> tuple[int, int] | None:
     if (version := (data / "PG_VERSION").read_text().strip()) != _version():
         raise _refusal(data, f"its data are of PostgreSQL {version}, and this is {_version()}", move)
     if status.st_uid == 0:
-        advice = f"give it to somebody else (chown -R {ACCOUNT}: {shlex.quote(f'{data}')})"
+        advice = f"give it to somebody else (chown -R {postgresql.ACCOUNT}: {shlex.quote(f'{data}')})"
         raise _refusal(data, "it belongs to root, as whom PostgreSQL never runs", advice)
     return status.st_uid, status.st_gid
 
 
 def _create(data: Path, programs: Path) -> tuple[int, int]:
-    """Make the data folder under another name first, so that it is there whole or not at all; return its owner."""
+    """Make the data folder; return its owner."""
     import psutil
 
     for process in psutil.process_iter(["name", "cmdline"]):
@@ -313,32 +309,18 @@ def _create(data: Path, programs: Path) -> tuple[int, int]:
         if process.info["name"] == "postgres" and str(data) in (process.info["cmdline"] or ()):
             _stop(process)
     try:
-        owner = account()
+        owner = postgresql.account()
     except OSError as error:
         raise _refusal(data, f"{error}", "do not run this as root") from None
-    unfinished = data.with_name(f"{data.name}.unfinished")
-    open_way(owner, unfinished, programs)
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(mode=0o700)
-    try:
-        os.chown(unfinished, *owner)
-        command: list[Any] = ["--auth=trust", "--encoding=UTF8", *locale(int(_version())), "--username", USER]
-        with plain(programs) as copy:
-            code, output = _run(
-                [copy / "initdb", *command, "--pgdata", unfinished], owner, "the data folder to be made"
-            )
-        if code:
-            raise _refusal(data, f"initdb says “{last_words(output)}”")
-        unfinished.rename(data)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    postgresql.open_way(owner, data, programs)
+    waiting, arguments = _patiently("the data folder to be made"), ["--auth=trust", f"--username={USER}"]
+    postgresql.make_data(programs, int(_version()), owner, data, arguments, waiting)
     return owner
 
 
 def _socket_folder(data: Path, owner: tuple[int, int]) -> Path:
     """The data folder, which others cannot enter; if a socket cannot have that path, a temporary folder like it."""
-    if len(os.fsencode(data / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES and "," not in str(data):
+    if postgresql.holds_socket(data) and "," not in str(data):
         return data
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"{NAME}-{owner[0]}-{digest}"
@@ -350,19 +332,3 @@ def _socket_folder(data: Path, owner: tuple[int, int]) -> Path:
         advice = f"remove it (rm -r {shlex.quote(f'{folder}')})"
         raise _refusal(data, f"somebody else made {folder}, where its socket should be", advice)
     return folder
-
-
-# Programs
-
-
-def _run(command: list[Any], owner: tuple[int, int] | None, what: str) -> tuple[int, str]:
-    """Run a program to its end; return its exit code and output."""
-    process = begin(command, owner)
-    try:
-        for _ in _patiently(what):
-            if process.poll() is not None:
-                break
-        return process.returncode, process.communicate()[0].strip()
-    except BaseException:
-        process.kill()
-        raise

@@ -8,12 +8,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-ACCOUNT = "pgserver"
+ACCOUNT, PORT = "pgserver", "5432"
+SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
 
 
 def locale(version: int) -> list[str]:
@@ -85,6 +86,46 @@ def begin(
             umask=0o077,
             **as_owner,
         )
+
+
+def holds_socket(folder: Path) -> bool:
+    """Whether a socket can have its path in that folder."""
+    return len(os.fsencode(folder / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES
+
+
+def server(programs: Path, data: Path, sockets: Path, **options: str) -> list[Any]:
+    """Return the command of a server that listens on a socket in a folder, and nowhere else."""
+    folders = '"{}"'.format(str(sockets).replace('"', '""'))
+    options = {"listen_addresses": "", "port": PORT, "unix_socket_directories": folders, **options}
+    return [programs / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def make_data(
+    programs: Path, version: int, owner: tuple[int, int], data: Path, more: list[str], waiting: Iterable[object] = ()
+) -> None:
+    """Make a data folder under another name first: it is there whole or not at all, and why not is an OSError."""
+    unfinished = data.with_name(f"{data.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(mode=0o700)
+    try:
+        os.chown(unfinished, *owner)
+        with plain(programs) as copy:
+            command = [copy / "initdb", "--encoding=UTF8", *locale(version), *more, "--pgdata", unfinished]
+            process = begin(command, owner)
+            try:
+                for _ in waiting:
+                    if process.poll() is not None:
+                        break
+                output = process.communicate()[0]
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise OSError(f"initdb says “{last_words(output)}”")
+        unfinished.rename(data)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def last_words(text: str) -> str:

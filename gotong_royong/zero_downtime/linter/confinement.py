@@ -70,6 +70,7 @@ def confined(limit: float) -> Iterator[None]:
         return connect(conninfo, **more)
 
     with ExitStack() as stack:
+        stack.callback(os.chdir, Path.cwd())
         stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         if _can_be_interrupted():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))

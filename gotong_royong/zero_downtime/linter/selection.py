@@ -34,6 +34,10 @@ class Selection(NamedTuple):
     plan: tuple[Key, ...]
     one_deploy: bool
 
+    def without(self, told: Collection[Key]) -> "Selection":
+        """Leave out the verdict of those that have theirs; what they make is made all the same."""
+        return self._replace(judged=self.judged.difference(told))
+
     def template(self, loader: MigrationLoader, connection: BaseDatabaseWrapper) -> str:
         """Return a name for the database that the ground leads to: of this project, and of what its files say."""
         project = _digest([settings.SETTINGS_MODULE or "", str(Path.cwd()), connection.alias])[:8]

@@ -26,23 +26,20 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
+from gotong_royong.zero_downtime import programs as postgresql
 from gotong_royong.zero_downtime.conf import conf
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
-from gotong_royong.zero_downtime.programs import account, begin, last_words, locale, open_way, plain
 
 if TYPE_CHECKING:
     Process = subprocess.Popen[str]
 
-KEEPER, PORT = "keeper", "5432"
+KEEPER = "keeper"
 CACHE = "zero_downtime"
-SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
 UNUSED = 7 * 24 * 3600.0  # seconds
 PATIENCE = 60.0  # seconds for the start
 
 # What a crash of the machine would lose is made anew.
 OPTIONS = {
-    "listen_addresses": "",
-    "port": PORT,
     "unix_socket_permissions": "0700",
     "dynamic_shared_memory_type": "mmap",  # in the data folder, where a kill leaves nothing behind
     "fsync": "off",
@@ -114,7 +111,7 @@ def own_server(chosen: Programs) -> Iterator[dict[str, Any]]:
     """
     with ExitStack() as stack:
         try:
-            owner = account()
+            owner = postgresql.account()
             lock, folder = _own_folder(chosen, owner)
             stack.enter_context(lock)
             process, watcher = _started(chosen, folder, owner)
@@ -124,7 +121,7 @@ def own_server(chosen: Programs) -> Iterator[dict[str, Any]]:
         except OSError as error:
             what = f"{error.strerror}: {error.filename}" if error.filename else f"{error}"
             raise ZeroDowntimeError(f"The linter's own PostgreSQL {chosen.version} cannot be run: {what}.") from None
-        yield {"NAME": "postgres", "USER": KEEPER, "PASSWORD": password, "HOST": f"{folder}", "PORT": PORT}
+        yield {"NAME": "postgres", "USER": KEEPER, "PASSWORD": password, "HOST": f"{folder}", "PORT": postgresql.PORT}
 
 
 def _own_folder(chosen: Programs, owner: tuple[int, int]) -> tuple[IO[str], Path]:
@@ -146,13 +143,13 @@ def _cache(kind: str, owner: tuple[int, int]) -> Path:
     """Return where the folders are: in the cache of the user or of the machine, if a socket can have its path there."""
     home = Path("/var/cache") if os.geteuid() == 0 else Path("~/.cache").expanduser()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or home).absolute() / CACHE
-    if len(os.fsencode(folder / f"{kind}-00" / f".s.PGSQL.{PORT}")) > SOCKET_PATH_BYTES:
+    if not postgresql.holds_socket(folder / f"{kind}-00"):
         folder = Path(tempfile.gettempdir()) / f"{CACHE}-{os.geteuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.geteuid() or folder.is_symlink():
         raise OSError(f"somebody else made {folder}, where its data are to be")
-    open_way(owner, folder / kind)
+    postgresql.open_way(owner, folder / kind)
     return folder
 
 
@@ -168,24 +165,22 @@ def _remove_unused(base: Path) -> None:
 def _started(chosen: Programs, folder: Path, owner: tuple[int, int]) -> tuple["Process", "Process"]:
     """Start the server, on a new data folder if there is none or it does not start; return it and what ends it."""
     data, log = folder / "data", folder / "log"
-    sockets = '"{}"'.format(str(folder).replace('"', '""'))
-    settings = [f"--{name}={value}" for name, value in {**OPTIONS, "unix_socket_directories": sockets}.items()]
-    open_way(owner, folder, chosen.folder / "postgres")
+    postgresql.open_way(owner, folder, chosen.folder / "postgres")
     if _ping(folder) in {Ping.OK, Ping.REJECT}:  # a killed lint has left it
-        begin([chosen.folder / "pg_ctl", "stop", "-D", data, "-m", "immediate"], owner).communicate()
+        postgresql.begin([chosen.folder / "pg_ctl", "stop", "-D", data, "-m", "immediate"], owner).communicate()
     for is_new in (not data.exists(), True):
         if is_new:
             _make(chosen, folder, owner)
         log.unlink(missing_ok=True)
-        process = begin([chosen.folder / "postgres", "-D", data, *settings], owner, log)
-        watcher = begin(["/bin/sh", "-c", END_WITH_US, "sh", str(process.pid)], owner, stdin=subprocess.PIPE)
+        process = postgresql.begin(postgresql.server(chosen.folder, data, folder, **OPTIONS), owner, log)
+        watcher = postgresql.begin(["/bin/sh", "-c", END_WITH_US, "sh", str(process.pid)], owner, stdin=subprocess.PIPE)
         until = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < until:
             if _ping(folder) == Ping.OK:
                 return process, watcher
             time.sleep(0.01)
         _stop(process, watcher, signal.SIGQUIT)
-    raise OSError(f"it says “{last_words(log.read_text(errors='replace'))}” ({folder})")
+    raise OSError(f"it says “{postgresql.last_words(log.read_text(errors='replace'))}” ({folder})")
 
 
 def _stop(process: "Process", watcher: "Process", how: signal.Signals = signal.SIGINT) -> None:
@@ -196,11 +191,12 @@ def _stop(process: "Process", watcher: "Process", how: signal.Signals = signal.S
 
 
 def _ping(folder: Path) -> Ping:
-    return Ping(PGconn.ping(make_conninfo(host=f"{folder}", port=PORT, user=KEEPER, dbname="postgres").encode()))
+    return Ping(
+        PGconn.ping(make_conninfo(host=f"{folder}", port=postgresql.PORT, user=KEEPER, dbname="postgres").encode())
+    )
 
 
 def _make(chosen: Programs, folder: Path, owner: tuple[int, int]) -> None:
-    """Make the data folder under another name first, so that it is there whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     password = folder / "password"
@@ -208,11 +204,5 @@ def _make(chosen: Programs, folder: Path, owner: tuple[int, int]) -> None:
     password.write_text(secrets.token_urlsafe())
     for path in (folder, password):
         os.chown(path, *owner)
-    arguments = ["--no-sync", "--encoding=UTF8", *locale(chosen.version), "--wal-segsize=1", "--username", KEEPER]
-    arguments += ["--auth=scram-sha-256", f"--pwfile={password}", f"--pgdata={folder / 'unfinished'}"]
-    with plain(chosen.folder) as copy:
-        process = begin([copy / "initdb", *arguments], owner)
-        output = process.communicate()[0]
-    if process.returncode:
-        raise OSError(f"initdb says “{last_words(output)}”")
-    (folder / "unfinished").rename(folder / "data")
+    arguments = ["--no-sync", "--wal-segsize=1", f"--username={KEEPER}", "--auth=scram-sha-256", f"--pwfile={password}"]
+    postgresql.make_data(chosen.folder, chosen.version, owner, folder / "data", arguments)

@@ -1,7 +1,9 @@
 """What can a linted migration do to others? It is ended within its limit, reported, and the others are judged."""
 
 import json
+import os
 import re
+import signal
 import time
 
 import psutil
@@ -56,6 +58,9 @@ SQL = {
     "runs_a_program": ("COPY (SELECT 1) TO PROGRAM 'touch {file}'", {"W401"}, NOT_ALLOWED),
     "reads_a_file": ("SELECT pg_read_file('postgresql.conf')", {"W401"}, NOT_ALLOWED),
     "subscribes": ("CREATE SUBSCRIPTION s CONNECTION 'dbname={victim}' PUBLICATION p", {"W401"}, NOT_ALLOWED),
+    "writes_a_file": ("SELECT lo_export(lo_create(0), '{file}')", {"W401"}, NOT_ALLOWED),
+    "links_to_a_server": ("CREATE EXTENSION dblink", {"W401"}, NOT_ALLOWED + "|is not available"),
+    "links_tables": ("CREATE EXTENSION postgres_fdw", {"W401"}, NOT_ALLOWED + "|is not available"),
     "waits": ("SELECT pg_sleep(100)", {"W401"}, STOPPED),
     "waits_without_a_limit": ("SET statement_timeout = 0; SELECT pg_sleep(100)", {"W401"}, STOPPED),
 }  # fmt: skip
@@ -72,14 +77,39 @@ CODE = {
     "leaves_a_copy": ("os.fork() or (note(), time.sleep(600))", set(), ""),
     "leaves_a_thread": ("threading.Thread(target=time.sleep, args=[600]).start()", set(), ""),
     "writes_much": ("[os.write(to, b'x' * 2**20) for _ in range(2000) for to in (1, 2)]", set(), ""),
-    "prints_much": ("[print('x' * 2**20, file=to) for _ in range(50) for to in (sys.stdout, sys.stderr)]", set(), ""),
+    "prints_much": ("[print('x' * 2**20, file=to) for _ in range(10) for to in (sys.stdout, sys.stderr)]", set(), ""),
     "reads_the_terminal": ("input()", {"E301"}, "EOFError"),
     "fails_in_a_circle": ("circle()", {"E301"}, "ValueError: round"),
+    "fails_too_deep": ("deep = lambda: deep(); deep()", {"E301"}, "RecursionError"),
+    "eats_memory": ("eaten = [bytes(2**30) for _ in iter(int, 1)]", {"E301"}, "MemoryError"),
+    "kills_its_parent": ("os.kill(os.getppid(), signal.SIGKILL); time.sleep(1)", {"E301"}, ENDED),
+    "kills_its_group": ("os.killpg(0, signal.SIGKILL)", {"E301"}, ENDED),
+    "leaves_a_daemon": ("os.fork() or (os.setsid(), os.fork() and os._exit(0), note(), time.sleep(600))", set(), ""),
+    "says_that_it_ended": (
+        """[os.write(to, b'["end"]\\n0 errors\\n') for to in (0, 1, 2)]; print('["end"]')""",
+        set(),
+        "",
+    ),
+    "writes_into_all_files": ("everywhere()", {"E301"}, r"It wrote where the linter writes its reports"),
+    "reaches_the_server": (
+        "__import__('psycopg').connect(os.environ['DATABASE_URL'])",
+        {"W401"},
+        "lets no migration reach the network",
+    ),
+    "ends_it_at_the_end": ("__import__('atexit').register(os._exit, 0)", set(), ""),
+    "hooks_errors": ("sys.excepthook = sys.unraisablehook = lambda *_: os._exit(0)", set(), ""),
+    "goes_elsewhere": ("os.chdir('/')", set(), ""),
 }
 BEFORE = """
 def note():
-    with open({file!r}, "w") as file:
-        file.write(str(os.getpid()))
+    with open({file!r}, "a") as file:
+        file.write(f"{{os.getpid()}}\\n")
+def everywhere():
+    for to in range(3, 100):
+        try:
+            os.write(to, b'["end"]\\n')
+        except OSError:
+            pass
 def stubborn():
     while True:
         try:
@@ -150,7 +180,9 @@ def test_one_is_reported(linted, name):
 
 
 def test_the_others_are_judged_and_the_exit_status_is_not_theirs(linted):
-    assert {one["id"] for one in linted["found"] if one["migration"] == "0999_index"} >= {"zero_downtime.E103"}
+    found = [one for one in linted["found"] if one["migration"] == "0999_index"]
+    assert {one["id"] for one in found} >= {"zero_downtime.E103"}
+    assert {one["path"] for one in found} == {"shop/migrations/0999_index.py"}
     assert linted["code"] == 1
     assert re.match(rf"ZeroDowntimeError: {len(SQL) + len(CODE) + 2} migrations, \d+ errors, ", linted["err"])
 
@@ -178,7 +210,7 @@ def test_one_that_the_linter_fails_on_costs_its_verdict_and_no_other(shop):
     assert ("0003", "E103") in found
 
 
-@pytest.mark.parametrize("killed", ["parent", "child", "server"])
+@pytest.mark.parametrize("killed", ["parent", "keeper", "child", "server"])
 def test_a_kill_leaves_nothing_and_ends_it_with_an_error(shop, tmp_path, no_other_servers, killed):
     sleep = f"open({str(tmp_path / 'at')!r}, 'w').write('here') and time.sleep(5)"
     shop.write("0002_waits", f"migrations.RunPython(lambda *_: {sleep}, migrations.RunPython.noop)")
@@ -187,15 +219,85 @@ def test_a_kill_leaves_nothing_and_ends_it_with_an_error(shop, tmp_path, no_othe
     parent = psutil.Process(process.pid)
     began = parent.children(recursive=True)
     (server,) = [one for one in parent.children() if one.name() == "postgres"]
-    (child,) = [one for one in parent.children() if one.cmdline() == parent.cmdline()]
-    {"parent": parent, "child": child, "server": server}[killed].kill()
+    (keeper,) = [one for one in parent.children() if one.cmdline() == parent.cmdline()]
+    (child,) = keeper.children()
+    {"parent": parent, "keeper": keeper, "child": child, "server": server}[killed].kill()
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    if killed == "child":
+    if killed in {"keeper", "child"}:
         assert "It ended the process that ran it (SIGKILL)." in out
     until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in began))
     (tmp_path / "at").unlink()
     assert "2 migrations, 0 errors" in shop.succeed("lintmigrations", "shop")
+
+
+def ended(process):
+    return not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+
+
+DEAF = """migrations.RunPython(lambda *_: (
+    os.fork() or (os.setsid(), os.fork() and os._exit(0), note(), time.sleep(600)),
+    note(), collections.deque(iter(int, 1), maxlen=0),
+), migrations.RunPython.noop)"""
+
+
+@pytest.mark.parametrize("adopt", [True, False], ids=["Linux", "elsewhere"])
+def test_code_that_hears_nothing_ends_when_the_parent_is_killed(shop, tmp_path, no_other_servers, adopt):
+    """Where no process can adopt others, what has left the group of its own will stays."""
+    limits = LIMITS.replace("1.0, 1.0", "60.0, 1.0") + ("" if adopt else "        apart.ADOPT = -1\n")
+    (shop.folder / "shop" / "apps.py").write_text(limits)
+    text = PYTHON.format(before=BEFORE.format(file=str(tmp_path / "at")), code="pass", operation=DEAF)
+    (shop.migrations / "0002_deaf.py").write_text(text.replace("0000_items", "0001_items"))
+    process = shop.start("lintmigrations", "shop")
+    until(lambda: (tmp_path / "at").exists() and len((tmp_path / "at").read_text().split()) == 2)
+    noted = {int(one) for one in (tmp_path / "at").read_text().split()}
+    parent = psutil.Process(process.pid)
+    began = {one.pid for one in parent.children(recursive=True)}
+    assert len(began & noted) == (2 if adopt else 1)
+    killed = time.monotonic()
+    parent.kill()
+    until(lambda: all(map(ended, began)))
+    assert time.monotonic() - killed < 10  # of the 60 s that the operation has
+    process.communicate(timeout=60)
+    for one in noted - began:
+        os.kill(one, signal.SIGKILL)
+
+
+def test_a_killed_lint_is_in_no_other_s_way(shop, tmp_path, no_other_servers):
+    wait = f"open({str(tmp_path / 'at')!r}, 'a').write('here ') and time.sleep(2)"
+    shop.write("0002_waits", f"migrations.RunPython(lambda *_: {wait}, migrations.RunPython.noop)")
+    one, other = (shop.start("lintmigrations", "shop") for _ in range(2))
+    until(lambda: (tmp_path / "at").exists() and len((tmp_path / "at").read_text().split()) == 2)
+    began = [process.pid for lint in (one, other) for process in psutil.Process(lint.pid).children(recursive=True)]
+    psutil.Process(one.pid).kill()
+    one.communicate(timeout=60)
+    out, err = other.communicate(timeout=60)
+    assert other.returncode == 0, err
+    assert "2 migrations, 0 errors" in out
+    until(lambda: all(map(ended, began)))
+
+
+def test_what_has_its_verdict_is_not_tried_again(shop, tmp_path):
+    """Two that end the process cost no second look at the others, nor a second wait for one that never ends."""
+    (shop.folder / "shop" / "apps.py").write_text(LIMITS)
+    note = f"lambda *_: open({str(tmp_path / 'tried')!r}, 'a').write('x')"
+    shop.write("0002_is_tried", f"migrations.RunPython({note}, {note})")
+    late = f"open({str(tmp_path / 'late')!r}, 'a').write('x') and time.sleep(60)"
+    shop.write("0003_late", f"migrations.RunPython(lambda *_: {late}, migrations.RunPython.noop)")
+    once = {name: len(text) for name, text in noted_by(shop, tmp_path).items()}
+    for name in ("0004_exits", "0005_exits"):
+        shop.write(name, "migrations.RunPython(lambda *_: __import__('os')._exit(0), migrations.RunPython.noop)")
+    again = {name: len(text) for name, text in noted_by(shop, tmp_path).items()}
+    # Each of the two others that begin runs it up once, without a way down and without rows.
+    assert again == {"tried": once["tried"] + 2, "late": once["late"]}
+
+
+def noted_by(shop, folder):
+    files = [folder / "tried", folder / "late"]
+    for file in files:
+        file.unlink(missing_ok=True)
+    shop.run("lintmigrations", "shop")
+    return {file.name: file.read_text() for file in files}
 
 
 def left(database):
@@ -220,5 +322,6 @@ def test_on_a_server_that_the_setting_names_nothing_is_left_either(shop, scratch
 
 
 def test_nothing_of_it_is_left(linted):
-    process = int(linted["file"].read_text())
-    assert not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    noted = [int(line) for line in linted["file"].read_text().split()]
+    assert len(noted) >= 2, "a copy and a daemon"
+    assert all(map(ended, noted))

@@ -72,13 +72,16 @@ class Command(ZeroDowntimeCommand):
             def start() -> Place:
                 return stack.enter_context(place(connection, self.note))
 
-            def work(stopped: Mapping[Key, Failure], ask: Callable[[], Any]) -> Iterator[tuple[Key, Any]]:
+            def work(
+                stopped: Mapping[Key, Failure], told: Collection[Key], ask: Callable[[], Any]
+            ) -> Iterator[tuple[Key, Failure | None, Any]]:
                 loader = loaded()
-                chosen = self.chosen(loader, applied, options)
+                chosen = self.chosen(loader, applied, options).without(told)
                 judged = lint(connection, loader, chosen, limit=LIMIT, stopped=stopped, where=lambda: Place(*ask()))
                 for trace, broken in judged:
                     explained = list(reports.explanation(trace)) if options["explain"] else []
-                    yield (trace.migration.app_label, trace.migration.name), (explained, list(map(as_told, broken)))
+                    key = trace.migration.app_label, trace.migration.name
+                    yield key, trace.up.failure, (explained, list(map(as_told, broken)))
 
             for explained, told in stack.enter_context(closing(apart(work, start))):
                 broken = [weighed(as_found(one), known) for one in told]
