@@ -32,15 +32,15 @@ install: $(READY) ## only set up the packages
 migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 	@$(BIN)/python manage.py migrate
 
-test: $(READY) ## run the tests on the embedded PostgreSQL 18, or on DATABASE_URL, but for the slow ones
-	@$(PYTEST) -m "not slow"
+test: $(READY) ## run the tests on the embedded PostgreSQL 18, or on DATABASE_URL, but for the slow ones and those that install from PyPI
+	@$(PYTEST) -m "not slow and not guests"
 
 test-all: $(READY) ## run all tests there, and what depends on the server on the embedded PostgreSQL 16
 	@$(PYTEST)
 	@[ -n "$$DATABASE_URL" ] || { echo; echo "What depends on the server, on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(MAKE) --no-print-directory test-server; }
 
 test-server: $(READY) ## run only what depends on the server
-	@$(PYTEST) -m "not once and not slow"
+	@$(PYTEST) -m "not once and not slow and not guests"
 
 coverage: $(READY) ## run the tests once and say which lines no test reaches
 	@$(PYTEST) --cov

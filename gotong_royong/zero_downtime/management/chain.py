@@ -24,6 +24,9 @@ DJANGO = "django.core.management.commands."
 class Chained(ZeroDowntimeCommand):
     """Our form of one of Django's commands. It is made on the command that the project would have without us."""
 
+    innermost: tuple[type[BaseCommand], ...] = ()
+    """What goes between the others' and Django's: its ``handle`` is what they call once it is our turn to work."""
+
     replaced: tuple[str, ...] = ()
     """Options of the others that ours has taken, known once the arguments were added."""
 
@@ -47,10 +50,11 @@ class Chained(ZeroDowntimeCommand):
 
 def on_top(ours: type[Chained]) -> Any:
     """Return ours on the class of the first other app that brings the command; ours alone if that cannot be."""
-    if not (found := next_to(ours)) or not can_carry(found[1], ours):
-        return ours
-    other = found[1]
-    return other if issubclass(other, ours) else type(ours.__name__, (ours, other), {"__module__": ours.__module__})
+    bases: tuple[type[BaseCommand], ...] = (ours,)
+    if (found := next_to(ours)) and can_carry(other := found[1], ours):
+        bases = (other,) if issubclass(other, ours) else (ours, other)
+    bases += ours.innermost
+    return type(ours.__name__, bases, {"__module__": ours.__module__}) if len(bases) > 1 else bases[0]
 
 
 def next_to(ours: type[Chained]) -> tuple[AppConfig, type[BaseCommand]] | None:

@@ -6,8 +6,8 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -29,9 +29,21 @@ from gotong_royong.zero_downtime.management.consent import Asking, Consent
 from gotong_royong.zero_downtime.stages import Stage
 
 
+class Innermost(migrate.Command):
+    """Django's, at work as ours has it. What others' commands wait for before that, they wait for without a lock."""
+
+    within: Callable[[], AbstractContextManager[None]]
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        with self.within():
+            super().handle(*args, **options)
+
+
 class Command(chain.Chained, migrate.Command):
+    innermost = (Innermost,)
     goes_on_unread = True
     report: reports.Reporter
+    within: Callable[[], AbstractContextManager[None]]
     executor: Asking | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -84,9 +96,19 @@ class Command(chain.Chained, migrate.Command):
         self.guarded = not unguarded and not options["check_unapplied"]
         if unguarded and self.verbosity and kind != "json":
             self.stdout.write(f"This run is neither guarded nor recorded: {unguarded}.")
+        with reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"]) as self.report:
+            self.within = partial(self.at_work, options)
+            super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
+            for text in dict.fromkeys(left.text for left in self.executor.left) if self.executor else ():
+                self.report("note", text=text)
+        if self.executor:
+            self.refuse_to_hold_back(self.executor.held_back)
+
+    @contextmanager
+    def at_work(self, options: dict[str, Any]) -> Iterator[None]:
+        """Let Django's command use our executor, as the only runner."""
+        connection, kind = connections[options["database"]], options["format"]
         with ExitStack() as stack:
-            self.report = reports.reporter(self, kind=kind, verbosity=self.verbosity, no_color=options["no_color"])
-            stack.enter_context(self.report)
             keywords: dict[str, Any] = {"stage": options["stage"]}
             if self.guarded:
                 stack.enter_context(sigterm_like_ctrl_c())
@@ -109,11 +131,7 @@ class Command(chain.Chained, migrate.Command):
 
             stack.callback(gc.unfreeze)
             stack.enter_context(in_place_of_djangos(executor))
-            super().handle(*args, **{**options, "verbosity": 0 if kind == "json" else self.verbosity})
-            for text in dict.fromkeys(left.text for left in self.executor.left) if self.executor else ():
-                self.report("note", text=text)
-        if self.executor:
-            self.refuse_to_hold_back(self.executor.held_back)
+            yield
 
     def consent(self, agreed: bool, kind: str) -> Consent:
         """Return what is agreed to of what a way back destroys: all of it or nothing."""
@@ -164,8 +182,13 @@ class Command(chain.Chained, migrate.Command):
             planners.append(Planner(*arguments, **keywords, stage=options["stage"]))
             return planners[-1]
 
-        looking = only_looking(connections[options["database"]])
-        with looking, in_place_of_djangos(planner), suppress(SystemExit):
+        @contextmanager
+        def looking() -> Iterator[None]:
+            with only_looking(connections[options["database"]]), in_place_of_djangos(planner):
+                yield
+
+        self.within = looking
+        with suppress(SystemExit):
             super().handle(*args, **{**options, "plan": False, "check_unapplied": True})
         plan = planners[0].plan
         steps = look_ahead(planners[0], plan, fake=options["fake"], fake_initial=options["fake_initial"])
