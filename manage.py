@@ -17,9 +17,9 @@ def main() -> None:
             raise
         sys.exit(f"Error: {' '.join(str(error).split())}")
     except Exception as error:
-        from gotong_royong.zero_downtime import mistakes  # which, like any app, wants Django to be set up
+        from gotong_royong.zero_downtime.running import diagnosis  # which, like any app, wants Django to be set up
 
-        if "--traceback" in sys.argv or not (sentence := mistakes.sentence(error)):
+        if "--traceback" in sys.argv or not (sentence := diagnosis.sentence(error)):
             raise
         sys.exit(f"Error: {sentence}")
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg.conninfo import make_conninfo
 
-from gotong_royong.zero_downtime import programs as postgresql
+from gotong_royong.zero_downtime.postgres import programs as postgresql
 
 if TYPE_CHECKING:
     import psutil

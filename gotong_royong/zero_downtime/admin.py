@@ -14,11 +14,11 @@ from django.shortcuts import redirect
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from gotong_royong.zero_downtime import reports
-from gotong_royong.zero_downtime.backfills import ranges, steering
-from gotong_royong.zero_downtime.backfills.steering import Progress
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
-from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+from .backfills import ranges, steering
+from .backfills.steering import Progress
+from .exceptions import ZeroDowntimeError, counted
+from .models import Backfill, BackfillRange
+from .running import reports
 
 Status = Backfill.Status
 MOST_RANGES, MOST_SET_ASIDE = 20, 100  # that a page shows

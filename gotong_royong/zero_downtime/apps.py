@@ -15,13 +15,14 @@ except ImportError:
 else:
     HAS_DRIVER = True
 
-APP = "zero_downtime"
+APP, NAME = "zero_downtime", __package__
+"""The label of the app, and the name under which it is installed."""
 
 
 class ZeroDowntimeConfig(AppConfig):
     """The app. Without psycopg 3 it brings no models and no commands, only the check that says so."""
 
-    name = __package__
+    name = NAME
     label = APP
     default_auto_field = "django.db.models.BigAutoField"
     verbose_name = "Zero-downtime migrations"
@@ -34,7 +35,7 @@ class ZeroDowntimeConfig(AppConfig):
             self.module, self.path = ModuleType(app_name), ""
 
     def ready(self) -> None:
-        from gotong_royong.zero_downtime import checks  # noqa: F401  (registers them)
+        from . import checks  # noqa: F401  (registers them)
 
         self.configured = {alias: str(database.get("NAME")) for alias, database in settings.DATABASES.items()}
 

@@ -12,10 +12,10 @@ from django.core.management import find_commands, get_commands
 from django.db import DatabaseError, NotSupportedError, connections
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime import apps
+from . import apps
 
 HERE = Path(__file__).parent
-OURS, LABEL = apps.ZeroDowntimeConfig.name, "zero_downtime"
+OURS, LABEL = apps.NAME, apps.APP
 FIRST = "The one whose app comes first in INSTALLED_APPS is used: change that, or call one of them otherwise."
 
 
@@ -86,7 +86,7 @@ def commands(**_: Any) -> Iterator[CheckMessage]:
     """Say which of our commands another app's keeps away, and which of another app's ours keeps away."""
     if not _is_in_use():
         return
-    from gotong_royong.zero_downtime.management import chain
+    from .management import chain
 
     for name in find_commands(str(HERE / "management")):
         others = [config.name for config in chain.bringing(name) if config.name != OURS]
@@ -100,7 +100,7 @@ def _together(name: str, used: str, other: str, ours: type) -> Iterator[CheckMes
     Args:
         used: the app whose command of that name Django takes.
     """
-    from gotong_royong.zero_downtime.management import chain
+    from .management import chain
 
     is_chained, taken = issubclass(ours, chain.Chained), chain.command(used, name)
     if not issubclass(taken, ours):

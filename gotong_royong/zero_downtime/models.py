@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db import models
 
-from gotong_royong.zero_downtime.journal import Kind
+from .postgres.journal import Kind
 
 
 class Status(models.TextChoices):

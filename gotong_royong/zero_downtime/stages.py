@@ -13,9 +13,9 @@ from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.operations.base import Operation
 from django.db.models import NOT_PROVIDED
 
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ImpossibleStage
-from gotong_royong.zero_downtime.statements import Statement, only_adds, split
+from .conf import conf
+from .exceptions import ImpossibleStage
+from .postgres.statements import Statement, only_adds, split
 
 Plan = list[tuple[Migration, bool]]
 Key = tuple[str, str]

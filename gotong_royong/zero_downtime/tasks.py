@@ -13,12 +13,12 @@ from procrastinate import JobContext
 from procrastinate.contrib.django import app
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
-from gotong_royong.zero_downtime.backfills import steering
-from gotong_royong.zero_downtime.backfills.ranges import worker_name
-from gotong_royong.zero_downtime.backfills.worker import Worker
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
-from gotong_royong.zero_downtime.models import Backfill
+from .backfills import steering
+from .backfills.ranges import worker_name
+from .backfills.worker import Worker
+from .conf import conf
+from .exceptions import ZeroDowntimeError, summary
+from .models import Backfill
 
 logger = logging.getLogger(__name__)
 SLICE = 20.0  # seconds that a job works on a backfill; a deploy gives a process 30 to end

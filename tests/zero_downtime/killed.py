@@ -51,7 +51,7 @@ def run(order, answer):
         counts = True
         return real_begin(*arguments, **keywords)
 
-    from gotong_royong.zero_downtime.ledger import Steps
+    from gotong_royong.zero_downtime.running.ledger import Steps
 
     real_begin, Steps.begin = Steps.begin, begin
     psycopg.Cursor.execute, psycopg.Connection.commit = execute, commit

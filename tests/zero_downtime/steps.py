@@ -4,9 +4,9 @@ import os
 
 from django.db import migrations
 
-from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.ledger import only_runner
 from gotong_royong.zero_downtime.models import Step
+from gotong_royong.zero_downtime.running.executor import Executor
+from gotong_royong.zero_downtime.running.ledger import only_runner
 from tests.databases import url
 
 

@@ -1,7 +1,7 @@
 """A table with two rows, what a trial migration does to it, and what a rollback says of that."""
 
 from tests.databases import look
-from tests.zero_downtime.test_recall import recorded, sql
+from tests.zero_downtime.running.test_recall import recorded, sql
 
 THING = """migrations.CreateModel("Thing", [
     ("id", models.BigAutoField(primary_key=True)),

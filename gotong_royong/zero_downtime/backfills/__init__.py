@@ -12,6 +12,6 @@ The rooms inside, in the order in which they may import one another:
 - ``inline``: what a migration does with a backfill.
 """
 
-from gotong_royong.zero_downtime.backfills.declarations import Declaration
+from .declarations import Declaration
 
 __all__ = ["Declaration"]

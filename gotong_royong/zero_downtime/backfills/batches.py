@@ -15,26 +15,16 @@ from typing import Any, TypeVar
 
 from django.db import OperationalError, connections, transaction
 
-from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.backfills import ranges, statements
-from gotong_royong.zero_downtime.backfills.changes import Changes, TooMany
-from gotong_royong.zero_downtime.backfills.ranges import BLOCKS, LetGo
-from gotong_royong.zero_downtime.backfills.sizes import (
-    AMONG_OTHERS,
-    FEW,
-    FIRST,
-    FIRST_IN_PYTHON,
-    GAP,
-    LARGEST,
-    READ,
-    SLICE,
-    Size,
-)
-from gotong_royong.zero_downtime.backfills.statements import KEYS, Blocks
-from gotong_royong.zero_downtime.backfills.throttle import LOOK_EVERY, Throttle
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BackfillFailed
-from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+from ..conf import conf
+from ..exceptions import BackfillFailed
+from ..models import Backfill, BackfillRange
+from ..postgres import locks
+from . import ranges, statements
+from .changes import Changes, TooMany
+from .ranges import BLOCKS, LetGo
+from .sizes import AMONG_OTHERS, FEW, FIRST, FIRST_IN_PYTHON, GAP, LARGEST, READ, SLICE, Size
+from .statements import KEYS, Blocks
+from .throttle import LOOK_EVERY, Throttle
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ from django.core.exceptions import ValidationError
 from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.db.models import QuerySet
 
-from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.backfills import statements
-from gotong_royong.zero_downtime.backfills.ranges import LetGo
-from gotong_royong.zero_downtime.backfills.statements import Work
-from gotong_royong.zero_downtime.exceptions import BackfillFailed, summary
-from gotong_royong.zero_downtime.models import Backfill, SetAside
+from ..exceptions import BackfillFailed, summary
+from ..models import Backfill, SetAside
+from ..postgres import locks
+from . import statements
+from .ranges import LetGo
+from .statements import Work
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from contextlib import ExitStack, suppress
 
 from django.db import Error, InterfaceError, OperationalError, connections
 
-from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.backfills import steering
-from gotong_royong.zero_downtime.backfills.steering import Progress
-from gotong_royong.zero_downtime.backfills.throttle import BACKFILL
-from gotong_royong.zero_downtime.backfills.worker import Worker
-from gotong_royong.zero_downtime.models import Backfill
+from ..models import Backfill
+from ..postgres import locks
+from . import steering
+from .steering import Progress
+from .throttle import BACKFILL
+from .worker import Worker
 
 LOOK = 0.25  # seconds between two looks at how far it is
 

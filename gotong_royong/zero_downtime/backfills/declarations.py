@@ -11,7 +11,7 @@ from django.db.models import Model, Q, QuerySet
 from django.db.models.sql import UpdateQuery
 from django.utils.module_loading import autodiscover_modules
 
-from gotong_royong.zero_downtime.exceptions import BackfillRefused, UnknownBackfill, meant
+from ..exceptions import BackfillRefused, UnknownBackfill, meant
 
 DECLARED: dict[str, "type[Declaration]"] = {}
 

@@ -9,16 +9,16 @@ from contextlib import suppress
 from django.db import models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime import catalog, locks
-from gotong_royong.zero_downtime.apps import why_not_guarded
-from gotong_royong.zero_downtime.backfills import ranges, statements, steering
-from gotong_royong.zero_downtime.backfills.batches import LEFT
-from gotong_royong.zero_downtime.backfills.declarations import declared
-from gotong_royong.zero_downtime.backfills.statements import Work
-from gotong_royong.zero_downtime.backfills.worker import POLL, Worker
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted
-from gotong_royong.zero_downtime.models import Backfill
+from ..apps import why_not_guarded
+from ..conf import conf
+from ..exceptions import BackfillFailed, BackfillRefused, counted
+from ..models import Backfill
+from ..postgres import catalog, locks
+from . import ranges, statements, steering
+from .batches import LEFT
+from .declarations import declared
+from .statements import Work
+from .worker import POLL, Worker
 
 ROWS_IN_A_BLOCK = 50  # of a table that was never analyzed
 

@@ -15,9 +15,9 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Model
 
-from gotong_royong.zero_downtime import locks
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+from ..conf import conf
+from ..models import Backfill, BackfillRange
+from ..postgres import locks
 
 LEASE = 30.0  # seconds that a worker may be silent
 FLUSH_AFTER = "256kB"  # that a worker has written while others are at work

@@ -1,7 +1,7 @@
 """How large is the next batch, so that it takes as long as it shall?"""
 
-from gotong_royong.zero_downtime.backfills.ranges import BLOCKS
-from gotong_royong.zero_downtime.backfills.statements import KEYS, PHYSICAL, STRIPES
+from .ranges import BLOCKS
+from .statements import KEYS, PHYSICAL, STRIPES
 
 TARGET = 0.2  # seconds that a batch shall take
 AMONG_OTHERS = 0.05  # seconds that it shall take while there is a reason to go slower, for somebody may want its rows

@@ -17,9 +17,9 @@ from django.db.models.expressions import Col, RawSQL
 from django.db.models.functions import Cast
 from django.db.models.sql import Query, UpdateQuery
 
-from gotong_royong.zero_downtime.backfills.declarations import Declaration
-from gotong_royong.zero_downtime.backfills.ranges import LEAVES, key_fields
-from gotong_royong.zero_downtime.exceptions import BackfillFailed
+from ..exceptions import BackfillFailed
+from .declarations import Declaration
+from .ranges import LEAVES, key_fields
 
 STRIPES, PHYSICAL, KEYS = "stripes", "physical", "keys"
 PASSES = 8  # over the same blocks in stripes; a power of two

@@ -17,12 +17,12 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
-from gotong_royong.zero_downtime import catalog
-from gotong_royong.zero_downtime.backfills.declarations import declared, takes_back
-from gotong_royong.zero_downtime.backfills.ranges import HELD, cancel_look
-from gotong_royong.zero_downtime.backfills.statements import KEYS
-from gotong_royong.zero_downtime.exceptions import BackfillRefused, NoLedger
-from gotong_royong.zero_downtime.models import Backfill, BackfillRange, SetAside, Steered
+from ..exceptions import BackfillRefused, NoLedger
+from ..models import Backfill, BackfillRange, SetAside, Steered
+from ..postgres import catalog
+from .declarations import declared, takes_back
+from .ranges import HELD, cancel_look
+from .statements import KEYS
 
 Status = Backfill.Status
 

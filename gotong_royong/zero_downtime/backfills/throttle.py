@@ -14,9 +14,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 from django.utils.module_loading import import_string
 
-from gotong_royong.zero_downtime.backfills.ranges import LEAVES
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import counted, summary
+from ..conf import conf
+from ..exceptions import counted, summary
+from .ranges import LEAVES
 
 BACKFILL = "backfill"
 OURS = [BACKFILL, "migrate", "migrate: ledger", "migrate: watchdog", "migrate: backstop"]

@@ -15,18 +15,18 @@ import psycopg
 from django.db import Error, ProgrammingError, connections, models
 from django.db.models.functions import Now
 
-from gotong_royong.zero_downtime import catalog, locks
-from gotong_royong.zero_downtime.backfills import ranges, statements, steering
-from gotong_royong.zero_downtime.backfills.batches import IN_QUEUE, LEFT, Batches
-from gotong_royong.zero_downtime.backfills.changes import Changes
-from gotong_royong.zero_downtime.backfills.declarations import declared, model_of
-from gotong_royong.zero_downtime.backfills.ranges import LetGo
-from gotong_royong.zero_downtime.backfills.sizes import TARGET
-from gotong_royong.zero_downtime.backfills.statements import KEYS, STRIPES, Work
-from gotong_royong.zero_downtime.backfills.throttle import BACKFILL, Throttle
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, counted, summary
-from gotong_royong.zero_downtime.models import Backfill, BackfillRange
+from ..conf import conf
+from ..exceptions import BackfillFailed, BackfillRefused, counted, summary
+from ..models import Backfill, BackfillRange
+from ..postgres import catalog, locks
+from . import ranges, statements, steering
+from .batches import IN_QUEUE, LEFT, Batches
+from .changes import Changes
+from .declarations import declared, model_of
+from .ranges import LetGo
+from .sizes import TARGET
+from .statements import KEYS, STRIPES, Work
+from .throttle import BACKFILL, Throttle
 
 POLL = 0.1  # seconds between two looks for a range
 MOST_SWEEPS = 10  # where each has left more than LEFT rows, somebody makes them as fast as they are done

@@ -18,15 +18,15 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime.exceptions import meant
-from gotong_royong.zero_downtime.linter import rules
-from gotong_royong.zero_downtime.linter.facts import Direction, Failure, Trace
-from gotong_royong.zero_downtime.linter.registry import RULES, Spot, Violation, violation, violations
-from gotong_royong.zero_downtime.linter.scratch import Place, place, scratch
-from gotong_royong.zero_downtime.linter.selection import Selection
-from gotong_royong.zero_downtime.linter.trace import LIMIT, Failed, fill, traces
-from gotong_royong.zero_downtime.operations import IgnoreRules
-from gotong_royong.zero_downtime.stages import Key
+from ..exceptions import meant
+from ..operations import IgnoreRules
+from ..stages import Key
+from . import rules
+from .facts import Direction, Failure, Trace
+from .registry import RULES, Spot, Violation, violation, violations
+from .scratch import Place, place, scratch
+from .selection import Selection
+from .trace import LIMIT, Failed, fill, traces
 
 __all__ = ["RULES", "Trace", "Violation", "lint", "rules"]
 

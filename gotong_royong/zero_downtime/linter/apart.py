@@ -27,12 +27,12 @@ from typing import Any
 from django.core.management import CommandError
 from django.db import connections
 
-from gotong_royong.zero_downtime import exceptions
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
-from gotong_royong.zero_downtime.linter.confinement import watch
-from gotong_royong.zero_downtime.linter.facts import Failure
-from gotong_royong.zero_downtime.mistakes import sentence
-from gotong_royong.zero_downtime.stages import Key
+from .. import exceptions
+from ..exceptions import ZeroDowntimeError, summary
+from ..running.diagnosis import sentence
+from ..stages import Key
+from .confinement import watch
+from .facts import Failure
 
 GRACE = 3.0  # seconds after which the parent does what the child has not done itself
 SILENCE = 300.0  # seconds that loading a migration or anything of ours may take

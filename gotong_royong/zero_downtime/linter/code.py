@@ -9,7 +9,7 @@ from django.db.backends.utils import strip_quotes, truncate_name
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import ManyToManyField, Model
 
-from gotong_royong.zero_downtime.states import ModelKey, Rolling
+from ..running.states import ModelKey, Rolling
 
 Place = tuple[ModelKey, str]
 """A model, and its field that needs a table of its own; an empty text for the model's table."""

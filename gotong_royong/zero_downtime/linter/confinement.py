@@ -16,7 +16,7 @@ from django.db import connections
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict
 
-from gotong_royong.zero_downtime.stages import Key
+from ..stages import Key
 
 
 class Watch:

@@ -11,9 +11,9 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, Error, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime import definitions
-from gotong_royong.zero_downtime.exceptions import DefinitionDiffers
-from gotong_royong.zero_downtime.linter.facts import Change, Constraint, Index, Table
+from ..exceptions import DefinitionDiffers
+from ..postgres import definitions
+from .facts import Change, Constraint, Index, Table
 
 
 def differences(model: type[models.Model], table: Table | None, alias: str, *, both_ways: bool = True) -> Iterator[str]:

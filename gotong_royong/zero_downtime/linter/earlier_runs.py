@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.state import ModelState
 
-from gotong_royong.zero_downtime.states import ModelKey, Rolling
+from ..running.states import ModelKey, Rolling
 
 THEIR_OWN = {("contenttypes", "contenttype"), ("auth", "permission")}
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from django.db.migrations import Migration
 from django.db.migrations.operations.base import Operation
 
-from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.locks import BLOCKS
-from gotong_royong.zero_downtime.states import with_inner
+from ..postgres.locks import BLOCKS
+from ..running.states import with_inner
+from .code import Code
 
 MODES = list(BLOCKS)
 """From the weakest to the strongest."""

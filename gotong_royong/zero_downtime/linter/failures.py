@@ -4,11 +4,11 @@ import re
 from types import ModuleType
 from typing import Any
 
-from gotong_royong.zero_downtime.exceptions import in_full
-from gotong_royong.zero_downtime.linter.confinement import NetworkRefused, TooLong
-from gotong_royong.zero_downtime.linter.facts import Failure
-from gotong_royong.zero_downtime.linter.observer import OutOfBounds
-from gotong_royong.zero_downtime.locks import sqlstate
+from ..exceptions import in_full
+from ..postgres.locks import sqlstate
+from .confinement import NetworkRefused, TooLong
+from .facts import Failure
+from .observer import OutOfBounds
 
 # What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html

@@ -18,20 +18,11 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime import statements
-from gotong_royong.zero_downtime.linter.facts import MODES, Catalog, Lock, Statement, Table, changes, strongest
-from gotong_royong.zero_downtime.linter.holding_up import holding_up
-from gotong_royong.zero_downtime.linter.questions import (
-    ENUMS,
-    OIDS,
-    REPORT,
-    REPORTS_SINCE,
-    TABLES,
-    TABLES_OF_WORDS,
-    prepare,
-    table_of,
-)
-from gotong_royong.zero_downtime.locks import sqlstate
+from ..postgres import statements
+from ..postgres.locks import sqlstate
+from .facts import MODES, Catalog, Lock, Statement, Table, changes, strongest
+from .holding_up import holding_up
+from .questions import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, prepare, table_of
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 

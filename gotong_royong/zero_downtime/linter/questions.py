@@ -6,7 +6,7 @@ Django prepare nothing.
 
 from typing import Any
 
-from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table
+from .facts import Column, Constraint, Index, Table
 
 ALL = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace

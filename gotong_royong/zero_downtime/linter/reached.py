@@ -14,8 +14,8 @@ from typing import Any
 from django.db.migrations import RunPython
 from django.db.migrations.operations.base import Operation
 
-from gotong_royong.zero_downtime.linter.facts import Direction
-from gotong_royong.zero_downtime.states import with_inner
+from ..running.states import with_inner
+from .facts import Direction
 
 CHANGING = {"save", "delete", "update", "create", "bulk_create", "bulk_update", "execute", "executemany"}
 CHANGING |= {"get_or_create", "update_or_create"}

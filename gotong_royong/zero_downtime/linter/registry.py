@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from django.core.checks import ERROR, WARNING, CheckMessage
 
-from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
-from gotong_royong.zero_downtime.linter.names import Name
+from .facts import Direction, Lock, Pass, Statement, Trace
+from .names import Name
 
 
 class Spot(NamedTuple):

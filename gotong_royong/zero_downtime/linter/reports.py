@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from django.core.checks import ERROR
 from django.core.management.color import Style
 
-from gotong_royong.zero_downtime.linter.facts import Pass, Trace
-from gotong_royong.zero_downtime.linter.registry import IN_GENERAL, RULES, Rule, Violation, filled
+from .facts import Pass, Trace
+from .registry import IN_GENERAL, RULES, Rule, Violation, filled
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 WIDTH = 72  # of a statement in the table of a trace

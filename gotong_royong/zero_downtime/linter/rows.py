@@ -13,7 +13,7 @@ from functools import partial
 from django.db import Error, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime.linter.facts import Column, Table
+from .facts import Column, Table
 
 ROWS = 10
 HALF = ROWS // 2

@@ -23,10 +23,10 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.module_loading import import_string
 
-from gotong_royong.zero_downtime import statements
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, summary
-from gotong_royong.zero_downtime.linter.server import KEEPER, own_server, programs
+from ..conf import conf
+from ..exceptions import ZeroDowntimeError, summary
+from ..postgres import statements
+from .server import KEEPER, own_server, programs
 
 PREFIX = "zero_downtime_scratch_"
 TEMPLATE_PREFIX = "zero_downtime_template_"

@@ -13,12 +13,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import AmbiguityError
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, meant
-from gotong_royong.zero_downtime.linter.trace import everything
-from gotong_royong.zero_downtime.loader import file_of, is_own
-from gotong_royong.zero_downtime.mistakes import refuse_unknown_apps
-from gotong_royong.zero_downtime.stages import Key
+from ..conf import conf
+from ..exceptions import ZeroDowntimeError, meant
+from ..running.diagnosis import refuse_unknown_apps
+from ..running.loader import file_of, is_own
+from ..stages import Key
+from .trace import everything
 
 LAID = "2"  # is another text whenever the same migrations lead to another ground
 

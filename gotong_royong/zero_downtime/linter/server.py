@@ -26,9 +26,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from gotong_royong.zero_downtime import programs as postgresql
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
+from ..conf import conf
+from ..exceptions import ZeroDowntimeError
+from ..postgres import programs as postgresql
 
 if TYPE_CHECKING:
     Process = subprocess.Popen[str]

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gotong_royong.zero_downtime.exceptions import counted
-from gotong_royong.zero_downtime.linter.registry import Violation
+from ..exceptions import counted
+from .registry import Violation
 
 # What the rows of a partitioned table take is what those of its partitions take.
 SIZES = """

@@ -19,19 +19,19 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from psycopg.pq import TransactionStatus
 
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, in_full, summary
-from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.linter.confinement import TooLong, allow, call, confined, watch
-from gotong_royong.zero_downtime.linter.differences import defined_otherwise
-from gotong_royong.zero_downtime.linter.earlier_runs import EarlierRuns
-from gotong_royong.zero_downtime.linter.facts import Column, Direction, Failure, Index, Pass, Trace
-from gotong_royong.zero_downtime.linter.failures import failure_of, is_of_the_code
-from gotong_royong.zero_downtime.linter.observer import Observer, OutOfBounds
-from gotong_royong.zero_downtime.linter.reached import Reached
-from gotong_royong.zero_downtime.linter.rows import insert_rows
-from gotong_royong.zero_downtime.loader import file_of, is_own
-from gotong_royong.zero_downtime.stages import Key, Stage, said_stage
-from gotong_royong.zero_downtime.states import Move, Rolling, with_inner
+from ..exceptions import ZeroDowntimeError, in_full, summary
+from ..running.loader import file_of, is_own
+from ..running.states import Move, Rolling, with_inner
+from ..stages import Key, Stage, said_stage
+from .code import Code
+from .confinement import TooLong, allow, call, confined, watch
+from .differences import defined_otherwise
+from .earlier_runs import EarlierRuns
+from .facts import Column, Direction, Failure, Index, Pass, Trace
+from .failures import failure_of, is_of_the_code
+from .observer import Observer, OutOfBounds
+from .reached import Reached
+from .rows import insert_rows
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.management import BaseCommand, CommandError
 from django.core.management.base import OutputWrapper
 
-from gotong_royong.zero_downtime.mistakes import sentence
+from ..running.diagnosis import sentence
 
 UNWRITTEN = {
     errno.EPIPE: "Nobody reads what it writes any more, so it stopped.",

@@ -16,7 +16,7 @@ from django.apps import AppConfig, apps
 from django.core.management import find_commands
 from django.core.management.base import BaseCommand
 
-from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
+from .base import ZeroDowntimeCommand
 
 DJANGO = "django.core.management.commands."
 

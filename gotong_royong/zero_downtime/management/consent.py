@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gotong_royong.zero_downtime import recall, rollback
-from gotong_royong.zero_downtime.exceptions import NotUndoable
-from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.rollback import Applied
-from gotong_royong.zero_downtime.stages import Plan, key_of
+from ..exceptions import NotUndoable
+from ..running import recall, rollback
+from ..running.executor import Executor
+from ..running.rollback import Applied
+from ..stages import Plan, key_of
 
 if TYPE_CHECKING:
-    from gotong_royong.zero_downtime.losses import Reader
+    from ..running.losses import Reader
 
 
 @dataclass
@@ -98,12 +98,12 @@ class Consent:
                 self.say(f"  {loss.migration} {loss}")
 
     def _look(self, executor: Executor, plan: Plan) -> "Reader":
-        from gotong_royong.zero_downtime import losses  # a way forwards does without
+        from ..running import losses  # a way forwards does without
 
         return losses.way_back(executor, [step for step in plan if key_of(step[0]) not in executor.faked])
 
     def _empties(self, executor: Executor, found: "Reader") -> bool:
-        from gotong_royong.zero_downtime import losses
+        from ..running import losses
 
         return losses.empties(executor, found)
 

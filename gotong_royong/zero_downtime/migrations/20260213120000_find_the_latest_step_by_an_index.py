@@ -1,6 +1,6 @@
 from django.db import migrations, models
 
-from gotong_royong.zero_downtime.operations import IgnoreRules
+from ..operations import IgnoreRules
 
 
 class Migration(migrations.Migration):

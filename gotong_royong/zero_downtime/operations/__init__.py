@@ -1,8 +1,8 @@
 """What may stand in a migration beside Django's own operations? Migration files import it from here."""
 
-from gotong_royong.zero_downtime.operations.backfills import RequireBackfill, RunBackfill
-from gotong_royong.zero_downtime.operations.python import repeatable
-from gotong_royong.zero_downtime.operations.waivers import IgnoreRules
+from .backfills import RequireBackfill, RunBackfill
+from .python import repeatable
+from .waivers import IgnoreRules
 
 __all__ = ["IgnoreRules", "RequireBackfill", "RunBackfill", "repeatable"]
 

@@ -5,7 +5,7 @@ from typing import Any
 from django.db import router
 from django.db.migrations.operations.base import Operation, OperationCategory
 
-from gotong_royong.zero_downtime.backfills.declarations import declared
+from ..backfills.declarations import declared
 
 
 class RunBackfill(Operation):
@@ -71,6 +71,6 @@ class RequireBackfill(RunBackfill):
 
 def _inline() -> Any:
     """Import what needs the models only when a migration runs: its file may be imported before there are any."""
-    from gotong_royong.zero_downtime.backfills import inline
+    from ..backfills import inline
 
     return inline

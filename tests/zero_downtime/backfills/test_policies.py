@@ -4,7 +4,7 @@ import pytest
 
 from gotong_royong.zero_downtime.models import Backfill
 from tests.zero_downtime.items import FILL, ITEM, RUN_BACKFILL
-from tests.zero_downtime.test_permissions import grant, guest  # noqa: F401
+from tests.zero_downtime.running.test_permissions import grant, guest  # noqa: F401
 
 TABLE = """migrations.CreateModel("Item", [
     ("id", models.IntegerField(primary_key=True)), ("size", models.IntegerField(null=True)),

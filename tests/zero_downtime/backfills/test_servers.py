@@ -20,7 +20,7 @@ from gotong_royong.zero_downtime.backfills.statements import Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
-from gotong_royong.zero_downtime.programs import open_way
+from gotong_royong.zero_downtime.postgres.programs import open_way
 from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
 from tests.zero_downtime.backfills.test_fire import WRONG

@@ -5,11 +5,11 @@ from django.db import connections, models
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Upper
 
-from gotong_royong.zero_downtime import locks
 from gotong_royong.zero_downtime.backfills import declarations, ranges, steering, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.postgres import locks
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 
 Status = Backfill.Status

@@ -12,8 +12,8 @@ import pytest
 
 from gotong_royong import embedded
 from tests.databases import url
+from tests.zero_downtime.running.test_recall import sql
 from tests.zero_downtime.shop import Shop
-from tests.zero_downtime.test_recall import sql
 
 pytestmark = [pytest.mark.guests, pytest.mark.once, pytest.mark.slow]
 

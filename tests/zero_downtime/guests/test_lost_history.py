@@ -3,7 +3,7 @@
 import pytest
 
 from tests.test_migrations import look
-from tests.zero_downtime.test_recall import FILL, INDEX, LABEL, recorded, sql
+from tests.zero_downtime.running.test_recall import FILL, INDEX, LABEL, recorded, sql
 
 pytestmark = pytest.mark.once
 

@@ -4,7 +4,7 @@ import django
 import pytest
 
 from tests.test_migrations import look
-from tests.zero_downtime.test_recall import FILL, INDEX, LABEL, recorded, sql
+from tests.zero_downtime.running.test_recall import FILL, INDEX, LABEL, recorded, sql
 
 pytestmark = pytest.mark.once
 

@@ -6,7 +6,7 @@ from django.db import migrations, models
 from django.db.migrations.loader import MigrationLoader
 
 from gotong_royong.zero_downtime.linter.code import Code
-from gotong_royong.zero_downtime.states import Rolling
+from gotong_royong.zero_downtime.running.states import Rolling
 from tests.zero_downtime.linter.history import loader_of
 
 pytestmark = pytest.mark.once

@@ -4,6 +4,6 @@
 ``shape``: those who come later.
 """
 
-from gotong_royong.zero_downtime.linter.rules import advice, locks, running_code, shape, transactions, undo
+from . import advice, locks, running_code, shape, transactions, undo
 
 __all__ = ["advice", "locks", "running_code", "shape", "transactions", "undo"]

@@ -4,16 +4,16 @@ import re
 import time
 from collections.abc import Iterator
 
-from gotong_royong.zero_downtime.backfills.declarations import declared
-from gotong_royong.zero_downtime.changes import columns_set
-from gotong_royong.zero_downtime.linter.facts import Index, Pass, Statement, Trace
-from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
-from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, recipe_of, statements
-from gotong_royong.zero_downtime.linter.rules.running_code import altered, spot
-from gotong_royong.zero_downtime.linter.rules.transactions import in_batches
-from gotong_royong.zero_downtime.operations import RunBackfill
-from gotong_royong.zero_downtime.statements import split
+from ...backfills.declarations import declared
+from ...operations import RunBackfill
+from ...postgres.changes import columns_set
+from ...postgres.statements import split
+from ..facts import Index, Pass, Statement, Trace
+from ..registry import Spot, rule
+from .examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
+from .locks import STRONGEST, cause, recipe_of, statements
+from .running_code import altered, spot
+from .transactions import in_batches
 
 NAME = re.compile(r"\d{14}_[a-z][a-z0-9_]*")
 ABSENT = re.compile(

@@ -10,17 +10,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Lock, Pass, Statement, Trace
-from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import (
-    EXCLUSION,
-    NOT_ATOMIC,
-    NOT_VALID_AND_VALIDATE,
-    POST_DEPLOY,
-    UNIQUE_CONSTRAINT,
-    operations,
-)
-from gotong_royong.zero_downtime.statements import split
+from ...postgres.statements import split
+from ..facts import Change, Column, Constraint, Index, Lock, Pass, Statement, Trace
+from ..registry import Spot, rule
+from .examples import EXCLUSION, NOT_ATOMIC, NOT_VALID_AND_VALIDATE, POST_DEPLOY, UNIQUE_CONSTRAINT, operations
 
 HOUSEKEEPING = {"VACUUM", "CLUSTER", "TRUNCATE", "REINDEX", "REFRESH"}
 STRONGEST = "AccessExclusiveLock"

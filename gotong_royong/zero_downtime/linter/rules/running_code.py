@@ -11,21 +11,13 @@ from typing import Any
 
 from django.db import models
 
-from gotong_royong.zero_downtime.linter.differences import unique_in
-from gotong_royong.zero_downtime.linter.facts import Change, Column, Constraint, Index, Statement, Table, Trace
-from gotong_royong.zero_downtime.linter.names import Name
-from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import (
-    CHECK_NOT_VALID,
-    DB_DEFAULT,
-    NEXT,
-    NOT_ATOMIC,
-    POST_DEPLOY,
-    UNIQUE_INDEX,
-    operations,
-)
-from gotong_royong.zero_downtime.linter.rules.locks import adds_required_column, recipe_of
-from gotong_royong.zero_downtime.stages import Stage, said_stage
+from ...stages import Stage, said_stage
+from ..differences import unique_in
+from ..facts import Change, Column, Constraint, Index, Statement, Table, Trace
+from ..names import Name
+from ..registry import Spot, rule
+from .examples import CHECK_NOT_VALID, DB_DEFAULT, NEXT, NOT_ATOMIC, POST_DEPLOY, UNIQUE_INDEX, operations
+from .locks import adds_required_column, recipe_of
 
 AFTER_THE_DEPLOY = """
 Take it out of the models first and ship that; then drop it in a migration that runs once no old code is left:

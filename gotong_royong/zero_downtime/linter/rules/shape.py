@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from gotong_royong.zero_downtime.linter.facts import Column, Constraint, Index, Table, Trace
-from gotong_royong.zero_downtime.linter.names import Name
-from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import SEQUENCE, operations
+from ..facts import Column, Constraint, Index, Table, Trace
+from ..names import Name
+from ..registry import Spot, rule
+from .examples import SEQUENCE, operations
 
 IDENTIFIER_TRUNCATED = "42622"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 WIDE = 3  # columns

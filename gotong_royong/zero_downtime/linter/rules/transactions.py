@@ -5,12 +5,12 @@ from itertools import groupby, product
 
 from django.db.migrations import RunPython
 
-from gotong_royong.zero_downtime.linter.facts import Direction, Lock, Pass, Statement, Trace
-from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rows import HALF
-from gotong_royong.zero_downtime.linter.rules.examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES, operations
-from gotong_royong.zero_downtime.linter.rules.locks import STRONGEST, cause, long_lock, statements
-from gotong_royong.zero_downtime.operations import RunBackfill
+from ...operations import RunBackfill
+from ..facts import Direction, Lock, Pass, Statement, Trace
+from ..registry import Spot, rule
+from ..rows import HALF
+from .examples import ADD_PAID, NOT_ATOMIC, TWO_TABLES, operations
+from .locks import STRONGEST, cause, long_lock, statements
 
 MOVED_TO_ITS_OWN = """
 Put it into a migration of its own, which depends on this one, so that {lock} on {table} is let go before.

@@ -14,11 +14,11 @@ from django.db.migrations import RunPython, SeparateDatabaseAndState
 from django.db.migrations.operations.special import RunSQL
 from django.db.models.base import ModelBase
 
-from gotong_royong.zero_downtime.exceptions import UnknownBackfill
-from gotong_royong.zero_downtime.linter.differences import differences
-from gotong_royong.zero_downtime.linter.facts import Catalog, Change, Constraint, Table, Trace, changes
-from gotong_royong.zero_downtime.linter.registry import Spot, rule
-from gotong_royong.zero_downtime.linter.rules.examples import NOT_ATOMIC, PAID, SEQUENCE, operations
+from ...exceptions import UnknownBackfill
+from ..differences import differences
+from ..facts import Catalog, Change, Constraint, Table, Trace, changes
+from ..registry import Spot, rule
+from .examples import NOT_ATOMIC, PAID, SEQUENCE, operations
 
 INDEX_NAME = re.compile(r" INDEX (\S+) ON (ONLY )?")
 

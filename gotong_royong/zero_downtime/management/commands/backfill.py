@@ -4,12 +4,12 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import reports
-from gotong_royong.zero_downtime.backfills import crew, declarations, steering
-from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
-from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
-from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
-from gotong_royong.zero_downtime.models import Backfill, whoami
+from ...backfills import crew, declarations, steering
+from ...exceptions import BackfillFailed, BackfillRefused
+from ...models import Backfill, whoami
+from ...running import reports
+from ..base import ZeroDowntimeCommand
+from .migrate import sigterm_like_ctrl_c
 
 Status = Backfill.Status
 ACTIONS = {

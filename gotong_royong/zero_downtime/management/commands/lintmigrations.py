@@ -11,20 +11,20 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
-from gotong_royong.zero_downtime import mistakes
-from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError, counted
-from gotong_royong.zero_downtime.linter import lint, reports, selection
-from gotong_royong.zero_downtime.linter.apart import apart
-from gotong_royong.zero_downtime.linter.confinement import watch
-from gotong_royong.zero_downtime.linter.facts import Failure
-from gotong_royong.zero_downtime.linter.registry import as_found, as_told
-from gotong_royong.zero_downtime.linter.scratch import Place, place
-from gotong_royong.zero_downtime.linter.sizes import sizes, weighed
-from gotong_royong.zero_downtime.linter.trace import LIMIT
-from gotong_royong.zero_downtime.loader import without_collecting
-from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
-from gotong_royong.zero_downtime.management.commands.migrate import sigterm_like_ctrl_c
-from gotong_royong.zero_downtime.stages import Key
+from ...exceptions import ZeroDowntimeError, counted
+from ...linter import lint, reports, selection
+from ...linter.apart import apart
+from ...linter.confinement import watch
+from ...linter.facts import Failure
+from ...linter.registry import as_found, as_told
+from ...linter.scratch import Place, place
+from ...linter.sizes import sizes, weighed
+from ...linter.trace import LIMIT
+from ...running import diagnosis
+from ...running.loader import without_collecting
+from ...stages import Key
+from ..base import ZeroDowntimeCommand
+from .migrate import sigterm_like_ctrl_c
 
 FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.sarif}
 
@@ -123,7 +123,7 @@ class Command(ZeroDowntimeCommand):
 def loaded() -> MigrationLoader:
     """Load all migrations, and say which before each: its module may do anything, too."""
     with without_collecting():
-        for path in mistakes.files():
+        for path in diagnosis.files():
             watch.go_on(f"loading {path}")
             import_module(path)
         watch.go_on("")

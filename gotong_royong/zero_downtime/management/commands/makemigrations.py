@@ -9,14 +9,8 @@ from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
-from gotong_royong.zero_downtime.autodetector import (
-    MigrationAutodetector,
-    describe_merge,
-    extending,
-    rename,
-    timestamps,
-)
-from gotong_royong.zero_downtime.management import chain
+from ...authoring.autodetector import MigrationAutodetector, describe_merge, extending, rename, timestamps
+from .. import chain
 
 
 class Command(chain.Chained, makemigrations.Command):

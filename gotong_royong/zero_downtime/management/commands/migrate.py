@@ -15,18 +15,18 @@ from django.core.management import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-from gotong_royong.zero_downtime import mistakes, recall, reports, signals
-from gotong_royong.zero_downtime.apps import why_not_guarded
-from gotong_royong.zero_downtime.autodetector import extending
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import BackupFailed, ImpossibleStage
-from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.guard import guarded
-from gotong_royong.zero_downtime.ledger import only_runner
-from gotong_royong.zero_downtime.loader import without_collecting
-from gotong_royong.zero_downtime.management import chain
-from gotong_royong.zero_downtime.management.consent import Asking, Consent
-from gotong_royong.zero_downtime.stages import Stage
+from ...apps import why_not_guarded
+from ...authoring.autodetector import extending
+from ...conf import conf
+from ...exceptions import BackupFailed, ImpossibleStage
+from ...running import diagnosis, recall, reports, signals
+from ...running.executor import Executor
+from ...running.guard import guarded
+from ...running.ledger import only_runner
+from ...running.loader import without_collecting
+from ...stages import Stage
+from .. import chain
+from ..consent import Asking, Consent
 
 
 class Innermost(migrate.Command):
@@ -85,7 +85,7 @@ class Command(chain.Chained, migrate.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity = options["verbosity"]
-        mistakes.refuse_unknown_apps(filter(None, [options["app_label"]]))
+        diagnosis.refuse_unknown_apps(filter(None, [options["app_label"]]))
         if options["plan"]:
             self.show_plan(*args, **options)
             return
@@ -174,7 +174,7 @@ class Command(chain.Chained, migrate.Command):
         """Let Django find out what the plan is and whether it may be, and print it; nothing is locked or written."""
         if options["prune"]:
             raise CommandError("--plan only looks. Run migrate --prune by itself.")
-        from gotong_royong.zero_downtime.plan import Planner, look_ahead, only_looking  # a deploy does without
+        from ...running.plan import Planner, look_ahead, only_looking  # a deploy does without
 
         planners: list[Planner] = []
 

@@ -4,17 +4,18 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from gotong_royong.zero_downtime import locks, recall, reports, rollback
-from gotong_royong.zero_downtime.conf import conf
-from gotong_royong.zero_downtime.exceptions import NotUndoable, counted
-from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.ledger import only_runner
-from gotong_royong.zero_downtime.management.base import ZeroDowntimeCommand
-from gotong_royong.zero_downtime.management.commands import migrate
-from gotong_royong.zero_downtime.management.consent import Consent
-from gotong_royong.zero_downtime.plan import only_looking
-from gotong_royong.zero_downtime.rollback import Applied
-from gotong_royong.zero_downtime.signals import between_signals
+from ...conf import conf
+from ...exceptions import NotUndoable, counted
+from ...postgres import locks
+from ...running import recall, reports, rollback
+from ...running.executor import Executor
+from ...running.ledger import only_runner
+from ...running.plan import only_looking
+from ...running.rollback import Applied
+from ...running.signals import between_signals
+from ..base import ZeroDowntimeCommand
+from ..consent import Consent
+from . import migrate
 
 
 class Command(ZeroDowntimeCommand):

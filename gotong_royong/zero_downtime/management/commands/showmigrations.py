@@ -7,12 +7,12 @@ from typing import Any
 
 from django.core.management.commands import showmigrations
 
-from gotong_royong.zero_downtime import history, recall
-from gotong_royong.zero_downtime.exceptions import LedgerNotReadable
-from gotong_royong.zero_downtime.executor import Executor
-from gotong_royong.zero_downtime.management import chain
-from gotong_royong.zero_downtime.plan import only_looking
-from gotong_royong.zero_downtime.stages import Key
+from ...exceptions import LedgerNotReadable
+from ...running import history, recall
+from ...running.executor import Executor
+from ...running.plan import only_looking
+from ...stages import Key
+from .. import chain
 
 COLUMNS = "run", "faked", "checksum", "longest_blocked", "started_at", "finished_at"
 SHOWN = re.compile(r" ?\[[X -]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")

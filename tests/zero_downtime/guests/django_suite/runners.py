@@ -78,7 +78,7 @@ class Ours(Stock):
     """With our app installed whatever a test says, our schema editor on every connection, and every run guarded."""
 
     def setup_databases(self, **options):
-        from gotong_royong.zero_downtime.editors import schema_editor_class
+        from gotong_royong.zero_downtime.postgres.editors import schema_editor_class
 
         for connection in connections.all():
             type(connection).SchemaEditorClass = schema_editor_class(connection.SchemaEditorClass)

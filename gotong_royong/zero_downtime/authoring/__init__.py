@@ -1,0 +1,1 @@
+"""Which migrations does an edit of the models need?"""

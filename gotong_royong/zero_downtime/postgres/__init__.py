@@ -1,0 +1,1 @@
+"""What is PostgreSQL asked, and what is it told?"""

@@ -1,0 +1,1 @@
+"""How are migrations applied and taken back, and what is known of what was done?"""
