@@ -6,12 +6,12 @@ from django.db import connections
 from django.db.models import Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast, Concat
 
-from gotong_royong.zero_downtime.backfills import Declaration
+from gotong_royong.zero_downtime.backfills import BackfillDeclaration
 
 MARKOV_USER_ID = Concat(Value("gotong_royong:"), Cast("id", TextField()))
 
 
-class PopulateMarkovUserIds(Declaration):
+class PopulateMarkovUserIDs(BackfillDeclaration):
     """Give every user of before the trigger a ``markov_user_id``."""
 
     model = "accounts.User"
@@ -20,8 +20,8 @@ class PopulateMarkovUserIds(Declaration):
     reverse = "accounts.clear_markov_user_ids"
 
 
-class ClearMarkovUserIds(Declaration):
-    """Take those of ``PopulateMarkovUserIds`` back."""
+class ClearMarkovUserIDs(BackfillDeclaration):
+    """Take those of ``PopulateMarkovUserIDs`` back."""
 
     model = "accounts.User"
     where = Q(markov_user_id=MARKOV_USER_ID)
@@ -41,7 +41,7 @@ INTO_USERS = """
 """
 
 
-class CopyUsersIntoProfiles(Declaration):
+class CopyUsersIntoProfiles(BackfillDeclaration):
     """Give every user of before the split a profile. In SQL, for the models no longer have what it copies."""
 
     model = "accounts.User"
@@ -53,7 +53,7 @@ class CopyUsersIntoProfiles(Declaration):
             cursor.execute(INTO_PROFILES, [list(batch.values_list("pk", flat=True))])
 
 
-class CopyProfilesIntoUsers(Declaration):
+class CopyProfilesIntoUsers(BackfillDeclaration):
     """Bring back to ``users`` what was written to the profiles since ``CopyUsersIntoProfiles``."""
 
     model = "accounts.User"

@@ -14,8 +14,8 @@ from django.shortcuts import redirect
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from .backfills import ranges, steering
-from .backfills.steering import Progress
+from .backfills import control, ranges
+from .backfills.control import Progress
 from .exceptions import ZeroDowntimeError, counted
 from .models import Backfill, BackfillRange
 from .running import reports
@@ -25,9 +25,9 @@ MOST_RANGES, MOST_SET_ASIDE = 20, 100  # that a page shows
 
 
 def _action(way: str, description: str) -> Callable[..., HttpResponse | None]:
-    """Make the action that goes one of ``steering.WAYS`` with the backfills that are chosen."""
+    """Make the action that goes one of ``control.ACTIONS`` with the backfills that are chosen."""
 
-    @admin.action(description=description, permissions=["steer"])
+    @admin.action(description=description, permissions=["control"])
     def action(self: "BackfillAdmin", request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
         return self._steer(request, queryset, way)
 
@@ -40,7 +40,7 @@ class ChangeList(main.ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         rows: list[Backfill] = list(self.result_list)
-        progress = steering.progress_of(rows)
+        progress = control.progress_of(rows)
         for row in rows:
             vars(row)["progress"] = progress[row.pk]
         self.result_list = rows
@@ -72,9 +72,9 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_view_permission(request, obj) or self.has_steer_permission(request)
+        return super().has_view_permission(request, obj) or self.has_control_permission(request)
 
-    def has_steer_permission(self, request: HttpRequest) -> bool:
+    def has_control_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("zero_downtime.change_backfill")
 
     def get_changelist(self, request: HttpRequest, **options: Any) -> type[ChangeList]:
@@ -86,8 +86,8 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> HttpResponse:
         row: Backfill = context["original"]
         more = {
-            "ways": steering.ways(row) if self.has_steer_permission(request) else (),
-            "steered": row.steered.all()[:MOST_RANGES],
+            "ways": control.actions(row) if self.has_control_permission(request) else (),
+            "steered": row.events.all()[:MOST_RANGES],
             "ranges": recently_worked_on(row)[:MOST_RANGES],
             "set_aside": row.set_aside.order_by("pk")[:MOST_SET_ASIDE],
             "not_shown": max(0, row.set_aside.count() - MOST_SET_ASIDE),
@@ -127,7 +127,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         for row in queryset.using(router.db_for_write(Backfill)):
             try:
                 # One click is too little for doing all rows a second time.
-                steering.steer(row, way, f"{request.user.get_username()}, in the admin", all_again=False)
+                control.apply(row, way, f"{request.user.get_username()}, in the admin", all_again=False)
             except ZeroDowntimeError as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:
@@ -141,7 +141,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 def _progress(row: Backfill) -> Progress:
     """Return how far it is, and ask that once for a page."""
     if "progress" not in vars(row):
-        vars(row)["progress"] = steering.progress(row)
+        vars(row)["progress"] = control.progress(row)
     progress: Progress = vars(row)["progress"]
     return progress
 

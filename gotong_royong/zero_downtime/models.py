@@ -226,16 +226,16 @@ class SetAside(models.Model):
         return f"row {', '.join(map(str, self.key))}: {self.error}"
 
 
-class Steered(models.Model):
+class BackfillEvent(models.Model):
     """That somebody has paused, resumed, canceled or retried a backfill."""
 
-    backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="steered")
+    backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="events")
     way = models.CharField(max_length=20)
     who = models.CharField(max_length=255, help_text="The system user and the host, or the user of the admin.")
     at = models.DateTimeField(db_default=models.Func(function="now"))
 
     class Meta:
-        db_table = "zero_downtime_steered"
+        db_table = "zero_downtime_backfill_event"
         ordering = ["-pk"]
 
     def __str__(self) -> str:

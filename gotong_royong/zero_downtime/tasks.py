@@ -13,7 +13,7 @@ from procrastinate import JobContext
 from procrastinate.contrib.django import app
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
-from .backfills import steering
+from .backfills import control
 from .backfills.ranges import worker_name
 from .backfills.worker import Worker
 from .conf import conf
@@ -38,8 +38,8 @@ def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALI
         return time.monotonic() > until and not worker.looks
 
     try:
-        row = steering.known(name, alias)
-        others = steering.progress(row).workers
+        row = control.known(name, alias)
+        others = control.progress(row).workers
         if row.status in OPEN and others < conf.BACKFILL_WORKERS:
             worker = Worker(row, stop=lambda: is_over() or context.should_abort())
             if others + 1 < conf.BACKFILL_WORKERS:
@@ -59,9 +59,9 @@ def look_for_backfills(timestamp: int) -> None:
     """Take up what nobody is at, in any database: a backfill whose task got lost, or whose worker died."""
     for alias in connections:
         try:
-            if steering.is_recorded(alias) and _takes_writes(alias):
+            if control.is_recorded(alias) and _takes_writes(alias):
                 for row in Backfill.objects.using(alias).filter(status__in=OPEN):
-                    if not steering.progress(row).workers:
+                    if not control.progress(row).workers:
                         nudge(name=row.name, alias=alias)
         except Error as error:  # the others are to be looked at nevertheless
             logger.warning("The backfills of database %s cannot be looked at: %s", alias, summary(error))
@@ -88,4 +88,4 @@ def nudge(*, name: str, alias: str, **_: Any) -> None:
         logger.warning(told, name, name, why)
 
 
-steering.pending.connect(nudge, dispatch_uid="zero_downtime.nudge")
+control.pending.connect(nudge, dispatch_uid="zero_downtime.nudge")

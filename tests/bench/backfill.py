@@ -105,10 +105,10 @@ def timed(action: Callable[..., Any], *arguments: Any) -> float:
 
 def ours(workers: int, *, at_full_speed: bool = True) -> Way:
     def run(connection: Any) -> float:
-        from gotong_royong.zero_downtime.backfills import crew, steering
+        from gotong_royong.zero_downtime.backfills import control, pool
 
-        row = crew.run(NAME, connection.alias, workers=workers, at_full_speed=at_full_speed)
-        return steering.progress(row).longest_batch
+        row = pool.run(NAME, connection.alias, workers=workers, at_full_speed=at_full_speed)
+        return control.progress(row).longest_batch
 
     return run
 

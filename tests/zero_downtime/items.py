@@ -10,9 +10,9 @@ class Item(models.Model):
 """
 FILL = """
 from django.db.models import Q
-from gotong_royong.zero_downtime.backfills import Declaration
+from gotong_royong.zero_downtime.backfills import BackfillDeclaration
 
-class Fill(Declaration):
+class Fill(BackfillDeclaration):
     model = "shop.Item"
     where = Q(size=None)
     update = {"size": 1}

@@ -21,7 +21,7 @@ from ..models import Backfill, BackfillRange
 from ..postgres import locks
 from . import ranges, statements
 from .changes import Changes, TooMany
-from .ranges import BLOCKS, LetGo
+from .ranges import BLOCKS, LeaseLost
 from .sizes import AMONG_OTHERS, FEW, FIRST, FIRST_IN_PYTHON, GAP, LARGEST, READ, SLICE, Size
 from .statements import KEYS, Blocks
 from .throttle import LOOK_EVERY, Throttle
@@ -97,12 +97,12 @@ class Batches:
         """Open a batch's transaction, unless the range is no longer ours.
 
         Raises:
-            LetGo: if it is not.
+            LeaseLost: if it is not.
         """
         longest = SMALLEST if size == 1 else LONGEST * self.target
         with transaction.atomic(using=self.alias):
             if not ranges.is_still_ours(self.connection, part, longest, paced=self.is_paced):
-                raise LetGo
+                raise LeaseLost
             yield
         self.committed += 1
 
@@ -282,7 +282,7 @@ class Batches:
             cursor: where the range goes on, if that is to be written down.
 
         Raises:
-            LetGo: if the range is no longer ours.
+            LeaseLost: if the range is no longer ours.
         """
         at = 0
         while at < len(keys) and not self.stop():
@@ -294,7 +294,7 @@ class Batches:
             if rows is not None:
                 self.some.follow(len(some), seconds, self.target_now())
             elif not ranges.renew(self.connection, part):
-                raise LetGo
+                raise LeaseLost
             elif len(some) > 1:
                 self.some.now = len(some) // 2
                 continue

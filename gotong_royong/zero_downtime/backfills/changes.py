@@ -17,7 +17,7 @@ from ..exceptions import BackfillFailed, summary
 from ..models import Backfill, SetAside
 from ..postgres import locks
 from . import statements
-from .ranges import LetGo
+from .ranges import LeaseLost
 from .statements import Work
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Changes:
 
     def _is_of_a_row(self, error: Exception) -> bool:
         """Whether a row may be what makes the error, so that others can be done without it."""
-        if isinstance(error, BackfillFailed | LetGo | InterfaceError):
+        if isinstance(error, BackfillFailed | LeaseLost | InterfaceError):
             return False
         if isinstance(error, DatabaseError):
             return not locks.is_lost(error) and (locks.sqlstate(error) or "00")[:2] not in OF_NO_ROW

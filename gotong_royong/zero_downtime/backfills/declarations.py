@@ -13,15 +13,15 @@ from django.utils.module_loading import autodiscover_modules
 
 from ..exceptions import BackfillRefused, UnknownBackfill, meant
 
-DECLARED: dict[str, "type[Declaration]"] = {}
+DECLARED: dict[str, "type[BackfillDeclaration]"] = {}
 
 
-class Declaration:
+class BackfillDeclaration:
     """A change of data, declared in an app's ``backfills.py``: what to do with the rows that are still to do.
 
     It is called ``app_label.name_of_the_class``. What it changes in a row must make ``where`` false for that row::
 
-        class PopulateMarkovUserIds(Declaration):
+        class PopulateMarkovUserIDs(BackfillDeclaration):
             model = "accounts.User"
             where = Q(markov_user_id=None)
             update = {"markov_user_id": Concat(Value("gotong_royong:"), Cast("id", TextField()))}
@@ -62,10 +62,10 @@ class Declaration:
 
     @classmethod
     def has_process(cls) -> bool:
-        return cls.process is not Declaration.process
+        return cls.process is not BackfillDeclaration.process
 
 
-def declared(name: str) -> type[Declaration]:
+def declared(name: str) -> type[BackfillDeclaration]:
     """Return the declaration of that name.
 
     Raises:
@@ -86,7 +86,7 @@ def declared(name: str) -> type[Declaration]:
     return found
 
 
-def model_of(declaration: type[Declaration], alias: str = DEFAULT_DB_ALIAS) -> type[Model]:
+def model_of(declaration: type[BackfillDeclaration], alias: str = DEFAULT_DB_ALIAS) -> type[Model]:
     """Return the model as the code has it now. Asks no database anything.
 
     Args:

@@ -14,7 +14,7 @@ from ..conf import conf
 from ..exceptions import BackfillFailed, BackfillRefused, counted
 from ..models import Backfill
 from ..postgres import catalog, locks
-from . import ranges, statements, steering
+from . import control, ranges, statements
 from .batches import LEFT
 from .declarations import declared
 from .statements import Work
@@ -42,9 +42,9 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
     if row.status == Status.SUCCEEDED:
         return
     is_paused = row.status == Status.PAUSED
-    then = f"it is paused until backfill resume {name}" if is_paused else steering.who_takes_up(name)
+    then = f"it is paused until backfill resume {name}" if is_paused else control.who_takes_up(name)
     _print(f"About {rows:,} rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: {then}.")
-    steering.pending.send(Backfill, name=name, alias=connection.alias)
+    control.pending.send(Backfill, name=name, alias=connection.alias)
 
 
 def finish(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
@@ -77,14 +77,14 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
         with locks.session_settings(connection, **locks.ALL_ROWS):
             _at_once(name, connection, model)
         return
-    row, progress = steering.look(name, connection.alias)
+    row, progress = control.status(name, connection.alias)
     rest = _rows(connection, model) * (1 - progress.share)
     if row.status == Status.SUCCEEDED:
         if not (rest := _have_come(name, connection, model)):
             return
-        steering.retry(row)
+        control.retry(row)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
-        way = steering.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
+        way = control.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
         raise BackfillRefused(
             f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
             f"left. See to it with backfill {way} {name}, and migrate again."
@@ -130,19 +130,19 @@ def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Mod
         return
     _refuse_in_a_transaction(reverse, connection)
     alias = connection.alias
-    if name in steering.names(alias):
-        _stop(steering.known(name, alias))
-    if (row := steering.find(reverse, alias)).status == Status.SUCCEEDED:
-        steering.retry(row)  # that was another time
+    if name in control.names(alias):
+        _stop(control.known(name, alias))
+    if (row := control.get_or_create(reverse, alias)).status == Status.SUCCEEDED:
+        control.retry(row)  # that was another time
     finish(reverse, connection, model)
     for each in (name, reverse):
-        steering.forget(each, alias)
+        control.forget(each, alias)
 
 
 def _stop(row: Backfill) -> None:
     """Let nobody go on with it, and wait until no worker is in the middle of a batch of it."""
     with suppress(BackfillRefused):  # it has ended
-        steering.cancel(row)
+        control.cancel(row)
     until = time.monotonic() + conf.PATIENCE
     while worker := ranges.take_away(row):
         if time.monotonic() > until:
@@ -154,14 +154,14 @@ def _stop(row: Backfill) -> None:
 
 
 def _is_recorded(connection: BaseDatabaseWrapper) -> bool:
-    return not why_not_guarded(connection) and steering.is_recorded(connection.alias)
+    return not why_not_guarded(connection) and control.is_recorded(connection.alias)
 
 
 def _pending_or_ended(name: str, connection: BaseDatabaseWrapper) -> Backfill:
     _refuse_in_a_transaction(name, connection)
-    row = steering.find(name, connection.alias)
+    row = control.get_or_create(name, connection.alias)
     if row.status in {Status.FAILED, Status.CANCELED}:
-        steering.retry(row)
+        control.retry(row)
     return row
 
 
@@ -189,9 +189,9 @@ def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool
         raise BackfillFailed(f"{row} failed. {row.error}")
     if row.status != Status.SUCCEEDED:
         raise BackfillRefused(
-            f"{row} is {row.status}. See to it with backfill {steering.again(row)} {row}, and migrate again."
+            f"{row} is {row.status}. See to it with backfill {control.again(row)} {row}, and migrate again."
         )
-    _say(steering.progress(row).rows)
+    _say(control.progress(row).rows)
 
 
 def _at_once(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:

@@ -123,7 +123,7 @@ PARTS = f"""
 """  # noqa: S608
 
 
-class LetGo(Exception):
+class LeaseLost(Exception):
     """The range is another worker's now, or the backfill is not to go on."""
 
 

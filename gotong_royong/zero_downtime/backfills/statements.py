@@ -18,7 +18,7 @@ from django.db.models.functions import Cast
 from django.db.models.sql import Query, UpdateQuery
 
 from ..exceptions import BackfillFailed
-from .declarations import Declaration
+from .declarations import BackfillDeclaration
 from .ranges import LEAVES, key_fields
 
 STRIPES, PHYSICAL, KEYS = "stripes", "physical", "keys"
@@ -77,7 +77,7 @@ class Place(Enum):
 class Work:
     """What is to be done in which database; ``set_aside`` are the keys of rows to leave alone."""
 
-    declaration: type[Declaration]
+    declaration: type[BackfillDeclaration]
     model: type[models.Model]
     alias: str = DEFAULT_DB_ALIAS
     set_aside: tuple[Any, ...] = ()

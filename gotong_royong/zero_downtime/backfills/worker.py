@@ -19,11 +19,11 @@ from ..conf import conf
 from ..exceptions import BackfillFailed, BackfillRefused, counted, summary
 from ..models import Backfill, BackfillRange
 from ..postgres import catalog, locks
-from . import ranges, statements, steering
+from . import control, ranges, statements
 from .batches import IN_QUEUE, LEFT, Batches
 from .changes import Changes
 from .declarations import declared, model_of
-from .ranges import LetGo
+from .ranges import LeaseLost
 from .sizes import TARGET
 from .statements import KEYS, STRIPES, Work
 from .throttle import BACKFILL, Throttle
@@ -98,7 +98,7 @@ class Worker:
         """
         if self.renews:
             self._refuse_transaction_pooling()
-        with suppress(LetGo), locks.session_settings(self.connection, **SETTINGS):
+        with suppress(LeaseLost), locks.session_settings(self.connection, **SETTINGS):
             try:
                 self._be_known()
                 while not self.stop():
@@ -111,7 +111,7 @@ class Worker:
             finally:
                 with suppress(Error), self.connection.cursor() as cursor:
                     cursor.execute("SELECT pg_advisory_unlock_shared(%s)", [locks.WORKER])
-        steering.refresh(self.row)
+        control.refresh(self.row)
         return self.row
 
     def _be_known(self) -> None:
@@ -129,11 +129,11 @@ class Worker:
 
     def _next(self) -> bool:
         """Go through one more range, if there is one; return whether the backfill is still running."""
-        steering.refresh(self.row)
+        control.refresh(self.row)
         if self.row.status == Backfill.Status.PENDING:
             order = self._or_fail(self._order)
             with suppress(BackfillRefused):  # another worker was quicker
-                steering.become(self.row, Backfill.Status.RUNNING, order=order, started_at=self.row.started_at or Now())
+                control.become(self.row, Backfill.Status.RUNNING, order=order, started_at=self.row.started_at or Now())
         if self.row.status != Backfill.Status.RUNNING:
             return False
         if not self._is_allowed:
@@ -183,16 +183,16 @@ class Worker:
         """Do something; where it fails for good, write that down, so that all workers stop."""
         try:
             return action()
-        except (BackfillRefused, LetGo):
-            raise LetGo from None  # somebody has steered it in this moment
+        except (BackfillRefused, LeaseLost):
+            raise LeaseLost from None  # somebody has steered it in this moment
         except Exception as error:
             if locks.is_lost(error):
                 raise
             if self._is_called_off(error):
-                raise LetGo from None
+                raise LeaseLost from None
             text = summary(error)
             with suppress(BackfillRefused):
-                steering.become(self.row, Backfill.Status.FAILED, error=text)
+                control.become(self.row, Backfill.Status.FAILED, error=text)
             raise BackfillFailed(
                 f"{self.row} failed. {text}\nWhat it has done stays. Mend it, then: backfill retry {self.row}"
             ) from error
@@ -204,7 +204,7 @@ class Worker:
         self._looks = part.number == 0
         try:
             self.batches.rest(part, 0.0)
-            with suppress(LetGo):
+            with suppress(LeaseLost):
                 self._or_fail(self.changes.leave_alone_what_is_set_aside)
                 self._or_fail(lambda: self._unless_dropped(part, walk))
         finally:
@@ -237,7 +237,7 @@ class Worker:
             raise BackfillFailed(_keep_coming(f"{LEFT:,} and more in each of {MOST_SWEEPS} sweeps"))
         while not self.stop():
             if not ranges.renew(self.connection, part):
-                raise LetGo
+                raise LeaseLost
             self.batches.held_up = ""
             keys, done = self.changes.to_try_again() if all_rows else self._left(), 0
             if keys is None:
@@ -301,9 +301,9 @@ class Worker:
         if count := self.changes.given_up():
             rows = counted(count, "row")
             error = f"{rows} could not be changed: backfill show {self.row} says why, backfill retry tries again."
-            steering.become(self.row, Backfill.Status.FAILED, error=error)
+            control.become(self.row, Backfill.Status.FAILED, error=error)
         else:
-            steering.become(self.row, Backfill.Status.SUCCEEDED, verified_at=Now())
+            control.become(self.row, Backfill.Status.SUCCEEDED, verified_at=Now())
 
     def _cut(self, part: BackfillRange) -> None:
         parts = ranges.parts_of(self.connection, self.work.model)
@@ -375,7 +375,7 @@ class Worker:
             elif time.monotonic() - since > conf.PATIENCE:
                 raise BackfillFailed(self.batches.why_held_up())
             elif not ranges.renew(self.connection, part):
-                raise LetGo
+                raise LeaseLost
             else:
                 if self.batches.size.now == 1:
                     self.batches.say(self.batches.why_held_up())

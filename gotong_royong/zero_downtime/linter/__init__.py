@@ -2,9 +2,9 @@
 
 - ``server``: where it may harm nothing. ``scratch``: the database. ``selection``: which migrations.
   ``facts``: what is known about each.
-- ``questions``: which tables are there? ``code``: which the models name. ``differences``: between the two.
-- ``observer``: sees every statement. ``holding_up``: those that are in no transaction. ``rows``: something to change.
-- ``confinement``: what nobody may do. ``failures``: why one ends early. ``trace``: runs migrations up and down.
+- ``queries``: which tables are there? ``code``: which the models name. ``differences``: between the two.
+- ``observer``: sees every statement. ``lock_probe``: those that are in no transaction. ``rows``: something to change.
+- ``sandbox``: what nobody may do. ``failures``: why one ends early. ``trace``: runs migrations up and down.
 - ``apart``: in a process of its own.
 - ``earlier_runs``: what is there besides what migrations make. ``reached``: which lines ran. ``sizes``: of real tables.
 - ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.

@@ -31,8 +31,8 @@ from .. import exceptions
 from ..exceptions import ZeroDowntimeError, summary
 from ..running.diagnosis import sentence
 from ..stages import Key
-from .confinement import watch
 from .facts import Failure
+from .sandbox import watch
 
 GRACE = 3.0  # seconds after which the parent does what the child has not done itself
 SILENCE = 300.0  # seconds that loading a migration or anything of ours may take

@@ -6,9 +6,9 @@ from typing import Any
 
 from ..exceptions import in_full
 from ..postgres.locks import sqlstate
-from .confinement import NetworkRefused, TooLong
 from .facts import Failure
 from .observer import OutOfBounds
+from .sandbox import NetworkRefused, TooLong
 
 # What the scratch server lacks and another may have: a file, a permission, a connection; an extension, a role.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html

@@ -21,8 +21,8 @@ from psycopg.pq import TransactionStatus
 from ..postgres import statements
 from ..postgres.locks import sqlstate
 from .facts import MODES, Catalog, Lock, Statement, Table, changes, strongest
-from .holding_up import holding_up
-from .questions import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, prepare, table_of
+from .lock_probe import probed
+from .queries import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, prepare, table_of
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 
@@ -346,7 +346,7 @@ class Observer:
         oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [words]).fetchall()}
         old = {oid: self.catalog[oid] for oid in oids & self.of_before if oid in self.catalog}
         self._notices.clear()
-        with holding_up(self.connection, [table.name for table in old.values()]) as seen:
+        with probed(self.connection, [table.name for table in old.values()]) as seen:
             result = execute()
         self._transaction += 1
         self.refresh(self._made_or_dropped() | oids)

@@ -24,7 +24,6 @@ from ..running.loader import file_of, is_own
 from ..running.states import Move, Rolling, with_inner
 from ..stages import Key, Stage, said_stage
 from .code import Code
-from .confinement import TooLong, allow, call, confined, watch
 from .differences import defined_otherwise
 from .earlier_runs import EarlierRuns
 from .facts import Column, Direction, Failure, Index, Pass, Trace
@@ -32,6 +31,7 @@ from .failures import failure_of, is_of_the_code
 from .observer import Observer, OutOfBounds
 from .reached import Reached
 from .rows import insert_rows
+from .sandbox import TooLong, allow, call, sandboxed, watch
 
 LIMIT = 10.0  # seconds for one operation; on empty tables most take milliseconds
 LIMIT_OF_REHEARSAL = 2.0  # seconds; a loop may go round for ever where no row is as it wants it
@@ -66,7 +66,7 @@ def fill(
         watch.begin(key)
         try:
             with (
-                confined(LIMIT * len(migration.operations)),
+                sandboxed(LIMIT * len(migration.operations)),
                 observer.watching(blind=True),
                 connection.schema_editor(atomic=migration.atomic) as editor,
             ):
@@ -308,7 +308,7 @@ class _Runner:
         enums = observer.enums() if any(_is_sql(one) or _is_code(one) for one in migration.operations) else frozenset()
         try:
             with (
-                confined(self.limit),
+                sandboxed(self.limit),
                 observer.watching(),
                 self.connection.schema_editor(atomic=migration.atomic) as editor,
             ):

@@ -8,7 +8,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ('zero_downtime', '20260213000000_create_zero_downtime_steered_table_and_try_again'),
+        ('zero_downtime', '20260213000000_create_zero_downtime_backfill_event_table_and_try_again'),
     ]
 
     operations = [

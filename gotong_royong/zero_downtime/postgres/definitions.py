@@ -58,7 +58,7 @@ class Template(str):
         return Filled(super().__mod__(parts), self, parts)
 
 
-class Doubt(NamedTuple):
+class Mismatch(NamedTuple):
     """A column that is not as a statement expects it, perhaps because the same migration changes it later on."""
 
     table: str
@@ -103,7 +103,7 @@ def compare(
     wanted: list[Part],
     *,
     any_default: bool = False,
-) -> list[Doubt]:
+) -> list[Mismatch]:
     """Look for each wanted part in the table, by its name unless PostgreSQL chose it; return which columns differ.
 
     Takes ACCESS SHARE on the table for a moment, also where a temporary table is made like it to compare the words.
@@ -133,7 +133,7 @@ def compare(
         error = DefinitionDiffers(kind, on(table, name), f"{part.name} {there}", f"{part.name} {part}")
         if part.kind != "column":
             raise error
-        doubts.append(Doubt(table, part.name, partial(_throw, error)))
+        doubts.append(Mismatch(table, part.name, partial(_throw, error)))
     return doubts
 
 

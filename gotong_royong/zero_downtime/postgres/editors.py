@@ -45,7 +45,7 @@ CHECKS: list[tuple[Callable[..., str] | None, str, str, str]] = [
 
 
 @contextmanager
-def twice_is_once(connection: BaseDatabaseWrapper) -> Iterator[None]:
+def idempotent_ddl(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Let all schema changes of the connection go through our editor during the block. Takes no lock itself."""
     editor = connection.SchemaEditorClass
     connection.SchemaEditorClass = schema_editor_class(editor)

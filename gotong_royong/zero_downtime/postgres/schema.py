@@ -22,7 +22,7 @@ from django.db.models import Model
 from ..exceptions import DefinitionDiffers
 from . import catalog, definitions
 from .catalog import Constraint, Index, Part
-from .definitions import Doubt, NotComparable, added, on, plain
+from .definitions import Mismatch, NotComparable, added, on, plain
 from .effects import DROP_INDEX, JournalingEditor
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class SchemaEditor(JournalingEditor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._doubts: list[Doubt] = []
+        self._mismatches: list[Mismatch] = []
         self._new_tables: set[str] = set()
         self._rehearsed: list[tuple[Any, Any]] | None = None
         self._adding: tuple[Any, Any] | None = None
@@ -61,7 +61,7 @@ class SchemaEditor(JournalingEditor):
         try:
             if exc_type is None:
                 self.run_deferred()
-                for doubt in self._doubts:
+                for doubt in self._mismatches:
                     doubt.complain()
         except BaseException as error:
             super().__exit__(type(error), error, error.__traceback__)
@@ -71,7 +71,7 @@ class SchemaEditor(JournalingEditor):
     @property
     def settled(self) -> bool:
         """Whether no column is in doubt."""
-        return not self._doubts
+        return not self._mismatches
 
     def execute(self, sql: Any, params: Any = ()) -> None:
         """Execute the statement, unless its effect is there already.
@@ -147,7 +147,7 @@ class SchemaEditor(JournalingEditor):
 
         If so, those are executed that nobody can tell of but that may well run again, such as comments.
         """
-        doubts, put_off = self._doubts, list(self.deferred_sql)
+        doubts, put_off = self._mismatches, list(self.deferred_sql)
         statements = self._rehearse(action)
         checked = [statement for statement in statements if self._check(statement[0])]
         made = {str(sql.parts["name"]) for sql, _ in checked if self._check(sql) in MAKING}
@@ -159,7 +159,7 @@ class SchemaEditor(JournalingEditor):
         except (DefinitionDiffers, ProgrammingError):
             done = False
         if not done:
-            self._doubts, self.deferred_sql = doubts, put_off
+            self._mismatches, self.deferred_sql = doubts, put_off
             return False
         for statement in statements:
             if statement not in checked:
@@ -272,7 +272,7 @@ class SchemaEditor(JournalingEditor):
         found = catalog.column(self.connection, table, self.quote_name(name))
         if found is None:
             execute = functools.partial(super().execute, sql, params)  # PostgreSQL says it best
-            self._doubts = [*self._doubts, Doubt(table, name, execute)]
+            self._mismatches = [*self._mismatches, Mismatch(table, name, execute)]
             return f"column {on(table, name)} is not there, which is an error if it is not to be removed"
         if found.empty or added(self.connection, sql, params, like=table):
             return ""
@@ -338,7 +338,7 @@ class SchemaEditor(JournalingEditor):
     def _compare(self, kind: str, table: str, name: str, sql: Any, wanted: list[Part], **how: bool) -> bool:
         """Compare what is wanted with what the table has; return whether that left no column in doubt."""
         doubts = definitions.compare(self.connection, kind, table, name, sql, wanted, **how)
-        self._doubts = [*self._doubts, *doubts]
+        self._mismatches = [*self._mismatches, *doubts]
         return not doubts
 
     def _accept_foreign_key(self, found: Constraint, sql: Any, table: str) -> None:
@@ -350,9 +350,9 @@ class SchemaEditor(JournalingEditor):
         self._validate(table, found, sql)
 
     def _settle(self, table: str, column: str = "") -> bool:
-        """Doubt no more a column, or any of the table: what comes decides about it. Return whether it was in doubt."""
-        settled = [doubt for doubt in self._doubts if doubt.table == table and plain(column) in ("", doubt.column)]
-        self._doubts = [doubt for doubt in self._doubts if doubt not in settled]
+        """Mismatch no more a column, or any of the table: what comes decides about it. Return whether it was in doubt."""
+        settled = [doubt for doubt in self._mismatches if doubt.table == table and plain(column) in ("", doubt.column)]
+        self._mismatches = [doubt for doubt in self._mismatches if doubt not in settled]
         return bool(settled)
 
 

@@ -20,7 +20,7 @@ from ..apps import APP
 from ..exceptions import HalfCommitted, NotUndoable, RolledBack, ZeroDowntimeError, counted, in_full
 from ..models import Run, Status, Step
 from ..postgres import locks
-from ..postgres.editors import schema_editor_class, twice_is_once
+from ..postgres.editors import idempotent_ddl, schema_editor_class
 from ..postgres.journal import Past
 from ..postgres.schema import SchemaEditor
 from ..stages import Key, Plan, Stage, before_deploy, key_of, stages_of
@@ -110,7 +110,7 @@ class Executor(MigrationExecutor):
             plan = self.migration_plan(targets)
         unmakes_ledger = any(backwards and migration.app_label == APP for migration, backwards in plan)
         if not plan:
-            ledger.bury_the_dead(self.alias, self.report)
+            ledger.close_orphaned_runs(self.alias, self.report)
             self.report("nothing_to_do")
             if self.backup_folder:
                 self.report("note", text="There is nothing to do, so no backup was made.")
@@ -154,7 +154,7 @@ class Executor(MigrationExecutor):
         plan = super().migration_plan(self.loader.graph.leaf_nodes(APP), clean_start=not history.tables(self.alias))
         try:
             if plan:
-                with twice_is_once(self.connection), ledger.unrouted():
+                with idempotent_ddl(self.connection), ledger.unrouted():
                     super().migrate([], plan=plan)
         except (Error, MigrationSchemaMissing) as error:
             raise ledger.no_ledger(self.connection, error) from error

@@ -225,7 +225,7 @@ def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger
 class Steps:
     """Writes the steps of a run. How one ended is written in one statement with the beginning of the next.
 
-    Should the process be killed in between, ``bury_the_dead`` finds out from django_migrations.
+    Should the process be killed in between, ``close_orphaned_runs`` finds out from django_migrations.
     """
 
     def __init__(self, alias: str, run: Run, tables: dict[type[Model], str]) -> None:
@@ -275,7 +275,7 @@ class Steps:
             return psycopg.Cursor(connection.connection).execute(sql, values)
 
 
-def bury_the_dead(alias: str, report: Report) -> None:
+def close_orphaned_runs(alias: str, report: Report) -> None:
     """Mark and tell the runs that never said how they ended, if this role may. Hold the runner's lock meanwhile."""
     if alias and history.tables(alias):
         for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
@@ -313,7 +313,7 @@ def _prune(alias: str, days: int) -> None:
 @contextmanager
 def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[Steps]:
     """Open a run of so many steps, and say in it how it ended."""
-    bury_the_dead(alias, report)
+    close_orphaned_runs(alias, report)
     tables = history.tables(alias)
     started = time.monotonic()
     run = Run.objects.using(alias).create(command=command, who=whoami(), process=os.getpid(), revision=revision())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from django.core.management.base import BaseCommand, OutputWrapper
 
-from ..backfills.steering import AT_WORK, Progress
+from ..backfills.control import AT_WORK, Progress
 from ..exceptions import counted
 from ..models import Backfill
 from ..postgres.statements import Statement
@@ -301,7 +301,7 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
     if row.error:
         out.write(f"  error: {row.error}", style.ERROR)
     alias = row._state.db
-    for steered in row.steered.using(alias)[:5]:
+    for steered in row.events.using(alias)[:5]:
         out.write(f"  {steered}")
     for part in row.ranges.using(alias).filter(AT_WORK).order_by("number"):
         out.write(f"  range {part.number} ({part.share:.0%}): {part.worker}")

@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.models import Model, Q
 from django.db.models.functions import Upper
 
-from gotong_royong.zero_downtime.backfills import Declaration, crew, declarations
+from gotong_royong.zero_downtime.backfills import BackfillDeclaration, declarations, pool
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from tests.conftest import _database
 
@@ -38,7 +38,7 @@ def going(name, database, workers=2):
 
     def go():
         try:
-            crew.run(name, database.alias, workers=workers)
+            pool.run(name, database.alias, workers=workers)
         finally:
             connections[database.alias].close()
 
@@ -123,7 +123,7 @@ def declare():
         standard = {"model": "accounts.Skill", "where": Q(description=None), "__module__": "accounts.backfills"}
         if "process" not in body:
             standard["update"] = {"description": Upper("name")}
-        declared = type(called, (Declaration,), standard | body)
+        declared = type(called, (BackfillDeclaration,), standard | body)
         names.append(declared.name)
         return declared.name
 
@@ -135,7 +135,7 @@ def declare():
 @pytest.fixture
 def run(skills):
     def run(name, **options):
-        return crew.run(name, skills.alias, **{"at_full_speed": True, **options})
+        return pool.run(name, skills.alias, **{"at_full_speed": True, **options})
 
     return run
 

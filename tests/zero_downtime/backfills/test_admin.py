@@ -102,7 +102,7 @@ def test_all_rows_are_not_done_a_second_time_at_one_click(row, staff, declare):
     page = steer(client, "retry", row)
     assert "so retry would do each of them a second time. If that is meant: backfill retry accounts.trial" in page
     row.refresh_from_db()
-    assert (row.status, row.ranges.count(), row.steered.count()) == ("succeeded", 1, 0)
+    assert (row.status, row.ranges.count(), row.events.count()) == ("succeeded", 1, 0)
     call_command("backfill", "retry", row.name)
     row.refresh_from_db()
     assert (row.status, row.ranges.count()) == ("pending", 0)

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from django.db.models import Func, TextField, Value
 
-from gotong_royong.zero_downtime.backfills import batches, steering
+from gotong_royong.zero_downtime.backfills import batches, control
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
@@ -37,7 +37,7 @@ def test_they_go_on_in_slices_while_others_are_at_work(skills, fill, declare, ru
     with load(conninfo(skills), "SELECT 1"):
         row = run(declare(), at_full_speed=False)
     assert row.status == Status.SUCCEEDED
-    assert ask("SELECT count(*) FROM statements") > 1.3 * steering.progress(row).batches  # it would be as many
+    assert ask("SELECT count(*) FROM statements") > 1.3 * control.progress(row).batches  # it would be as many
     assert ask(UNDONE) == ask(TWICE) == 0
 
 
@@ -56,7 +56,7 @@ def test_their_blocks_are_read_before_a_row_is_locked_while_others_are_at_work(s
             unread.update({*range(*places)} - read)
         return execute(sql, params, many, context)
 
-    worker = Worker(steering.find(declare(), skills.alias))
+    worker = Worker(control.get_or_create(declare(), skills.alias))
     with load(conninfo(skills), "SELECT 1"), skills.execute_wrapper(note):
         assert worker.run().status == Status.SUCCEEDED
     assert read
@@ -89,7 +89,7 @@ def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare
             if next(slices) == 2:
                 user.execute("UPDATE skills SET filler = repeat('y', 6000) WHERE name = 'to do'")
 
-        worker = Worker(steering.find(declare(), skills.alias), stop=move)
+        worker = Worker(control.get_or_create(declare(), skills.alias), stop=move)
         assert worker.throttle.look().reason == "1 other session at work: half speed"
         found = worker.batches.left_in_slices(1_000)
     assert ask(block) == 0 < before

@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.db.models import F, Q
 
-from gotong_royong.zero_downtime.backfills import crew, steering
+from gotong_royong.zero_downtime.backfills import control, pool
 from gotong_royong.zero_downtime.models import Backfill, whoami
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 
@@ -42,12 +42,12 @@ def at_work(skills, declare, fill):
     name = declare(process=process)
 
     def work():
-        crew.run(name, skills.alias)
+        pool.run(name, skills.alias)
         connections[skills.alias].close()
 
     thread = threading.Thread(target=work)
     thread.start()
-    while steering.look(name, skills.alias)[1].rows == 0:
+    while control.status(name, skills.alias)[1].rows == 0:
         time.sleep(0.02)
     yield name
     thread.join(10)
@@ -73,7 +73,7 @@ def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("pause", at_work) == f"{at_work} is paused.\n"
     assert f"  pause by {whoami()} at " in backfill("show", at_work)
     time.sleep(0.3)
-    before, told = steering.find(at_work, skills.alias), backfill("list")
+    before, told = control.get_or_create(at_work, skills.alias), backfill("list")
     assert "held back" not in told
     left = ask("SELECT count(*) FROM skills WHERE description IS NULL")
     assert left > 0
@@ -85,8 +85,8 @@ def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("list") == told
     assert ask("SELECT count(*) FROM skills WHERE description IS NULL") == left
     backfill("resume", at_work)
-    assert [steered.way for steered in before.steered.all()] == ["resume", "pause"]  # and not what was refused
-    after = steering.find(at_work, skills.alias)
+    assert [steered.way for steered in before.events.all()] == ["resume", "pause"]  # and not what was refused
+    after = control.get_or_create(at_work, skills.alias)
     assert after.started_at - before.started_at > timedelta(seconds=0.4)  # its rate is that of the time it was at work
     assert "succeeded" in backfill("run", at_work)
 
@@ -96,9 +96,9 @@ def test_a_user_without_a_name_steers_too(backfill, skills, declare, monkeypatch
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 1_000_660_000)
-    row = steering.find(declare(), skills.alias)
+    row = control.get_or_create(declare(), skills.alias)
     backfill("pause", row.name)
-    assert row.steered.get().who.startswith("1000660000@")
+    assert row.events.get().who.startswith("1000660000@")
 
 
 def test_cancel(backfill, at_work):
@@ -136,7 +136,7 @@ def test_what_somebody_stops_meanwhile_is_no_success(backfill, slow, skills, way
 
     def steer():
         inside.wait(10)
-        steering.steer(steering.find(name, skills.alias), way, "ani")
+        control.apply(control.get_or_create(name, skills.alias), way, "ani")
         connections[skills.alias].close()
 
     thread = threading.Thread(target=steer)
@@ -186,7 +186,7 @@ def test_a_declaration_that_does_not_fit_is_refused_and_stays_pending(backfill, 
     name = declare(**body)
     with pytest.raises(CommandError, match=f"^{name} {told}"):
         backfill("run", name)
-    assert steering.look(name, skills.alias)[0].status in {"not started", Status.PENDING}
+    assert control.status(name, skills.alias)[0].status in {"not started", Status.PENDING}
 
 
 def test_one_that_failed_says_why_and_goes_on_once_that_is_mended(backfill, declare, fill, ask):
@@ -224,19 +224,19 @@ def test_a_look_starts_nothing(backfill, declare, skills):
     assert backfill("show", reverse) == f"{reverse}: the reverse of {name}\n"
     with pytest.raises(CommandError, match=r"--workers must be 1 or more"):
         backfill("run", name, "--workers", "0")
-    assert name not in steering.names(skills.alias)
-    assert reverse not in steering.names(skills.alias)
+    assert name not in control.names(skills.alias)
+    assert reverse not in control.names(skills.alias)
 
 
-@pytest.mark.parametrize("way", steering.WAYS)
+@pytest.mark.parametrize("way", control.ACTIONS)
 def test_one_that_is_not_started_is_not_steered(backfill, declare, skills, way):
     name = declare()
     with pytest.raises(CommandError, match=rf"^{name} is not started. backfill run {name} starts it.$"):
         backfill(way, name)
-    assert name not in steering.names(skills.alias)
+    assert name not in control.names(skills.alias)
 
 
-@pytest.mark.parametrize("action", ["show", *steering.WAYS])
+@pytest.mark.parametrize("action", ["show", *control.ACTIONS])
 def test_an_unknown_one_is_neither_shown_nor_steered(backfill, action):
     with pytest.raises(CommandError, match=r"^No backfill accounts.nonsense is declared in the code that runs here"):
         backfill(action, "accounts.nonsense")
@@ -247,7 +247,7 @@ def test_one_that_is_taken_back_meanwhile_ends_with_a_sentence(backfill, slow, s
 
     def forget():
         inside.wait(10)
-        steering.forget(name, skills.alias)  # once that batch is done
+        control.forget(name, skills.alias)  # once that batch is done
         connections[skills.alias].close()
 
     thread = threading.Thread(target=forget)

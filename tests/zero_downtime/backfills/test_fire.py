@@ -11,7 +11,7 @@ from django.db import connections
 from django.db.models import Q
 from django.db.models.functions import Upper
 
-from gotong_royong.zero_downtime.backfills import crew, ranges, steering, worker
+from gotong_royong.zero_downtime.backfills import control, pool, ranges, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 from tests.databases import conninfo
@@ -93,7 +93,7 @@ def test_while_others_insert_update_and_delete(skills, fill, declare, run, ask, 
         assert (row.status, row.order) == (Status.SUCCEEDED, order)
     assert all(victim.count > 10 for victim in victims)
     if has_where:
-        steering.retry(row)
+        control.retry(row)
         assert run(name).status == Status.SUCCEEDED  # what came in after it had looked
     assert ask(f"{UNDONE} AND (name LIKE 'skill%' OR {has_where})") == ask(WRONG) == 0
 
@@ -110,7 +110,7 @@ def test_rows_to_do_that_keep_coming_are_told_of_and_not_chased_for_ever(skills,
         run(name, show=lambda row, progress: told.add(row.throttle))
     assert any("keep coming" in reason for reason in told)
     ask("DROP TRIGGER more ON skills")
-    steering.retry(steering.find(name, skills.alias))
+    control.retry(control.get_or_create(name, skills.alias))
     assert run(name).status == Status.SUCCEEDED
     assert ask(UNDONE) == ask(WRONG) == 0
 
@@ -133,7 +133,7 @@ def test_a_table_that_vacuum_full_moves_in_between(skills, fill, declare, ask):
 
     def go():
         try:
-            crew.run(name, skills.alias, workers=2, at_full_speed=True)
+            pool.run(name, skills.alias, workers=2, at_full_speed=True)
         finally:
             connections[skills.alias].close()
             done.set()
@@ -144,7 +144,7 @@ def test_a_table_that_vacuum_full_moves_in_between(skills, fill, declare, ask):
         ask("VACUUM FULL skills")
         time.sleep(0.1)  # in which somebody else may get a lock
     thread.join()
-    row = steering.find(name, skills.alias)
+    row = control.get_or_create(name, skills.alias)
     assert row.status == Status.SUCCEEDED, row.error
     assert ask(UNDONE) == ask(WRONG) == 0
 
@@ -156,9 +156,9 @@ def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill
     def operate(seed):
         chance = random.Random(seed)  # noqa: S311
         while not done.is_set():
-            for steer in (steering.pause, steering.resume):
+            for steer in (control.pause, control.resume):
                 with suppress(BackfillRefused):  # the other was quicker
-                    steer(steering.find(name, skills.alias))
+                    steer(control.get_or_create(name, skills.alias))
                     effective.append(seed)
                 time.sleep(chance.uniform(0, 0.1))
         connections[skills.alias].close()
@@ -168,7 +168,7 @@ def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill
         operator.start()
     try:
         deadline = time.monotonic() + 60
-        while crew.run(name, skills.alias, workers=2, at_full_speed=True).status != Status.SUCCEEDED:
+        while pool.run(name, skills.alias, workers=2, at_full_speed=True).status != Status.SUCCEEDED:
             assert time.monotonic() < deadline
     finally:
         done.set()
@@ -187,7 +187,7 @@ def test_one_is_forgotten_at_any_moment_while_two_workers_are_at_it(skills, fill
 
     def go():
         try:
-            ended.add(crew.run(name, skills.alias, workers=2, at_full_speed=True).status)
+            ended.add(pool.run(name, skills.alias, workers=2, at_full_speed=True).status)
         except BackfillRefused as error:
             ended.add(str(error).partition(",")[0])
         finally:
@@ -198,9 +198,9 @@ def test_one_is_forgotten_at_any_moment_while_two_workers_are_at_it(skills, fill
         thread = threading.Thread(target=go)
         thread.start()
         time.sleep(0.012 * (moment % 12))
-        steering.forget(name, skills.alias)
+        control.forget(name, skills.alias)
         thread.join()
-        steering.forget(name, skills.alias)
+        control.forget(name, skills.alias)
     assert ended - {Status.FAILED} == {f"Somebody has taken the backfill {name} back"}
 
 
@@ -208,7 +208,7 @@ def test_a_zombie_cannot_commit(skills, fill, declare, ask, monkeypatch):
     """A worker that sleeps for longer than its lease finds its range taken, and what it did is undone."""
     fill(5_000)
     name = declare()
-    row = steering.find(name, skills.alias)
+    row = control.get_or_create(name, skills.alias)
     one = worker.Worker(row, at_full_speed=True)
     assert one._next()  # begins
     while (part := ranges.claim(skills, row)) is None or part.number == 0:
@@ -222,7 +222,7 @@ def test_a_zombie_cannot_commit(skills, fill, declare, ask, monkeypatch):
     taken = ranges.claim(skills, row)
     assert (taken.pk, taken.token) == (part.pk, part.token + 1)
     before = ask("SELECT count(*) FROM written")
-    with pytest.raises(worker.LetGo):
+    with pytest.raises(worker.LeaseLost):
         one._walk_blocks(part)
     assert ask("SELECT count(*) FROM written") == before
 
@@ -233,7 +233,7 @@ def test_the_server_ends_all_sessions_in_the_middle(skills, fill, declare, ask):
 
     def go():
         try:
-            crew.run(name, skills.alias, at_full_speed=True)
+            pool.run(name, skills.alias, at_full_speed=True)
         finally:
             connections[skills.alias].close()
             done.set()
@@ -249,5 +249,5 @@ def test_the_server_ends_all_sessions_in_the_middle(skills, fill, declare, ask):
             ).fetchone()[0]
     thread.join()
     assert ended
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
     assert ask(UNDONE) == ask(WRONG) == 0

@@ -7,7 +7,7 @@ import pytest
 from django.db import models
 from django.db.models import Q
 
-from gotong_royong.zero_downtime.backfills import batches, crew, steering, throttle, worker
+from gotong_royong.zero_downtime.backfills import batches, control, pool, throttle, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.databases import conninfo
@@ -62,7 +62,7 @@ def test_one_that_takes_longer_than_a_moment_goes_on_in_slices(skills, fill_and_
     monkeypatch.setattr(worker, "AT_ONCE", 0.2)
     fill_and_do(1_000)
     ask("VACUUM FULL skills")
-    asked, row = [], steering.find(declare(where=take(0.001)), skills.alias)
+    asked, row = [], control.get_or_create(declare(where=take(0.001)), skills.alias)
     ended = Worker(row, stop=lambda: asked.append(0), target=0.05).run()
     assert ended.status == Status.SUCCEEDED
     assert len(asked) > 15
@@ -76,7 +76,7 @@ def test_one_in_slices_goes_on_though_there_is_a_reason_to_wait_now_and_then(
     ask("VACUUM FULL skills")
     calls = itertools.count(1)
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "" if next(calls) % 8 else "much to do"
-    row = steering.find(declare(where=take(0.001)), skills.alias)
+    row = control.get_or_create(declare(where=take(0.001)), skills.alias)
     with load(conninfo(skills), "SELECT 1"):
         assert in_jobs(row, 0.5) < 5
     assert row.status == Status.SUCCEEDED
@@ -96,7 +96,7 @@ def test_a_reason_of_the_project_that_fails_in_a_slice_is_one_to_wait(
             ask("SELECT 1 / 0")
 
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = fails
-    row = steering.find(declare(where=take(0.001)), skills.alias)
+    row = control.get_or_create(declare(where=take(0.001)), skills.alias)
     with load(conninfo(skills), "SELECT 1"):
         assert Worker(row).run().status == Status.SUCCEEDED
     assert failed
@@ -123,8 +123,8 @@ def test_pausing_ends_it(skills, fill_and_do, declare, take, ask, joins):
     name = declare(where=take(0.05) & (Q(users__isnull=True) if joins else Q()))
     with load(conninfo(skills), "SELECT 1"), going(name, skills, workers=1):
         until(lambda: ask(f"{LOOKS} AND query LIKE '%is_to_do%'"))
-        steering.pause(steering.find(name, skills.alias))
-    row, progress = steering.look(name, skills.alias)
+        control.pause(control.get_or_create(name, skills.alias))
+    row, progress = control.status(name, skills.alias)
     assert (row.status, progress.workers) == (Status.PAUSED, 0)
 
 
@@ -136,7 +136,7 @@ def test_who_waits_for_the_table_is_let_in(skills, fill, declare, take, ask):
         with psycopg.connect(**conninfo(skills)) as user:
             user.execute("LOCK TABLE skills")  # in seconds, not minutes
             take(0)
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
     assert ask(UNDONE) == ask(TWICE) == 0
 
 
@@ -152,9 +152,9 @@ def test_ctrl_c_ends_it(skills, fill, declare, take, ask, joins, at_full_speed):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        crew.run(name, skills.alias, workers=2, at_full_speed=at_full_speed, show=show)
+        pool.run(name, skills.alias, workers=2, at_full_speed=at_full_speed, show=show)
     assert not ask(LOOKS)
-    row, progress = steering.look(name, skills.alias)
+    row, progress = control.status(name, skills.alias)
     assert (row.status, progress.workers) == (Status.RUNNING, 0)
 
 
@@ -175,7 +175,7 @@ def test_it_sees_what_is_in_a_table_that_somebody_rewrites(skills, fill, declare
         with going(name, skills):
             until(lambda: ask("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'skills'::regclass"))
             user.commit()
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
     assert ask(UNDONE) == ask(TWICE) == 0
 
 
@@ -187,9 +187,9 @@ def test_it_says_that_the_table_is_locked(skills, fill, declare, ask, monkeypatc
     with psycopg.connect(**conninfo(skills)) as user:
         user.execute("LOCK TABLE skills")
         with going(name, skills):
-            until(lambda: steering.find(name, skills.alias).throttle == "somebody keeps the table locked")
+            until(lambda: control.get_or_create(name, skills.alias).throttle == "somebody keeps the table locked")
             user.rollback()
-    row = steering.find(name, skills.alias)
+    row = control.get_or_create(name, skills.alias)
     assert (row.status, row.throttle) == (Status.SUCCEEDED, "")
     assert ask(UNDONE) == ask(TWICE) == 0
 
@@ -197,7 +197,7 @@ def test_it_says_that_the_table_is_locked(skills, fill, declare, ask, monkeypatc
 def test_a_job_of_the_queue_that_is_held_back_all_the_time_does_not_begin_it(skills, fill, declare, ask, settings):
     fill(1_000)
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "busy"
-    row = steering.find(declare(), skills.alias)
+    row = control.get_or_create(declare(), skills.alias)
     asked = []
     job = Worker(row, stop=lambda: asked.append(0) or (len(asked) > 3 and not job.looks))
     assert job.run().status == Status.RUNNING

@@ -12,7 +12,7 @@ from django.db.migrations.writer import MigrationWriter
 from django.db.models import F, Q
 from django.db.models.functions import Concat
 
-from gotong_royong.zero_downtime.backfills import crew, inline, steering
+from gotong_royong.zero_downtime.backfills import control, inline, pool
 from gotong_royong.zero_downtime.exceptions import ZeroDowntimeError
 from gotong_royong.zero_downtime.models import Backfill
 from gotong_royong.zero_downtime.operations import RequireBackfill, RunBackfill
@@ -32,12 +32,12 @@ def test_a_small_table_is_done_at_once_and_taken_back(skills, fill, ask, declare
     name = declare(reverse=back)
     run_operations(skills, RunBackfill(name), RequireBackfill(name), atomic=False)
     assert ask(UNDONE) == ask(TWICE) == 0
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
     assert RunBackfill(name).reversible
     assert not RunBackfill(back).reversible
     inline.take_back(name, skills, apps.get_model("accounts", "Skill"))
     assert ask("SELECT count(description) FROM skills") == 0
-    assert name not in steering.names(skills.alias)
+    assert name not in control.names(skills.alias)
     with pytest.raises(ZeroDowntimeError, match=r"accounts.back names no reverse"):
         inline.take_back(back, skills, apps.get_model("accounts", "Skill"))
 
@@ -61,7 +61,7 @@ def test_what_is_taken_back_is_not_taken_up_meanwhile(skills, fill, ask, declare
     was = []
 
     def process(self, batch):
-        was.append(steering.look(name, skills.alias)[0].status)
+        was.append(control.status(name, skills.alias)[0].status)
         batch.update(description=None)
 
     name = declare(reverse="accounts.back")
@@ -87,7 +87,7 @@ def in_a_batch(skills, fill, declare):
 
     def work():
         with suppress(ZeroDowntimeError):  # it is forgotten
-            crew.run(name, skills.alias)
+            pool.run(name, skills.alias)
         connections[skills.alias].close()
 
     thread = threading.Thread(target=work)
@@ -102,7 +102,7 @@ def test_what_is_taken_back_is_waited_for_until_it_has_done_its_batch(skills, as
     name, worker, over = in_a_batch
     threading.Timer(0.5, over.set).start()
     inline.take_back(name, skills, SKILL)
-    assert name not in steering.names(skills.alias)
+    assert name not in control.names(skills.alias)
     worker.join(10)
     assert ask("SELECT count(description) FROM skills") == 0
 
@@ -119,7 +119,7 @@ def test_it_is_not_waited_for_any_longer_than_the_patience(skills, in_a_batch, s
 def test_taking_back_is_refused_in_a_transaction(skills, declare):
     name = declare(reverse="accounts.back")
     declare("Back")
-    row = steering.find(name, skills.alias)
+    row = control.get_or_create(name, skills.alias)
     with transaction.atomic(using=skills.alias), pytest.raises(ZeroDowntimeError, match="Set atomic = False in the mi"):
         inline.take_back(name, skills, SKILL)
     row.refresh_from_db()
@@ -130,12 +130,12 @@ def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, s
     settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
     fill(2_500)
     name, told = declare(), []
-    steering.pending.connect(receiver := lambda **facts: told.append(facts["name"]))
+    control.pending.connect(receiver := lambda **facts: told.append(facts["name"]))
     run_operations(skills, RunBackfill(name), atomic=False)
     assert "About 2,500 rows, more than ZERO_DOWNTIME_BACKFILL_INLINE, are left to the background: a worker" in (
         capsys.readouterr().out
     )
-    steering.pending.disconnect(receiver)
+    control.pending.disconnect(receiver)
     assert told == [name]
     run_operations(skills, RunBackfill(name), atomic=False)
     assert f"no queue is installed, so it waits for backfill run {name}." in capsys.readouterr().out
@@ -143,10 +143,10 @@ def test_a_large_table_is_left_to_the_workers(skills, fill, ask, declare, run, s
     wanted = r"must be done before this, but it is pending, and about 2,500 rows .* backfill run accounts.trial"
     with pytest.raises(ZeroDowntimeError, match=wanted):
         run_operations(skills, RequireBackfill(name), atomic=False)
-    steering.pause(steering.find(name, skills.alias))
+    control.pause(control.get_or_create(name, skills.alias))
     run_operations(skills, RunBackfill(name), atomic=False)
     assert f"are left to the background: it is paused until backfill resume {name}." in capsys.readouterr().out
-    steering.resume(steering.find(name, skills.alias))
+    control.resume(control.get_or_create(name, skills.alias))
     run(name)
     run_operations(skills, RequireBackfill(name), atomic=False)
 
@@ -211,7 +211,7 @@ def test_the_projects_own_goes_back_and_forth(skills, ask):
     ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
     call_command("migrate", *BEFORE_POPULATE, database=skills.alias, verbosity=0, interactive=False)
     assert ask("SELECT count(markov_user_id) FROM users") == 0
-    assert steering.names(skills.alias) == []
+    assert control.names(skills.alias) == []
     call_command("migrate", *POPULATE, database=skills.alias, verbosity=0)
     assert ask("SELECT count(*) FROM users WHERE markov_user_id = 'gotong_royong:' || id") == 3_000
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from gotong_royong.zero_downtime.backfills import steering, worker
+from gotong_royong.zero_downtime.backfills import control, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.databases import conninfo
@@ -73,8 +73,8 @@ def test_partitions_change_at_any_moment(skills, declare, ask, monkeypatch, stat
     with psycopg.connect(**conninfo(skills), autocommit=True) as session:
         for moment in itertools.count():
             session.execute(LAID_OUT.format(to_do))
-            steering.forget(name, skills.alias)
-            row = steering.find(name, skills.alias)
+            control.forget(name, skills.alias)
+            row = control.get_or_create(name, skills.alias)
             change = Change(session, statement, moment, row)
             assert Worker(row, stop=change).run().status == Status.SUCCEEDED
             came_late = statement == ATTACH and change.in_sweep == row.sweep  # maybe during the last look
@@ -89,7 +89,7 @@ def test_a_lock_of_one_of_them_fails_no_other(skills, declare, ask, monkeypatch)
     monkeypatch.setattr(worker, "LEFT", 10)
     ask("ALTER TABLE skills RENAME TO old")
     ask(LAID_OUT.format("abc"))
-    row = steering.find(declare(), skills.alias)
+    row = control.get_or_create(declare(), skills.alias)
     locked = []
     with psycopg.connect(**conninfo(skills)) as user:
 

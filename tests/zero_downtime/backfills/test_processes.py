@@ -14,7 +14,7 @@ import pytest
 from django.conf import settings
 from django.db import connections
 
-from gotong_royong.zero_downtime.backfills import crew, ranges, steering
+from gotong_royong.zero_downtime.backfills import control, pool, ranges
 from gotong_royong.zero_downtime.models import Backfill
 from tests.databases import conninfo, url
 from tests.zero_downtime.load import load
@@ -39,7 +39,7 @@ def users(skills, ask):
         "$$ BEGIN INSERT INTO log VALUES (NEW.id); RETURN NULL; END $$"
     )
     ask("CREATE TRIGGER log AFTER UPDATE OF markov_user_id ON users FOR EACH ROW EXECUTE FUNCTION log()")
-    steering.forget(NAME, skills.alias)
+    control.forget(NAME, skills.alias)
     return skills
 
 
@@ -73,7 +73,7 @@ def work(alias, entry):
     """Go through the project's own backfill in a fork of a process that has Django ready."""
     connections.databases[alias] = entry
     ranges.BLOCKS = 128
-    crew.run(NAME, alias)
+    pool.run(NAME, alias)
 
 
 @pytest.fixture
@@ -105,16 +105,16 @@ def test_workers_killed_many_times_while_others_write(users, fork, ask):
             killed = workers.pop(chance.randrange(4))
             killed.kill()
             ended.append(exit_code(killed))
-            row = steering.find(NAME, users.alias)
+            row = control.get_or_create(NAME, users.alias)
             if row.status == Status.SUCCEEDED:  # before all were killed
                 ask(MORE.format(20_000))
-                steering.retry(row)
+                control.retry(row)
             workers.append(fork())
     assert all(victim.count > 10 for victim in victims)
     assert ask("SELECT max(token) FROM zero_downtime_backfill_range") > 1  # some had a range
     assert {exit_code(worker) for worker in workers} == {0}
     assert set(ended) <= {0, -signal.SIGKILL}
-    steering.retry(steering.find(NAME, users.alias))
+    control.retry(control.get_or_create(NAME, users.alias))
     assert exit_code(fork()) == 0  # what came in after it had looked
     each_was_done_once(ask)
 
@@ -124,7 +124,7 @@ def test_a_worker_killed_while_it_looks_for_what_is_left_is_not_at_it(users, ask
 
     def wait_for(workers):
         deadline = time.monotonic() + 30
-        while steering.progress(steering.find(NAME, users.alias)).workers != workers:
+        while control.progress(control.get_or_create(NAME, users.alias)).workers != workers:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -166,15 +166,15 @@ def test_the_clocks_of_the_workers_do_not_matter(users, ask, tmp_path):
     clocks = [{**skewed, "SKEW": str(skew)} for skew in (-2 * day, 2 * day)]
     for clock in clocks:
         assert abs(float(subprocess.check_output([sys.executable, "-c", now], env=clock)) - time.time()) > day
-    crews = [process(users, env=clock, stdout=subprocess.PIPE, text=True) for clock in clocks]
+    pools = [process(users, env=clock, stdout=subprocess.PIPE, text=True) for clock in clocks]
     leases = set()
-    while any(each.poll() is None for each in crews):
+    while any(each.poll() is None for each in pools):
         leases.add(
             ask("SELECT max(leased_until - clock_timestamp()) FROM zero_downtime_backfill_range WHERE number > 0")
         )
         time.sleep(0.02)
-    told = "".join(each.communicate()[0] for each in crews)
-    assert [each.returncode for each in crews] == [0, 0]
+    told = "".join(each.communicate()[0] for each in pools)
+    assert [each.returncode for each in pools] == [0, 0]
     assert re.fullmatch(r"(.* rows in \d+\.\d s .*\n)+", told)
     assert max(leases - {None}) <= timedelta(seconds=ranges.LEASE)
     assert ask("SELECT max(token) FROM zero_downtime_backfill_range WHERE number > 0") == 1

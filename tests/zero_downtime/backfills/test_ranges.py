@@ -5,7 +5,7 @@ import time
 import psycopg
 import pytest
 
-from gotong_royong.zero_downtime.backfills import ranges, steering
+from gotong_royong.zero_downtime.backfills import control, ranges
 from gotong_royong.zero_downtime.models import Backfill
 from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE, going, until
@@ -26,8 +26,8 @@ IN_A_LOOK = "AND backend IN (SELECT pid FROM pg_locks WHERE relation = 'skills':
 @pytest.fixture
 def running(skills, declare):
     """A backfill that is at its first look, which nobody does."""
-    row = steering.find(declare(), skills.alias)
-    steering.become(row, Status.RUNNING, order="stripes")
+    row = control.get_or_create(declare(), skills.alias)
+    control.become(row, Status.RUNNING, order="stripes")
     ranges.begin_next_sweep(skills, row)
     row.refresh_from_db()
     return row
@@ -37,9 +37,9 @@ def test_a_look_whose_worker_died_is_free_though_its_session_lives_on(skills, ru
     first = ranges.claim(skills, running)
     assert first.number == 0
     assert ranges.claim(skills, running) is None
-    assert steering.progress(running).workers == 1
+    assert control.progress(running).workers == 1
     assert ask(EXPIRE.format("")) == 1
-    assert steering.progress(running).workers == 0
+    assert control.progress(running).workers == 0
     assert ranges.claim(skills, running).token == first.token + 1
     assert not ranges.renew(skills, first)
 
@@ -54,18 +54,18 @@ def test_a_look_that_takes_longer_than_a_lease_is_not_taken_over(skills, fill, d
                 until(lambda: ask(EXPIRE.format(IN_A_LOOK)))
                 for _ in range(5):
                     time.sleep(0.2)
-                    row, progress = steering.look(name, skills.alias)
+                    row, progress = control.status(name, skills.alias)
                     assert progress.workers == row.ranges.get(sweep=1, number=0).token == 1
             finally:
                 holder.rollback()
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
     assert ask(UNDONE) == ask(TWICE) == 0
 
 
 def test_a_range_is_renewed_only_while_it_is_running(skills, running):
     part = ranges.claim(skills, running)
     assert ranges.renew(skills, part)
-    steering.pause(running)
+    control.pause(running)
     assert not ranges.renew(skills, part)
 
 

@@ -15,7 +15,7 @@ from django.db import connection, connections, transaction
 from django.db.models.functions import Upper
 
 from gotong_royong import embedded
-from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills import control
 from gotong_royong.zero_downtime.backfills.statements import Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.backfills.worker import Worker
@@ -107,14 +107,14 @@ def test_it_waits_for_a_replica_that_lags_and_goes_on_once_that_has_caught_up(
     fill(20_000)
     name = declare()
     with going(name, skills):
-        until(lambda: steering.find(name, skills.alias).throttle)
-        assert "MB behind, more than 1" in steering.find(name, skills.alias).throttle
+        until(lambda: control.get_or_create(name, skills.alias).throttle)
+        assert "MB behind, more than 1" in control.get_or_create(name, skills.alias).throttle
         left = ask(LEFT)
         assert left > 0
         time.sleep(1.5)
         assert ask(LEFT) == left
         replica.execute("SELECT pg_wal_replay_resume()")
-    row = steering.find(name, skills.alias)
+    row = control.get_or_create(name, skills.alias)
     assert (row.status, row.throttle) == (Status.SUCCEEDED, "")
     assert ask(UNDONE) == ask(WRONG) == 0
     until(lambda: replica.execute(UNDONE).fetchone() == (0,))
@@ -156,7 +156,7 @@ def test_what_was_changed_is_tidied_up_before_somebody_else_reads_it(skills, fil
     ask("ALTER SYSTEM SET autovacuum = off")
     ask("SELECT pg_reload_conf()")
     fill(20_000)
-    batches = Worker(steering.find(declare(), skills.alias), stop=bool).batches
+    batches = Worker(control.get_or_create(declare(), skills.alias), stop=bool).batches
     step = ask("SELECT pg_relation_size('skills') / 8192") // 5
     part = SimpleNamespace(partition="", lower=0, upper=5 * step)
     for at in range(0, 4 * step, step):
@@ -186,10 +186,10 @@ def test_a_server_that_crashes_and_starts_again_in_the_middle(skills, folder, fi
     restart = [program("pg_ctl"), "restart", "--mode=immediate", "--silent", "--wait", "--pgdata", primary]
     with going(name, skills):
         for share in (0.1, 0.4):
-            until(lambda: steering.look(name, skills.alias)[1].share > share)  # noqa: B023
+            until(lambda: control.status(name, skills.alias)[1].share > share)  # noqa: B023
             execute([*restart, "--log", primary / "server.log"], primary)
             skills.close()
             assert ask(LEFT) > 0
-    assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+    assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
     assert ask(UNDONE) == ask(WRONG) == 0
     assert ask("SELECT count(DISTINCT id) FROM written") == 40_000

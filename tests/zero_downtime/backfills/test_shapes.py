@@ -7,7 +7,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Upper
 
 from accounts.models import Skill
-from gotong_royong.zero_downtime.backfills import declarations, ranges, steering
+from gotong_royong.zero_downtime.backfills import control, declarations, ranges
 from gotong_royong.zero_downtime.backfills.changes import Changes
 from gotong_royong.zero_downtime.backfills.statements import Work
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
@@ -241,7 +241,7 @@ class TestRowsSetAside:
         assert ask(TWICE) == 0
 
     def test_one_that_another_worker_has_set_aside(self, skills, declare):
-        row = steering.find(declare(), skills.alias)
+        row = control.get_or_create(declare(), skills.alias)
         work = Work(declarations.declared(row.name), Skill, skills.alias)
         for reason in ("the first", "the second"):
             Changes(row, work)._set_aside("0" * 32, ValueError(reason))
@@ -252,7 +252,7 @@ class TestRowsSetAside:
         ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description NOT LIKE '%77')")
         for where in (Q(description=None), None):
             row = run(declare(f"Trial{where is None}", where=where))
-            assert (steering.progress(row).rows, row.set_aside.count()) == (2_475, 25)
+            assert (control.progress(row).rows, row.set_aside.count()) == (2_475, 25)
 
     @pytest.mark.parametrize("python", [False, True])
     def test_a_row_that_the_where_joins_to_several(self, fill, declare, run, ask, python):
@@ -262,7 +262,7 @@ class TestRowsSetAside:
         ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (description <> 'SKILL 1 7')")
         how = {"process": lambda self, batch: batch.update(description=Upper("name"))} if python else {}
         row = run(declare(where=Q(description=None, users__isnull=False), **how))
-        assert (row.status, row.set_aside.count(), steering.progress(row).rows) == (Status.FAILED, 1, 19)
+        assert (row.status, row.set_aside.count(), control.progress(row).rows) == (Status.FAILED, 1, 19)
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -303,10 +303,10 @@ class TestRowsSetAside:
 
     def test_keys_that_cannot_be_read_fail_it(self, skills, fill, declare, run):
         fill(10)
-        row = steering.find(declare(), skills.alias)
+        row = control.get_or_create(declare(), skills.alias)
         row.set_aside.create(key=["no-uuid"], error="of a key that had another type")
         with pytest.raises(
             BackfillFailed, match=r"Skill has another kind of key .*“no-uuid” is not a valid UUID\.\n.* retry"
         ):
             run(row.name)
-        assert steering.find(row.name, skills.alias).status == Status.FAILED
+        assert control.get_or_create(row.name, skills.alias).status == Status.FAILED

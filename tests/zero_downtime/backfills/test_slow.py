@@ -8,7 +8,7 @@ import pytest
 from django.db.models import Q
 from django.db.models.functions import Upper
 
-from gotong_royong.zero_downtime.backfills import batches, crew, ranges, steering, worker
+from gotong_royong.zero_downtime.backfills import batches, control, pool, ranges, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
 from gotong_royong.zero_downtime.models import Backfill
 from tests.databases import conninfo
@@ -39,7 +39,7 @@ class TestLocks:
             with going(name, skills):
                 until(lambda: ask("SELECT count(*) FROM skills WHERE description IS NULL") == 1)
                 user.rollback()
-        assert steering.find(name, skills.alias).status == Status.SUCCEEDED
+        assert control.get_or_create(name, skills.alias).status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0
 
     @pytest.mark.once
@@ -60,7 +60,7 @@ class TestLocks:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                crew.run(name, skills.alias, at_full_speed=True, show=show)
+                pool.run(name, skills.alias, at_full_speed=True, show=show)
             held = "mode = 'AccessExclusiveLock' AND granted AND relation = 'skills'::regclass"
             assert ask(f"SELECT count(*) FROM pg_locks WHERE {held}") == 1
 
@@ -128,10 +128,10 @@ class TestPatience:
         mine = "application_name = 'backfill' AND datname = current_database() AND backend_xid IS NOT NULL"
         with going(name, skills, workers=1):
             for share in (0.1, 0.5):
-                until(lambda: steering.look(name, skills.alias)[1].share > share)  # noqa: B023
+                until(lambda: control.status(name, skills.alias)[1].share > share)  # noqa: B023
                 until(lambda: ask(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {mine}"))
                 time.sleep(0.5)
-        assert steering.look(name, skills.alias)[0].status == Status.SUCCEEDED
+        assert control.status(name, skills.alias)[0].status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0
 
 
@@ -156,7 +156,7 @@ class TestSlowPython:
         row = run(declare(process=process, where=where), workers=2)
         assert (row.status, row.order) == (Status.SUCCEEDED, "physical" if where else "keys")
         assert ask(UNDONE) == ask(TWICE) == 0
-        assert steering.progress(row).longest_batch < 0.8
+        assert control.progress(row).longest_batch < 0.8
 
     def test_it_gets_on_in_jobs_that_end_after_a_while(self, skills, fill, declare, ask, monkeypatch):
         monkeypatch.setattr(worker, "LEFT", 20)
@@ -166,7 +166,7 @@ class TestSlowPython:
             batch.update(description=Upper("name"))
 
         fill(40)
-        row = steering.find(declare(process=process), skills.alias)
+        row = control.get_or_create(declare(process=process), skills.alias)
         assert in_jobs(row, 0.3) > 1
         assert row.status == Status.SUCCEEDED
         assert ask(UNDONE) == ask(TWICE) == 0

@@ -8,7 +8,7 @@ import time
 import pytest
 from django.conf import settings as project
 
-from gotong_royong.zero_downtime.backfills import steering
+from gotong_royong.zero_downtime.backfills import control
 from gotong_royong.zero_downtime.models import Backfill
 from tests import forks
 from tests.conftest import _database
@@ -42,8 +42,8 @@ def worker(database):
 def users(skills, ask):
     ask("ALTER TABLE users DISABLE TRIGGER assign_markov_user_id")
     ask("INSERT INTO users (username, email, password_hash) SELECT i, i, '!' FROM generate_series(1, 3000) i")
-    steering.forget(NAME, skills.alias)
-    steering.find(NAME, skills.alias)  # as a migration leaves it
+    control.forget(NAME, skills.alias)
+    control.get_or_create(NAME, skills.alias)  # as a migration leaves it
     return skills
 
 
@@ -54,7 +54,7 @@ def test_a_worker_takes_up_what_is_left_to_it(users, ask):
     assert ask(ENQUEUED) == 1
     worker(users)
     assert ask(LEFT) == 0
-    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+    assert control.get_or_create(NAME, users.alias).status == Backfill.Status.SUCCEEDED
 
 
 def test_two_workers_of_the_queue_share_a_backfill(users, ask):
@@ -67,7 +67,7 @@ def test_two_workers_of_the_queue_share_a_backfill(users, ask):
         deadline = time.monotonic() + 60
         manage(users, "backfill", "pause", NAME)
         manage(users, "backfill", "resume", NAME)
-        while steering.find(NAME, users.alias).status != Backfill.Status.SUCCEEDED:
+        while control.get_or_create(NAME, users.alias).status != Backfill.Status.SUCCEEDED:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
@@ -94,7 +94,7 @@ def test_a_job_ends_with_its_slice_of_time_and_the_next_one_goes_on(users, ask):
         "call_command('procrastinate', 'worker', '--one-shot')"
     )
     manage(users, "shell", "-c", program)
-    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+    assert control.get_or_create(NAME, users.alias).status == Backfill.Status.SUCCEEDED
     assert ask(LEFT) == 0
     assert ask(f"{ENQUEUED} AND status = 'succeeded'") == ask(ENQUEUED) > 3
 
@@ -110,7 +110,7 @@ def test_a_look_for_what_is_left_may_take_longer_than_a_slice(users, ask):
     )
     with load(conninfo(users), "SELECT 1"):
         manage(users, "shell", "-c", program)
-    assert steering.find(NAME, users.alias).status == Backfill.Status.SUCCEEDED
+    assert control.get_or_create(NAME, users.alias).status == Backfill.Status.SUCCEEDED
     assert ask(LEFT) == 0
 
 
@@ -130,7 +130,7 @@ def test_a_worker_that_is_to_stop_does_though_there_is_more_to_do(users, ask, op
     with subprocess.Popen(command, env=environ, cwd=project.BASE_DIR, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 60
-            while not steering.look(NAME, users.alias)[1].rows:
+            while not control.status(NAME, users.alias)[1].rows:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             process.terminate()
@@ -138,7 +138,7 @@ def test_a_worker_that_is_to_stop_does_though_there_is_more_to_do(users, ask, op
         finally:
             process.kill()
     assert ask(LEFT) > 0
-    row, progress = steering.look(NAME, users.alias)
+    row, progress = control.status(NAME, users.alias)
     assert (row.status, progress.workers) == (Backfill.Status.RUNNING, 0)
     assert ask(f"{ENQUEUED} AND status = 'todo'") == 1
 
@@ -147,9 +147,9 @@ def test_a_job_of_what_was_taken_back_meanwhile_starts_nothing(users, ask):
     manage(users, "migrate", "procrastinate")
     manage(users, "backfill", "pause", NAME)
     manage(users, "backfill", "resume", NAME)
-    steering.forget(NAME, users.alias)
+    control.forget(NAME, users.alias)
     assert f"{NAME} is not started" in worker(users).stderr
-    assert NAME not in steering.names(users.alias)
+    assert NAME not in control.names(users.alias)
     assert ask(LEFT) == 3_000
 
 
@@ -166,7 +166,7 @@ DATABASES["second"] = second
 def test_the_backfills_of_all_databases_are_taken_up(users, ask, migrated_database, tmp_path):
     manage(users, "migrate", "procrastinate")
     with _database(migrated_database) as second:
-        steering.retry(steering.find(NAME, second.alias))
+        control.retry(control.get_or_create(NAME, second.alias))
         second.close()
         (tmp_path / "trial.py").write_text(DATABASES % second.settings_dict["NAME"])
         trial = {"DJANGO_SETTINGS_MODULE": "trial", "PYTHONPATH": str(tmp_path)}
@@ -176,7 +176,7 @@ def test_the_backfills_of_all_databases_are_taken_up(users, ask, migrated_databa
         assert "The backfills of database gone cannot be looked at: OperationalError: " in told
         assert ask("SELECT string_agg(args ->> 'alias', ' ' ORDER BY id) FROM procrastinate_jobs") == "default second"
         manage(users, "procrastinate", "worker", "--one-shot", **trial)
-        assert steering.find(NAME, second.alias).status == Backfill.Status.SUCCEEDED
+        assert control.get_or_create(NAME, second.alias).status == Backfill.Status.SUCCEEDED
 
 
 def test_a_worker_that_does_not_know_the_backfill_yet_leaves_it_pending(users, ask):
@@ -196,12 +196,12 @@ def test_a_worker_whose_models_it_does_not_fit_leaves_it_pending(users, ask):
     manage(users, "migrate", "procrastinate")
     program = (
         "from django.core.management import call_command; from django.db.models import Q\n"
-        "from accounts.backfills import PopulateMarkovUserIds; from gotong_royong.zero_downtime import tasks\n"
-        f"PopulateMarkovUserIds.where = Q(nickname=None); tasks.nudge(name={NAME!r}, alias='default')\n"
+        "from accounts.backfills import PopulateMarkovUserIDs; from gotong_royong.zero_downtime import tasks\n"
+        f"PopulateMarkovUserIDs.where = Q(nickname=None); tasks.nudge(name={NAME!r}, alias='default')\n"
         "call_command('procrastinate', 'worker', '--one-shot')"
     )
     manage(users, "shell", "-c", program)
-    row = steering.find(NAME, users.alias)
+    row = control.get_or_create(NAME, users.alias)
     assert row.status == "pending"
     told = rf", process \d+, .*: {NAME} does not fit the models of .*: Cannot resolve keyword 'nickname'"
     assert re.search(told, row.throttle)
@@ -229,4 +229,4 @@ def test_without_the_tables_of_the_queue(users):
     manage(users, "backfill", "pause", NAME)
     done = manage(users, "backfill", "resume", NAME)
     assert f"{NAME} is pending again: a worker of the queue takes it up, or backfill run {NAME}.\n" == done.stdout
-    assert steering.find(NAME, users.alias).status == Backfill.Status.PENDING
+    assert control.get_or_create(NAME, users.alias).status == Backfill.Status.PENDING

@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.migrations import RunPython
 
 from accounts.models import Skill
-from gotong_royong.zero_downtime.backfills import inline, ranges, steering
+from gotong_royong.zero_downtime.backfills import control, inline, ranges
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
@@ -50,20 +50,20 @@ def test_batches_are_short_while_others_are_at_work(skills, fill, declare, run):
 
     fill(4_000)
     row = run(name := declare(process=process), at_full_speed=False)
-    alone = steering.progress(row).batches
+    alone = control.progress(row).batches
     with skills.cursor() as cursor:
         cursor.execute("UPDATE skills SET description = NULL")
-    steering.retry(row)
+    control.retry(row)
     with load(conninfo(skills), "SELECT 1"):
         row = run(name, at_full_speed=False)
-    assert steering.progress(row).batches > 1.5 * alone  # it would be as many
+    assert control.progress(row).batches > 1.5 * alone  # it would be as many
 
 
 def test_a_worker_that_begins_is_held_back_too(skills, fill, declare, ask, settings):
     """Each worker of the queue begins anew with each of its jobs."""
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do"
     fill(3_000)
-    row = steering.find(declare(), skills.alias)
+    row = control.get_or_create(declare(), skills.alias)
     for _ in range(3):
         until = time.monotonic() + 0.2
         Worker(row, stop=lambda: time.monotonic() > until).run()  # noqa: B023
@@ -191,10 +191,10 @@ def test_sessions_of_the_queue_that_look_for_tasks_are_not_at_work(skills):
 
 def test_who_watches_how_far_it_is_is_not_at_work(skills, declare):
     """An admin page refreshes itself every two seconds, perhaps over a connection that stays open."""
-    row = steering.find(declare(), skills.alias)
+    row = control.get_or_create(declare(), skills.alias)
     with ThreadPoolExecutor(1) as page:
         try:
-            page.submit(steering.look, row.name, skills.alias).result()
+            page.submit(control.look, row.name, skills.alias).result()
             assert look(skills) == (False, "")
             page.submit(Skill.objects.using(skills.alias).count).result()
             assert look(skills).reason == "1 other session at work: half speed"
@@ -219,7 +219,7 @@ class TestHeldBack:
         name = declare()
         with going(name, skills):
             try:
-                until(lambda: steering.look(name, skills.alias)[0].throttle)
+                until(lambda: control.status(name, skills.alias)[0].throttle)
                 yield name
             finally:
                 held["reason"] = ""
@@ -237,19 +237,19 @@ class TestHeldBack:
         monkeypatch.setattr(ranges, "LEASE", 1.0)
         held_back = request.getfixturevalue("held_back")
         time.sleep(1.5)
-        assert steering.look(held_back, skills.alias)[1].workers == 1
+        assert control.status(held_back, skills.alias)[1].workers == 1
 
     def test_it_can_be_paused_while_it_waits(self, held_back, skills):
-        row = steering.find(held_back, skills.alias)
+        row = control.get_or_create(held_back, skills.alias)
         paused_at = time.monotonic()
-        steering.pause(row)
-        until(lambda: not steering.progress(row).workers)
+        control.pause(row)
+        until(lambda: not control.progress(row).workers)
         assert time.monotonic() - paused_at < ranges.LEASE / 2  # and not only because its lease ran out
 
     def test_who_takes_over_does_not_say_what_another_one_said(self, skills, fill, declare, run):
         fill(500)
-        row = steering.find(declare(process=slowly), skills.alias)
-        steering.become(row, Backfill.Status.RUNNING, order="physical")
+        row = control.get_or_create(declare(process=slowly), skills.alias)
+        control.become(row, Backfill.Status.RUNNING, order="physical")
         Backfill.objects.using(skills.alias).update(throttle="what a worker said that was killed")
         told = set()
         run(row.name, show=lambda row, progress: told.add((row.status, row.throttle)))
@@ -264,4 +264,4 @@ def test_the_reason_is_shown_while_it_lasts(skills, fill, declare, run, settings
     row = run(name, at_full_speed=False, show=lambda row, progress: seen.append(row.throttle))
     assert row.status == Backfill.Status.SUCCEEDED
     assert "too much to do" in seen
-    assert steering.find(name, skills.alias).throttle == ""
+    assert control.get_or_create(name, skills.alias).throttle == ""

@@ -5,7 +5,7 @@ from django.db import connections, models
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Upper
 
-from gotong_royong.zero_downtime.backfills import declarations, ranges, steering, worker
+from gotong_royong.zero_downtime.backfills import control, declarations, ranges, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
 from gotong_royong.zero_downtime.models import Backfill
@@ -23,7 +23,7 @@ class TestOrders:
         assert (row.status, row.order) == (Status.SUCCEEDED, "stripes")
         assert row.verified_at
         assert ask(UNDONE) == ask(TWICE) == 0
-        assert steering.progress(row).rows == ask("SELECT count(*) FROM written") == count
+        assert control.progress(row).rows == ask("SELECT count(*) FROM written") == count
 
     @pytest.mark.parametrize("on", ["(lower(description))", "(name) WHERE description IS NULL", "(description)"])
     def test_plain_physical_order_where_an_index_names_what_is_written(self, fill, declare, run, ask, on):
@@ -134,7 +134,7 @@ def test_what_a_router_says_of_reads_leaves_a_backfill_in_its_own_database(skill
     statuses = (Status.PENDING, Status.PAUSED, Status.PENDING, Status.CANCELED, Status.PENDING)
     for way, status in zip(ways, statuses, strict=True):
         row = Backfill.objects.using(skills.alias).get(name=name)
-        steering.steer(row, way, "somebody")
+        control.apply(row, way, "somebody")
         assert (row.status, row._state.db) == (status, skills.alias)
     row = run(name)
     assert (row.status, row._state.db) == (Status.SUCCEEDED, skills.alias)
@@ -153,7 +153,7 @@ class TestFailing:
         assert ask(UNDONE) == row.set_aside.count() == bad
         assert 'violates check constraint "no_seven"' in row.set_aside.first().error
         ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
-        steering.retry(row)
+        control.retry(row)
         row = run(row.name)
         assert (row.status, row.set_aside.count(), row.error) == (Status.SUCCEEDED, 0, "")
         assert ask(UNDONE) == ask(TWICE) == 0
@@ -218,7 +218,7 @@ class TestFailing:
         name = declare(where=Q(category=None))
         with pytest.raises(BackfillFailed, match=r"column skills.category does not exist.*\n.*retry accounts.trial"):
             run(name)
-        row = steering.find(name, skills.alias)
+        row = control.get_or_create(name, skills.alias)
         assert (row.status, row.error) == (Status.FAILED, "ProgrammingError: column skills.category does not exist")
 
     def test_a_table_that_is_gone(self, declare, run, ask):
@@ -232,7 +232,7 @@ class TestFailing:
         for part in range(3):
             ask(f"CREATE TABLE part{part} PARTITION OF skills FOR VALUES WITH (MODULUS 3, REMAINDER {part})")
         fill(6_000)
-        row = steering.find(declare(), skills.alias)
+        row = control.get_or_create(declare(), skills.alias)
 
         def drop():
             if row.ranges.filter(number__gt=0, finished_at=None).exists():
@@ -264,7 +264,7 @@ class TestFailing:
 
     def test_a_row_set_aside_that_somebody_else_has_done_is_no_failure(self, fill, declare, ask, skills):
         fill(3)
-        row = steering.find(declare(), skills.alias)
+        row = control.get_or_create(declare(), skills.alias)
         for place in range(3):
             row.set_aside.create(key=[ask(f"SELECT id::text FROM skills OFFSET {place} LIMIT 1")], error="It was.")
         ask("DELETE FROM skills WHERE id IN (SELECT id FROM skills OFFSET 2 LIMIT 1)")
@@ -276,24 +276,24 @@ class TestFailing:
 
     def test_a_declaration_that_has_changed_while_it_was_paused(self, fill, declare, run, ask, skills):
         fill(10)
-        row = steering.find(declare(), skills.alias)
-        steering.become(row, Status.RUNNING, order="stripes", sweep=1)
-        steering.pause(row)
-        steering.resume(row)
+        row = control.get_or_create(declare(), skills.alias)
+        control.become(row, Status.RUNNING, order="stripes", sweep=1)
+        control.pause(row)
+        control.resume(row)
         name = declare(where=None)
         with pytest.raises(BackfillFailed, match=r"begun in the order of stripes, which .* no longer allows.\n.*retry"):
             run(name)
         assert ask("SELECT count(*) FROM written") == 0
         row.refresh_from_db()
         assert (row.status, row.error[-23:]) == (Status.FAILED, "table no longer allows.")
-        steering.retry(row)
+        control.retry(row)
         assert run(name).status == Status.SUCCEEDED
 
     def test_a_declaration_that_has_changed_while_it_was_running(self, fill, declare, run, ask, skills):
         """Its worker was killed, and the next one has other code."""
         fill(10)
-        row = steering.find(declare(), skills.alias)
-        steering.become(row, Status.RUNNING, order="stripes", sweep=1)
+        row = control.get_or_create(declare(), skills.alias)
+        control.become(row, Status.RUNNING, order="stripes", sweep=1)
         row.ranges.create(sweep=1, number=1, lower=0, upper=1)
         with pytest.raises(BackfillFailed, match=r"begun in the order of stripes, which .* no longer allows."):
             run(declare(where=None))
@@ -330,12 +330,12 @@ class TestRetryWithoutWhere:
         ask("ALTER TABLE skills DROP CONSTRAINT few, ADD CONSTRAINT few CHECK (category NOT LIKE '%177')")
         ask("DELETE FROM skills WHERE name LIKE '%277'")
         for _ in range(worker.MOST_SWEEPS + 1):
-            steering.retry(row)
+            control.retry(row)
             row = run(name)
             assert (row.status, row.set_aside.count(), ask(self.ONCE)) == (Status.FAILED, 1, 298)
             assert row.error.startswith("1 row could not be changed")
         ask("ALTER TABLE skills DROP CONSTRAINT few")
-        steering.retry(row)
+        control.retry(row)
         row = run(name)
         assert (row.status, row.set_aside.count(), row.error) == (Status.SUCCEEDED, 0, "")
         assert (ask(self.ONCE), ask(self.NOT_ONCE)) == (299, 0)
@@ -346,23 +346,23 @@ class TestRetryWithoutWhere:
         fill(count)
         ask("UPDATE skills SET category = ''")
         ask("ALTER TABLE skills ADD CONSTRAINT no_seven CHECK (category NOT LIKE '%7')")
-        tired = worker.Worker(steering.find(name, skills.alias), stop=lambda: ask(self.ONCE) > 100)
+        tired = worker.Worker(control.get_or_create(name, skills.alias), stop=lambda: ask(self.ONCE) > 100)
         tired.batches._sizes["keys"].now = 10
         tired.run()
-        steering.cancel(row := steering.find(name, skills.alias))
+        control.cancel(row := control.get_or_create(name, skills.alias))
         assert 100 < ask(self.ONCE) < 200
-        steering.retry(row)
+        control.retry(row)
         row = run(name, workers=2)
         seven = ask("SELECT count(*) FROM skills WHERE name LIKE '%7'")
         assert (row.status, row.set_aside.count()) == (Status.FAILED, seven)
         ask("ALTER TABLE skills DROP CONSTRAINT no_seven")
-        steering.retry(row)
+        control.retry(row)
         assert run(name).status == Status.SUCCEEDED
         assert (ask(self.ONCE), ask(self.NOT_ONCE)) == (300 + count, 0)
 
     def test_one_that_succeeded_begins_anew(self, name, run, ask):
         row = run(name)
-        steering.retry(row)
+        control.retry(row)
         assert run(name).status == Status.SUCCEEDED
         assert ask("SELECT count(*) FROM skills WHERE category = name || name") == 300
 
@@ -371,6 +371,6 @@ class TestRetryWithoutWhere:
         row = run(name)
         monkeypatch.delitem(declarations.DECLARED, name)
         with pytest.raises(UnknownBackfill, match=f"No backfill {name} is declared"):
-            steering.retry(row)
+            control.retry(row)
         row.refresh_from_db()
         assert (row.status, row.set_aside.count()) == (Status.FAILED, 3)

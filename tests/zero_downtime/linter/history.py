@@ -9,7 +9,7 @@ from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import Q
 
-from gotong_royong.zero_downtime.backfills.declarations import DECLARED, Declaration
+from gotong_royong.zero_downtime.backfills.declarations import DECLARED, BackfillDeclaration
 from gotong_royong.zero_downtime.linter import judge
 from gotong_royong.zero_downtime.linter.trace import fill, traces
 from gotong_royong.zero_downtime.operations import IgnoreRules, RunBackfill
@@ -22,7 +22,7 @@ NAMES = {
     "ValidateConstraint": ValidateConstraint,
     "IgnoreRules": IgnoreRules,
     "RunBackfill": RunBackfill,
-    "Declaration": Declaration,
+    "BackfillDeclaration": BackfillDeclaration,
     "Q": Q,
     "Stage": Stage,
 }
@@ -54,7 +54,7 @@ def migration(source, name, depends_on=None):
     body = dict(NAMES)
     exec(source, body)  # noqa: S102
     for one in [one for one in body.values() if isinstance(one, type) and one.__module__ == "builtins"]:
-        if issubclass(one, Declaration):  # which an app's backfills.py would have declared
+        if issubclass(one, BackfillDeclaration):  # which an app's backfills.py would have declared
             one.name = "shop." + re.sub(r"(?<!^)(?=[A-Z])", "_", one.__name__).lower()
             DECLARED[one.name] = one
     known = {key: body[key] for key in ("operations", "atomic", "stage") if key in body}

@@ -248,7 +248,7 @@ class TestPlans:
         index = NOT_ATOMIC.format(sql="CREATE INDEX CONCURRENTLY i ON shop_order (code)", back="DROP INDEX i")
         fill = """atomic = False\noperations = [RunBackfill("shop.fill")]"""
         body = {"model": "shop.Order", "where": Q(code=None), "update": {"code": 0}, "name": "shop.fill"}
-        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.BackfillDeclaration,), body))
         seen = trace(tried, add, index, fill)
         told = [one for one in judge(seen[2]) if one.rule.id == "W416"]
         assert [one.message.split(":")[0] for one in told] == [
@@ -269,7 +269,7 @@ class TestPlans:
                 order.save(update_fields=["code"])
 
         body = {"model": "shop.Order", "where": Q(code=None), "process": process, "name": "shop.fill"}
-        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.BackfillDeclaration,), body))
         found = lint(tried, add, index, fill)[2]
         assert "W416" in found
         assert "E111" not in found
@@ -277,7 +277,7 @@ class TestPlans:
 
     def test_a_backfill_of_all_rows_is_done_in_batches(self, tried, monkeypatch):
         body = {"model": "shop.Order", "update": {"number": 0}, "name": "shop.fill"}
-        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.Declaration,), body))
+        monkeypatch.setitem(declarations.DECLARED, "shop.fill", type("Fill", (declarations.BackfillDeclaration,), body))
         assert lint(tried, """atomic = False\noperations = [RunBackfill("shop.fill")]""") == [{"E302"}]
 
     def test_two_leaves(self, tried):

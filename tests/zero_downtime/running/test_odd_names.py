@@ -33,9 +33,9 @@ CHANGES = """
 """
 FILL = """
 from django.db.models import Q
-from gotong_royong.zero_downtime.backfills import Declaration
+from gotong_royong.zero_downtime.backfills import BackfillDeclaration
 
-class Fill(Declaration):
+class Fill(BackfillDeclaration):
     model = "shop.User"
     where = Q(size=None)
     update = {"size": 1}

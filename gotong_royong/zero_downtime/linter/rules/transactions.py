@@ -104,14 +104,14 @@ where the view has a unique index. Delete rows by a backfill (RunBackfill), whic
     "{table} that it wrote, or inserts the same key, waits, and no vacuum clears away what anybody leaves behind, so "
     "that tables grow: {statement}",
     instead="""
-# In backfills.py of {app}; from gotong_royong.zero_downtime.backfills import Declaration
-class FillRows(Declaration):
+# In backfills.py of {app}; from gotong_royong.zero_downtime.backfills import BackfillDeclaration
+class FillRows(BackfillDeclaration):
     model = "{label:text}"
     where = Q(...)  # the rows still to do: what is done to a row must make this false
     update = dict(...)  # or, for a DELETE or Python: def process(self, batch): batch.delete()
     reverse = "{app}.unfill_rows"  # what RunBackfill runs on the way down
 
-class UnfillRows(Declaration):
+class UnfillRows(BackfillDeclaration):
     model = "{label:text}"
     where = Q(...)
     update = dict(...)
@@ -127,13 +127,13 @@ operations = [
 ]
 """,
     good="""
-class FillNotes(Declaration):
+class FillNotes(BackfillDeclaration):
     model = "shop.Order"
     where = Q(note=None)
     update = {"note": ""}
     reverse = "shop.unfill_notes"
 
-class UnfillNotes(Declaration):
+class UnfillNotes(BackfillDeclaration):
     model = "shop.Order"
     where = Q(note="")
     update = {"note": None}

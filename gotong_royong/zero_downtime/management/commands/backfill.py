@@ -4,7 +4,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from ...backfills import crew, declarations, steering
+from ...backfills import control, declarations, pool
 from ...exceptions import BackfillFailed, BackfillRefused
 from ...models import Backfill, whoami
 from ...running import reports
@@ -44,41 +44,41 @@ class Command(ZeroDowntimeCommand):
 
     def handle(self, *args: Any, action: str, database: str, **options: Any) -> None:
         if action == "list":
-            for name in sorted({*declarations.all_declared(), *steering.names(database)}):
-                self.stdout.write(reports.backfill_line(*steering.look(name, database)))
+            for name in sorted({*declarations.all_declared(), *control.names(database)}):
+                self.stdout.write(reports.backfill_line(*control.status(name, database)))
             return
         name = options["name"]
         if action == "show":
-            row, progress = steering.look(name, database)
+            row, progress = control.status(name, database)
             if not row.pk:
                 declarations.declared(name)
             reports.print_backfill(self, row, progress)
         elif action == "run":
             self.run(name, database, options)
         else:
-            row = steering.known(name, database)
-            steering.steer(row, action, whoami())
-            then = f" again: {steering.who_takes_up(name)}" if row.status == Status.PENDING else ""
+            row = control.known(name, database)
+            control.apply(row, action, whoami())
+            then = f" again: {control.who_takes_up(name)}" if row.status == Status.PENDING else ""
             self.stdout.write(f"{row} is {row.status}{then}.")
 
     def run(self, name: str, database: str, options: dict[str, Any]) -> None:
         if options["workers"] < 1:
             raise BackfillRefused("--workers must be 1 or more.")
-        row = steering.find(name, database)
+        row = control.get_or_create(name, database)
         if row.status == Status.SUCCEEDED:
             self.stdout.write(f"{row} has succeeded already. backfill retry {row} looks whether rows to do are there.")
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
             told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
-            raise BackfillRefused(f"{row} {told}backfill {steering.again(row)} {row} makes it pending.")
+            raise BackfillRefused(f"{row} {told}backfill {control.again(row)} {row} makes it pending.")
         with sigterm_like_ctrl_c(), reports.backfill_display(self, no_color=options["no_color"]) as show:
-            row = crew.run(name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show)
+            row = pool.run(name, database, workers=options["workers"], at_full_speed=options["full_speed"], show=show)
         if row.status == Status.FAILED:
             raise BackfillFailed(f"{row} failed. {row.error}")
         if row.status != Status.SUCCEEDED:
-            way = "run" if row.status in {Status.PENDING, Status.RUNNING} else steering.again(row)
+            way = "run" if row.status in {Status.PENDING, Status.RUNNING} else control.again(row)
             raise BackfillRefused(
-                f"{row} is {row.status}{steering.by_whom(row)}, so it was left before its end. "
+                f"{row} is {row.status}{control.by_whom(row)}, so it was left before its end. "
                 f"backfill {way} {row} lets it go on."
             )
-        self.stdout.write(reports.backfill_line(row, steering.progress(row)))
+        self.stdout.write(reports.backfill_line(row, control.progress(row)))

@@ -14,9 +14,9 @@ from django.db.migrations.recorder import MigrationRecorder
 from ...exceptions import ZeroDowntimeError, counted
 from ...linter import lint, reports, selection
 from ...linter.apart import apart
-from ...linter.confinement import watch
 from ...linter.facts import Failure
 from ...linter.registry import as_found, as_told
+from ...linter.sandbox import watch
 from ...linter.scratch import Place, place
 from ...linter.sizes import sizes, weighed
 from ...linter.trace import LIMIT

@@ -18,7 +18,7 @@ from django.db.models.functions import Coalesce, Now
 from django.dispatch import Signal
 
 from ..exceptions import BackfillRefused, NoLedger
-from ..models import Backfill, BackfillRange, SetAside, Steered
+from ..models import Backfill, BackfillEvent, BackfillRange, SetAside
 from ..postgres import catalog
 from .declarations import declared, takes_back
 from .ranges import HELD, cancel_look
@@ -78,14 +78,14 @@ NOT_STARTED = Progress(0.0, 0, 0, 0.0, 0, 0, 0.0, None)
 def is_recorded(alias: str) -> bool:
     """Whether the database has the tables in which backfills are recorded."""
     connection = connections[alias]
-    return connection.vendor == "postgresql" and catalog.table(connection, Steered._meta.db_table) is not None
+    return connection.vendor == "postgresql" and catalog.table(connection, BackfillEvent._meta.db_table) is not None
 
 
 def _recorded(name: str, alias: str) -> Backfill | None:
     return Backfill.objects.using(alias).filter(name=name).first() if is_recorded(alias) else None
 
 
-def find(name: str, alias: str) -> Backfill:
+def get_or_create(name: str, alias: str) -> Backfill:
     """Return what the database knows of the backfill; make a pending one if it knows nothing.
 
     Raises:
@@ -119,7 +119,7 @@ def names(alias: str) -> list[str]:
     return list(Backfill.objects.using(alias).values_list("name", flat=True)) if is_recorded(alias) else []
 
 
-def look(name: str, alias: str) -> tuple[Backfill, Progress]:
+def status(name: str, alias: str) -> tuple[Backfill, Progress]:
     """Return how a backfill is, without making it known to the database if it is not."""
     row = _recorded(name, alias)
     if row is None:
@@ -223,11 +223,11 @@ def _go_on(row: Backfill, **values: Any) -> None:
     become(row, Status.PENDING, started_at=F("started_at") + idle, finished_at=None, **values)
 
 
-WAYS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
+ACTIONS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resume, "cancel": cancel, "retry": retry}
 
 
-def steer(row: Backfill, way: str, who: str, *, all_again: bool = True) -> None:
-    """Go one of the ``WAYS``, and write down who did. Locks as that does, and the row of the backfill before it.
+def apply(row: Backfill, action: str, who: str, *, all_again: bool = True) -> None:
+    """Go one of the ``ACTIONS``, and write down who did. Locks as that does, and the row of the backfill before it.
 
     Args:
         all_again: whether ``retry`` may do rows a second time because nobody can say which are done.
@@ -238,31 +238,31 @@ def steer(row: Backfill, way: str, who: str, *, all_again: bool = True) -> None:
     """
     with _locked(row):
         has_done_all = row.status == Status.SUCCEEDED and row.order == KEYS
-        if way == "retry" and not all_again and has_done_all and declared(row.name).where is None:
+        if action == "retry" and not all_again and has_done_all and declared(row.name).where is None:
             raise BackfillRefused(
                 f"{row} has no where that says which rows are done, so retry would do each of them a second time. "
                 f"If that is meant: backfill retry {row}"
             )
-        WAYS[way](row)
-        Steered.objects.using(row._state.db).create(backfill=row, way=way, who=who)
+        ACTIONS[action](row)
+        BackfillEvent.objects.using(row._state.db).create(backfill=row, action=action, who=who)
 
 
 def by_whom(row: Backfill) -> str:
     """Say who has paused or canceled it, and when, if that is why it stands still, and was written down."""
-    last = row.steered.using(row._state.db).first()
+    last = row.events.using(row._state.db).first()
     stopped = {"pause": Status.PAUSED, "cancel": Status.CANCELED}
-    return f" ({last})" if last and stopped.get(last.way) == row.status else ""
+    return f" ({last})" if last and stopped.get(last.action) == row.status else ""
 
 
 def again(row: Backfill) -> str:
-    """Return which of the ``WAYS`` makes one pending that is not."""
+    """Return which of the ``ACTIONS`` makes one pending that is not."""
     return "resume" if row.status == Status.PAUSED else "retry"
 
 
-def ways(row: Backfill) -> list[str]:
-    """Return which of the ``WAYS`` to steer a backfill it may go now."""
+def actions(row: Backfill) -> list[str]:
+    """Return which of the ``ACTIONS`` to steer a backfill it may go now."""
     to = {Status.PAUSED: "pause", Status.PENDING: again(row), Status.CANCELED: "cancel"}
-    return [way for status, way in to.items() if status in Backfill.TRANSITIONS[Status(row.status)]]
+    return [action for status, action in to.items() if status in Backfill.TRANSITIONS[Status(row.status)]]
 
 
 def forget(name: str, alias: str) -> None:

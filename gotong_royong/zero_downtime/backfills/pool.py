@@ -8,8 +8,8 @@ from django.db import Error, InterfaceError, OperationalError, connections
 
 from ..models import Backfill
 from ..postgres import locks
-from . import steering
-from .steering import Progress
+from . import control
+from .control import Progress
 from .throttle import BACKFILL
 from .worker import Worker
 
@@ -32,14 +32,14 @@ def run(
         BackfillFailed: when it cannot go on.
         BackfillRefused: when somebody has taken it back meanwhile.
     """
-    row = steering.find(name, alias)
+    row = control.get_or_create(name, alias)
     stop = threading.Event()
     errors: list[BaseException] = []
     at_work: list[Worker] = []
 
     def work() -> None:
         try:
-            at_work.append(Worker(steering.known(name, alias), stop=stop.is_set, at_full_speed=at_full_speed))
+            at_work.append(Worker(control.known(name, alias), stop=stop.is_set, at_full_speed=at_full_speed))
             at_work[-1].run()
         except BaseException as error:  # noqa: BLE001  (raised again below)
             errors.append(error)
@@ -56,8 +56,8 @@ def run(
         while any(thread.is_alive() for thread in threads):
             threads[-1].join(LOOK)
             try:
-                steering.refresh(row)
-                show(row, steering.progress(row))
+                control.refresh(row)
+                show(row, control.progress(row))
             except (InterfaceError, OperationalError):  # the workers know how long to go on trying
                 connections[alias].close()
     finally:
@@ -69,7 +69,7 @@ def run(
         settings.close()
     if errors:
         with suppress(Error):
-            steering.refresh(row)  # what a worker says of one that is gone is another thing
+            control.refresh(row)  # what a worker says of one that is gone is another thing
         raise errors[0]
-    steering.refresh(row)
+    control.refresh(row)
     return row

@@ -17,16 +17,16 @@ class Migration(migrations.Migration):
             field=models.BooleanField(db_default=False, help_text='Whether it is to be tried again.'),
         ),
         migrations.CreateModel(
-            name='Steered',
+            name='BackfillEvent',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('way', models.CharField(max_length=20)),
                 ('who', models.CharField(help_text='The system user and the host, or the user of the admin.', max_length=255)),
                 ('at', models.DateTimeField(db_default=models.Func(function='now'))),
-                ('backfill', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='steered', to='zero_downtime.backfill')),
+                ('backfill', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='zero_downtime.backfill')),
             ],
             options={
-                'db_table': 'zero_downtime_steered',
+                'db_table': 'zero_downtime_backfill_event',
                 'ordering': ['-pk'],
             },
         ),

@@ -50,7 +50,7 @@ class NetworkRefused(ConnectionRefusedError):
 
 
 @contextmanager
-def confined(limit: float) -> Iterator[None]:
+def sandboxed(limit: float) -> Iterator[None]:
     """Let nothing last longer than ``limit`` seconds, print, or reach the network.
 
     Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.

@@ -20,7 +20,7 @@ HELD_UP = """
 
 
 @contextmanager
-def holding_up(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[tuple[int, str]]]:
+def probed(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[tuple[int, str]]]:
     """Hold ROW EXCLUSIVE on the tables until the connection's session waits for us; collect the locks that it has."""
     seen: set[tuple[int, str]] = set()
     pid = connection.connection.info.backend_pid
