@@ -1,50 +1,94 @@
-"""Does every room import only from its own row of the house, or the rows above it?"""
+"""Does every room import only from rooms before it, in its own wing and in others?"""
 
 import ast
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
-import gotong_royong.zero_downtime
+from gotong_royong import zero_downtime
 
 pytestmark = pytest.mark.once
 
-HOUSE = Path(gotong_royong.zero_downtime.__file__).parent
-ROWS = [
-    {"conf", "exceptions", "programs", "apps"},
-    {"statements", "changes", "journal", "stages", "locks", "catalog", "definitions", "effects", "schema", "editors"},
-    {"backstop", "watchdog", "code", "guard"},
-    {"models", "ledger", "history", "loader"},
-    {"backfills"},
-    {"operations"},
-    {"autodetector", "mistakes", "linter", "states"},
-    {"rollback", "recall", "undo", "progress", "executor", "plan", "losses", "backups", "signals"},
-    {"management", "reports", "tasks", "admin", "checks"},
-]
+HOUSE = Path(zero_downtime.__file__).parent
+ENGINE = zero_downtime.__name__
+WINGS = {
+    "conf": "",
+    "exceptions": "",
+    "apps": "",
+    "postgres": "statements changes journal locks catalog programs definitions effects schema editors",
+    "stages": "",
+    "models": "",
+    "backfills": "declarations ranges statements changes sizes throttle batches steering worker crew inline",
+    "operations": "backfills python waivers",
+    "running": (
+        "backstop watchdog code guard history loader ledger states diagnosis signals undo recall progress rollback "
+        "backups executor plan losses reports"
+    ),
+    "linter": (
+        "code facts names registry questions holding_up observer rows differences confinement server scratch trace "
+        "selection apart reports rules"
+    ),
+    "authoring": "autodetector",
+    "tasks": "",
+    "admin": "",
+    "management": "base chain consent commands",
+    "checks": "",
+}
+ORDER = [path for wing, rooms in WINGS.items() for path in [*(f"{wing}.{room}" for room in rooms.split()), wing]]
+"""The face of a wing, its ``__init__``, comes after its rooms."""
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gotong_royong"):
-            rooms = node.module.removeprefix("gotong_royong.zero_downtime").strip(".").split(".")
-            assert node.module.startswith("gotong_royong.zero_downtime"), f"{path} imports {node.module}"
-            yield from [rooms[0]] if rooms[0] else [name.name for name in node.names]
-        elif isinstance(node, ast.Import):
-            assert not any(name.name.split(".")[0] in {"accounts", "tasks", "contributions"} for name in node.names)
+def named(path):
+    parts = (ENGINE, *path.relative_to(HOUSE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def row_of(room):
-    return next(number for number, row in enumerate(ROWS) if room in row)
+ROOMS = {
+    named(path): path
+    for path in sorted(HOUSE.rglob("*.py"))
+    if "migrations" not in path.parts and path != HOUSE / "__init__.py"
+}
 
 
-def test_no_room_imports_from_a_row_below():
-    for path in HOUSE.rglob("*.py"):
-        room = path.relative_to(HOUSE).parts[0].removesuffix(".py")
-        if room not in {"__init__", "migrations"}:
-            for other in imported(path):
-                assert row_of(other) <= row_of(room), f"{path.name} imports {other}"
+def place(module):
+    """Return the place in the order of the room that has this module, or this name in it."""
+    parts = module.removeprefix(ENGINE).strip(".").split(".")
+    path = ".".join(parts[:2])
+    return ORDER.index(path if path in ORDER else parts[0])
 
 
-def test_every_room_has_its_row():
-    rooms = {path.stem if path.is_file() else path.name for path in HOUSE.iterdir() if path.suffix in {".py", ""}}
-    assert rooms - {"__init__", "__pycache__", "migrations", ".mypy_cache", "templates"} == set.union(*ROWS)
+def imported(room):
+    """Yield what a room imports from others; what is imported only for types does not count."""
+    path = ROOMS[room]
+    tree = ast.parse(path.read_text())
+    package = room if path.name == "__init__.py" else room.rpartition(".")[0]
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and node not in for_types:
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def test_every_room_imports_only_from_rooms_before_it():
+    late = [(room, other) for room in ROOMS for other in imported(room) if place(other) > place(room)]
+    assert late == [(f"{ENGINE}.apps", f"{ENGINE}.checks")]  # Django wants an app to register its checks
+
+
+def test_no_room_names_another_part_of_the_project():
+    roots = {"gotong_royong", "accounts", "tasks", "contributions", "tests"}
+    for room, path in ROOMS.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {name.split(".")[0] for name in names} & roots, room
+
+
+def test_every_room_has_its_place():
+    parts = {".".join(room.removeprefix(f"{ENGINE}.").split(".")[:2]) for room in ROOMS}
+    assert parts == set(ORDER)
