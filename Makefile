@@ -62,7 +62,7 @@ lint: $(READY) ## check style and types, that no migration is missing, and what 
 	@$(BIN)/python manage.py lintmigrations --fail-level WARNING
 
 lock: ## pin the newest allowed versions, with hashes, in requirements/
-	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml
+	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml --group site
 	uv pip compile $(LOCK) --output-file requirements/dev.txt --group dev pyproject.toml
 
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
