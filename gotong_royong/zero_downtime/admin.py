@@ -1,4 +1,4 @@
-"""How do operators see and steer backfills in the admin? Nothing is edited here: what happens is written by workers."""
+"""How do operators see and control backfills in the admin? Nothing is edited here: workers write what happens."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,7 +29,7 @@ def _action(way: str, description: str) -> Callable[..., HttpResponse | None]:
 
     @admin.action(description=description, permissions=["control"])
     def action(self: "BackfillAdmin", request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
-        return self._steer(request, queryset, way)
+        return self._control(request, queryset, way)
 
     return action
 
@@ -86,8 +86,8 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> HttpResponse:
         row: Backfill = context["original"]
         more = {
-            "ways": control.actions(row) if self.has_control_permission(request) else (),
-            "steered": row.events.all()[:MOST_RANGES],
+            "actions": control.actions(row) if self.has_control_permission(request) else (),
+            "events": row.events.all()[:MOST_RANGES],
             "ranges": recently_worked_on(row)[:MOST_RANGES],
             "set_aside": row.set_aside.order_by("pk")[:MOST_SET_ASIDE],
             "not_shown": max(0, row.set_aside.count() - MOST_SET_ASIDE),
@@ -123,7 +123,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     cancel = _action("cancel", "Cancel; what it has done stays")
     retry = _action("retry", "Retry: what is still to do, and the rows set aside")
 
-    def _steer(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
+    def _control(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
         for row in queryset.using(router.db_for_write(Backfill)):
             try:
                 # One click is too little for doing all rows a second time.

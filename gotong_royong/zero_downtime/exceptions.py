@@ -239,7 +239,7 @@ class UnknownBackfill(ZeroDowntimeError):
 
 
 class BackfillRefused(ZeroDowntimeError):
-    """A backfill that cannot be started, steered or needed as somebody asked for."""
+    """A backfill that cannot be started, controlled or needed as somebody asked for."""
 
 
 class BackfillFailed(ZeroDowntimeError):

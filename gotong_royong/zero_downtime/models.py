@@ -230,7 +230,7 @@ class BackfillEvent(models.Model):
     """That somebody has paused, resumed, canceled or retried a backfill."""
 
     backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="events")
-    way = models.CharField(max_length=20)
+    action = models.CharField(max_length=20)
     who = models.CharField(max_length=255, help_text="The system user and the host, or the user of the admin.")
     at = models.DateTimeField(db_default=models.Func(function="now"))
 
@@ -239,4 +239,4 @@ class BackfillEvent(models.Model):
         ordering = ["-pk"]
 
     def __str__(self) -> str:
-        return f"{self.way} by {self.who} at {self.at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{self.action} by {self.who} at {self.at:%Y-%m-%d %H:%M:%S} UTC"

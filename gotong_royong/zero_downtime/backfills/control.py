@@ -1,6 +1,6 @@
 """How is a backfill started, paused and canceled, and how far is it?
 
-Everything stands in the database, so that any process may ask and steer; workers look before every batch.
+Everything stands in the database, so that any process may ask and control; workers look before every batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -260,7 +260,7 @@ def again(row: Backfill) -> str:
 
 
 def actions(row: Backfill) -> list[str]:
-    """Return which of the ``ACTIONS`` to steer a backfill it may go now."""
+    """Return which of the ``ACTIONS`` to control a backfill it may go now."""
     to = {Status.PAUSED: "pause", Status.PENDING: again(row), Status.CANCELED: "cancel"}
     return [action for status, action in to.items() if status in Backfill.TRANSITIONS[Status(row.status)]]
 

@@ -13,6 +13,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from ..exceptions import BackfillRefused, UnknownBackfill, meant
 
+WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")  # MarkovUserIDs is markov_user_ids
 DECLARED: dict[str, "type[BackfillDeclaration]"] = {}
 
 
@@ -55,7 +56,7 @@ class BackfillDeclaration:
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if app := apps.get_containing_app_config(cls.__module__):
-            cls.name = f"{app.label}.{re.sub(r'(?<!^)(?=[A-Z])', '_', cls.__name__).lower()}"
+            cls.name = f"{app.label}.{WORDS.sub('_', cls.__name__).lower()}"
             DECLARED[cls.name] = cls
 
     name: ClassVar[str] = ""

@@ -184,7 +184,7 @@ class Worker:
         try:
             return action()
         except (BackfillRefused, LeaseLost):
-            raise LeaseLost from None  # somebody has steered it in this moment
+            raise LeaseLost from None  # somebody has controlled it in this moment
         except Exception as error:
             if locks.is_lost(error):
                 raise

@@ -20,7 +20,7 @@ class Migration(migrations.Migration):
             name='BackfillEvent',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('way', models.CharField(max_length=20)),
+                ('action', models.CharField(max_length=20)),
                 ('who', models.CharField(help_text='The system user and the host, or the user of the admin.', max_length=255)),
                 ('at', models.DateTimeField(db_default=models.Func(function='now'))),
                 ('backfill', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='zero_downtime.backfill')),

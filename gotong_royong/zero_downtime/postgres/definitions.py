@@ -59,7 +59,7 @@ class Template(str):
 
 
 class Mismatch(NamedTuple):
-    """A column that is not as a statement expects it, perhaps because the same migration changes it later on."""
+    """A column differs from what a statement expects; a later operation of the same migration may change it."""
 
     table: str
     column: str  # its plain name
@@ -119,7 +119,7 @@ def compare(
     def meaning(part: Part) -> tuple[object, ...]:
         return part.kind, part.definition, any_default or part.default
 
-    found, doubts = catalog.parts(connection, table), []
+    found, mismatches = catalog.parts(connection, table), []
     for part in wanted:
         named = part.kind == "column" or f'"{part.name}"' in str(sql)
         others = [other for other in found if other.kind == part.kind and (other.name == part.name or not named)]
@@ -133,8 +133,8 @@ def compare(
         error = DefinitionDiffers(kind, on(table, name), f"{part.name} {there}", f"{part.name} {part}")
         if part.kind != "column":
             raise error
-        doubts.append(Mismatch(table, part.name, partial(_throw, error)))
-    return doubts
+        mismatches.append(Mismatch(table, part.name, partial(_throw, error)))
+    return mismatches
 
 
 def collation(connection: BaseDatabaseWrapper, definition: str) -> str | None:

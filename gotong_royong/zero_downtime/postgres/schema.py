@@ -57,12 +57,12 @@ class SchemaEditor(JournalingEditor):
         self._adding: tuple[Any, Any] | None = None
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        """Run what was put off and raise what was doubted; unlike Django, end the transaction if that fails, too."""
+        """Run what was put off and raise the mismatches that are left; if that fails, end the transaction, too."""
         try:
             if exc_type is None:
                 self.run_deferred()
-                for doubt in self._mismatches:
-                    doubt.complain()
+                for mismatch in self._mismatches:
+                    mismatch.complain()
         except BaseException as error:
             super().__exit__(type(error), error, error.__traceback__)
             raise
@@ -70,7 +70,7 @@ class SchemaEditor(JournalingEditor):
 
     @property
     def settled(self) -> bool:
-        """Whether no column is in doubt."""
+        """Whether no column differs from what is wanted."""
         return not self._mismatches
 
     def execute(self, sql: Any, params: Any = ()) -> None:
@@ -110,13 +110,13 @@ class SchemaEditor(JournalingEditor):
             alter()
             return
         table = self.quote_name(model._meta.db_table)
-        was_in_doubt = self._settle(table, old_field.column)
+        had_mismatch = self._settle(table, old_field.column)
         if (old_field.remote_field or old_field.unique) and self._change_nothing(alter):
             logger.info("skipped: %s is already as wanted", new_field)
         else:
             alter()
-        if was_in_doubt:
-            self._doubt_again(model, new_field)
+        if had_mismatch:
+            self._mismatch_again(model, new_field)
         if all(field.remote_field and field.db_constraint for field in (old_field, new_field)):
             put_off = (sql for sql in self.deferred_sql if isinstance(sql, Statement))
             if not any(sql.references_column(model._meta.db_table, new_field.column) for sql in put_off):
@@ -147,7 +147,7 @@ class SchemaEditor(JournalingEditor):
 
         If so, those are executed that nobody can tell of but that may well run again, such as comments.
         """
-        doubts, put_off = self._mismatches, list(self.deferred_sql)
+        mismatches, put_off = self._mismatches, list(self.deferred_sql)
         statements = self._rehearse(action)
         checked = [statement for statement in statements if self._check(statement[0])]
         made = {str(sql.parts["name"]) for sql, _ in checked if self._check(sql) in MAKING}
@@ -159,7 +159,7 @@ class SchemaEditor(JournalingEditor):
         except (DefinitionDiffers, ProgrammingError):
             done = False
         if not done:
-            self._mismatches, self.deferred_sql = doubts, put_off
+            self._mismatches, self.deferred_sql = mismatches, put_off
             return False
         for statement in statements:
             if statement not in checked:
@@ -168,7 +168,7 @@ class SchemaEditor(JournalingEditor):
                 self.skip(statement[0], "it is already as wanted")
         return True
 
-    def _doubt_again(self, model: Any, field: Any) -> None:
+    def _mismatch_again(self, model: Any, field: Any) -> None:
         """Compare the field's column as if it were to be added now."""
         put_off = list(self.deferred_sql)
         (adding, *_) = self._rehearse(functools.partial(super().add_field, model, field))
@@ -336,10 +336,10 @@ class SchemaEditor(JournalingEditor):
             super().execute(VALIDATE % (table, self.quote_name(found.name)), None)
 
     def _compare(self, kind: str, table: str, name: str, sql: Any, wanted: list[Part], **how: bool) -> bool:
-        """Compare what is wanted with what the table has; return whether that left no column in doubt."""
-        doubts = definitions.compare(self.connection, kind, table, name, sql, wanted, **how)
-        self._mismatches = [*self._mismatches, *doubts]
-        return not doubts
+        """Compare what is wanted with what the table has; return whether no column differs."""
+        mismatches = definitions.compare(self.connection, kind, table, name, sql, wanted, **how)
+        self._mismatches = [*self._mismatches, *mismatches]
+        return not mismatches
 
     def _accept_foreign_key(self, found: Constraint, sql: Any, table: str) -> None:
         """Compare columns and target, no more: what a delete does, and when it is checked, may be set elsewhere."""
@@ -350,9 +350,9 @@ class SchemaEditor(JournalingEditor):
         self._validate(table, found, sql)
 
     def _settle(self, table: str, column: str = "") -> bool:
-        """Mismatch no more a column, or any of the table: what comes decides about it. Return whether it was in doubt."""
-        settled = [doubt for doubt in self._mismatches if doubt.table == table and plain(column) in ("", doubt.column)]
-        self._mismatches = [doubt for doubt in self._mismatches if doubt not in settled]
+        """Forget the mismatch of a column, or of all: what comes decides. Return whether there was one."""
+        settled = [one for one in self._mismatches if one.table == table and plain(column) in ("", one.column)]
+        self._mismatches = [one for one in self._mismatches if one not in settled]
         return bool(settled)
 
 

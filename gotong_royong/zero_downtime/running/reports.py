@@ -301,8 +301,8 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
     if row.error:
         out.write(f"  error: {row.error}", style.ERROR)
     alias = row._state.db
-    for steered in row.events.using(alias)[:5]:
-        out.write(f"  {steered}")
+    for event in row.events.using(alias)[:5]:
+        out.write(f"  {event}")
     for part in row.ranges.using(alias).filter(AT_WORK).order_by("number"):
         out.write(f"  range {part.number} ({part.share:.0%}): {part.worker}")
     for aside in row.set_aside.using(alias).order_by("pk")[:20]:

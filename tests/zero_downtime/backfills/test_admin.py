@@ -1,4 +1,4 @@
-"""Can staff see backfills, and steer them only if they may?"""
+"""Can staff see backfills, and control them only if they may?"""
 
 import re
 from datetime import timedelta
@@ -50,12 +50,12 @@ def staff(client):
     return staff
 
 
-def steer(client, action, row):
+def act(client, action, row):
     data = {"action": action, "_selected_action": [row.pk]}
     return client.post(reverse(LIST), data, follow=True).content.decode()
 
 
-def test_who_may_look_sees_it_and_steers_nothing(row, staff):
+def test_who_may_look_sees_it_and_controls_nothing(row, staff):
     client = staff("view_backfill")
     page = client.get(reverse(LIST)).content.decode()
     assert '<progress max="1" value="0.250"></progress> 25%, 1,234 rows' in page
@@ -69,17 +69,17 @@ def test_who_may_look_sees_it_and_steers_nothing(row, staff):
     assert "half speed" in detail
     assert 'name="_save"' not in detail
     assert 'name="action"' not in detail
-    steer(client, "pause", row)
+    act(client, "pause", row)
     row.refresh_from_db()
     assert row.status == "running"
 
 
-def test_who_may_change_steers_and_it_is_written_down(row, staff):
+def test_who_may_change_controls_and_it_is_written_down(row, staff):
     client = staff("change_backfill")
     for action, status in (("pause", "paused"), ("resume", "pending"), ("cancel", "canceled"), ("retry", "pending")):
-        assert f"accounts.trial is {status}." in steer(client, action, row)
+        assert f"accounts.trial is {status}." in act(client, action, row)
         assert LogEntry.objects.latest("pk").change_message == f"Made {status}."
-    assert "ccounts.trial is pending, not paused" in steer(client, "resume", row)
+    assert "ccounts.trial is pending, not paused" in act(client, "resume", row)
     page = client.get(reverse("admin:zero_downtime_backfill_change", args=[row.pk])).content.decode()
     assert re.findall(r"<td>(\w+)</td><td>([^<]*), in the admin</td>", page) == [
         (action, "staff") for action in ("retry", "cancel", "resume", "pause")
@@ -90,7 +90,7 @@ def test_what_the_code_does_not_declare_is_not_retried_in_the_order_of_keys(row,
     client = staff("change_backfill")
     for status in ("failed", "succeeded"):
         Backfill.objects.filter(pk=row.pk).update(status=status, order="keys")
-        assert "No backfill accounts.trial is declared in the code" in steer(client, "retry", row)
+        assert "No backfill accounts.trial is declared in the code" in act(client, "retry", row)
         row.refresh_from_db()
         assert row.status == status
 
@@ -99,7 +99,7 @@ def test_all_rows_are_not_done_a_second_time_at_one_click(row, staff, declare):
     declare(where=None)
     client = staff("change_backfill")
     Backfill.objects.filter(pk=row.pk).update(status="succeeded", order="keys")
-    page = steer(client, "retry", row)
+    page = act(client, "retry", row)
     assert "so retry would do each of them a second time. If that is meant: backfill retry accounts.trial" in page
     row.refresh_from_db()
     assert (row.status, row.ranges.count(), row.events.count()) == ("succeeded", 1, 0)
@@ -112,7 +112,7 @@ def test_all_rows_are_not_done_a_second_time_at_one_click(row, staff, declare):
 def test_one_that_succeeded_and_knows_what_is_to_do_is_retried(row, staff, declare, order):
     declare()
     Backfill.objects.filter(pk=row.pk).update(status="succeeded", order=order)
-    assert "accounts.trial is pending." in steer(staff("change_backfill"), "retry", row)
+    assert "accounts.trial is pending." in act(staff("change_backfill"), "retry", row)
 
 
 def test_its_own_page_offers_the_ways_that_are_open_and_comes_back(row, staff):

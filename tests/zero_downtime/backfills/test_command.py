@@ -1,4 +1,4 @@
-"""Can an operator see and steer a backfill, and is he told what does not go?"""
+"""Can an operator see and control a backfill, and is he told what does not go?"""
 
 import io
 import sys
@@ -85,13 +85,13 @@ def test_pause_and_resume(skills, backfill, at_work, ask):
     assert backfill("list") == told
     assert ask("SELECT count(*) FROM skills WHERE description IS NULL") == left
     backfill("resume", at_work)
-    assert [steered.way for steered in before.events.all()] == ["resume", "pause"]  # and not what was refused
+    assert [event.action for event in before.events.all()] == ["resume", "pause"]  # and not what was refused
     after = control.get_or_create(at_work, skills.alias)
     assert after.started_at - before.started_at > timedelta(seconds=0.4)  # its rate is that of the time it was at work
     assert "succeeded" in backfill("run", at_work)
 
 
-def test_a_user_without_a_name_steers_too(backfill, skills, declare, monkeypatch):
+def test_a_user_without_a_name_controls_too(backfill, skills, declare, monkeypatch):
     """As in a container that runs under any user id: getpass asks the environment, and then the system."""
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
@@ -134,12 +134,12 @@ def test_what_somebody_stops_meanwhile_is_no_success(backfill, slow, skills, way
     """So that nothing goes on behind it in ``backfill run NAME && ...``."""
     name, inside = slow
 
-    def steer():
+    def pause_later():
         inside.wait(10)
         control.apply(control.get_or_create(name, skills.alias), way, "ani")
         connections[skills.alias].close()
 
-    thread = threading.Thread(target=steer)
+    thread = threading.Thread(target=pause_later)
     thread.start()
     with pytest.raises(CommandError, match=f"^{name} {told.format(name)}"):
         backfill("run", name)
@@ -229,7 +229,7 @@ def test_a_look_starts_nothing(backfill, declare, skills):
 
 
 @pytest.mark.parametrize("way", control.ACTIONS)
-def test_one_that_is_not_started_is_not_steered(backfill, declare, skills, way):
+def test_one_that_is_not_started_is_not_controlled(backfill, declare, skills, way):
     name = declare()
     with pytest.raises(CommandError, match=rf"^{name} is not started. backfill run {name} starts it.$"):
         backfill(way, name)
@@ -237,7 +237,7 @@ def test_one_that_is_not_started_is_not_steered(backfill, declare, skills, way):
 
 
 @pytest.mark.parametrize("action", ["show", *control.ACTIONS])
-def test_an_unknown_one_is_neither_shown_nor_steered(backfill, action):
+def test_an_unknown_one_is_neither_shown_nor_controlled(backfill, action):
     with pytest.raises(CommandError, match=r"^No backfill accounts.nonsense is declared in the code that runs here"):
         backfill(action, "accounts.nonsense")
 

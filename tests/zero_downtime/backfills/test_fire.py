@@ -1,4 +1,4 @@
-"""Is every row done once while others write, move its table, steer it and end its sessions?"""
+"""Is every row done once while others write, move its table, pause it and end its sessions?"""
 
 import random
 import threading
@@ -156,9 +156,9 @@ def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill
     def operate(seed):
         chance = random.Random(seed)  # noqa: S311
         while not done.is_set():
-            for steer in (control.pause, control.resume):
+            for act in (control.pause, control.resume):
                 with suppress(BackfillRefused):  # the other was quicker
-                    steer(control.get_or_create(name, skills.alias))
+                    act(control.get_or_create(name, skills.alias))
                     effective.append(seed)
                 time.sleep(chance.uniform(0, 0.1))
         connections[skills.alias].close()

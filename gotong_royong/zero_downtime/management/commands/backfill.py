@@ -1,4 +1,4 @@
-"""See and steer the backfills: what is done to the rows of large tables in the background."""
+"""See and control the backfills: what is done to the rows of large tables in the background."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ ACTIONS = {
 
 
 class Command(ZeroDowntimeCommand):
-    help = "Shows and steers backfills: changes of data that go through large tables in the background."
+    help = "Shows and controls backfills: changes of data that go through large tables in the background."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: Any) -> None:
