@@ -61,6 +61,9 @@ lint: $(READY) ## check style and types, that no migration is missing, and what 
 	@$(BIN)/python manage.py makemigrations --check --dry-run
 	@$(BIN)/python manage.py lintmigrations --fail-level WARNING
 
+wheel: $(READY) ## build the engine as a package, django-zero-downtime, into dist
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
 lock: ## pin the newest allowed versions, with hashes, in requirements/
 	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml --group site
 	uv pip compile $(LOCK) --output-file requirements/dev.txt --group dev pyproject.toml
@@ -69,7 +72,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 	--custom-compile-command "make lock"
 
 clean: ## remove what the other commands made, but not the data of the embedded PostgreSQL
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
+	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install migrate test test-all test-server coverage run bench lint lock clean
+.PHONY: wheel help install migrate test test-all test-server coverage run bench lint lock clean
