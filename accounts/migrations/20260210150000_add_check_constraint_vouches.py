@@ -21,16 +21,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'vouches'::regclass AND conname = 'check_not_self_vouch'
-                    ) THEN
-                        ALTER TABLE vouches ADD CONSTRAINT check_not_self_vouch
-                        CHECK (NOT (voucher_id = vouchee_id)) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE vouches DROP CONSTRAINT IF EXISTS check_not_self_vouch,
+                ADD CONSTRAINT check_not_self_vouch CHECK (NOT (voucher_id = vouchee_id)) NOT VALID
                 """,
                 "ALTER TABLE vouches VALIDATE CONSTRAINT check_not_self_vouch",
             ],

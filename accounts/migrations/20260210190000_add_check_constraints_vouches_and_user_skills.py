@@ -21,16 +21,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'vouches'::regclass AND conname = 'check_weight_hint'
-                    ) THEN
-                        ALTER TABLE vouches ADD CONSTRAINT check_weight_hint
-                        CHECK (weight_hint IN ('strong', 'moderate', 'light')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE vouches DROP CONSTRAINT IF EXISTS check_weight_hint,
+                ADD CONSTRAINT check_weight_hint CHECK (weight_hint IN ('strong', 'moderate', 'light')) NOT VALID
                 """,
                 "ALTER TABLE vouches VALIDATE CONSTRAINT check_weight_hint",
             ],
@@ -48,16 +40,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'user_skills'::regclass AND conname = 'check_proficiency'
-                    ) THEN
-                        ALTER TABLE user_skills ADD CONSTRAINT check_proficiency
-                        CHECK (proficiency_level BETWEEN 0 AND 1) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE user_skills DROP CONSTRAINT IF EXISTS check_proficiency,
+                ADD CONSTRAINT check_proficiency CHECK (proficiency_level BETWEEN 0 AND 1) NOT VALID
                 """,
                 "ALTER TABLE user_skills VALIDATE CONSTRAINT check_proficiency",
             ],

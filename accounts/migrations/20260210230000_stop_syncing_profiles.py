@@ -2,7 +2,7 @@
 
 from django.db import migrations
 
-from accounts.migrations import _profile_sync
+from accounts import profile_sync
 
 
 class Migration(migrations.Migration):
@@ -11,5 +11,5 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.RunSQL(sql=_profile_sync.DROP, reverse_sql=_profile_sync.CREATE),
+        migrations.RunSQL(sql=profile_sync.DROP, reverse_sql=profile_sync.CREATE),
     ]

@@ -21,16 +21,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'contributions'::regclass AND conname = 'check_verification_status'
-                    ) THEN
-                        ALTER TABLE contributions ADD CONSTRAINT check_verification_status
-                        CHECK (verification_status IN ('pending', 'verified', 'rejected')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE contributions DROP CONSTRAINT IF EXISTS check_verification_status,
+                ADD CONSTRAINT check_verification_status CHECK (verification_status IN ('pending', 'verified', 'rejected')) NOT VALID
                 """,
                 "ALTER TABLE contributions VALIDATE CONSTRAINT check_verification_status",
             ],
@@ -48,16 +40,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'evidence'::regclass AND conname = 'check_evidence_type'
-                    ) THEN
-                        ALTER TABLE evidence ADD CONSTRAINT check_evidence_type
-                        CHECK (evidence_type IN ('photo_with_timestamp', 'gps_verification', 'witness_attestation')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE evidence DROP CONSTRAINT IF EXISTS check_evidence_type,
+                ADD CONSTRAINT check_evidence_type CHECK (evidence_type IN ('photo_with_timestamp', 'gps_verification', 'witness_attestation')) NOT VALID
                 """,
                 "ALTER TABLE evidence VALIDATE CONSTRAINT check_evidence_type",
             ],
@@ -75,16 +59,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'evidence'::regclass AND conname = 'check_latitude'
-                    ) THEN
-                        ALTER TABLE evidence ADD CONSTRAINT check_latitude
-                        CHECK (latitude BETWEEN -90 AND 90) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE evidence DROP CONSTRAINT IF EXISTS check_latitude,
+                ADD CONSTRAINT check_latitude CHECK (latitude BETWEEN -90 AND 90) NOT VALID
                 """,
                 "ALTER TABLE evidence VALIDATE CONSTRAINT check_latitude",
             ],
@@ -102,16 +78,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'evidence'::regclass AND conname = 'check_longitude'
-                    ) THEN
-                        ALTER TABLE evidence ADD CONSTRAINT check_longitude
-                        CHECK (longitude BETWEEN -180 AND 180) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE evidence DROP CONSTRAINT IF EXISTS check_longitude,
+                ADD CONSTRAINT check_longitude CHECK (longitude BETWEEN -180 AND 180) NOT VALID
                 """,
                 "ALTER TABLE evidence VALIDATE CONSTRAINT check_longitude",
             ],
@@ -129,16 +97,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'verifications'::regclass AND conname = 'check_outcome'
-                    ) THEN
-                        ALTER TABLE verifications ADD CONSTRAINT check_outcome
-                        CHECK (outcome IN ('approved', 'rejected', 'pending')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE verifications DROP CONSTRAINT IF EXISTS check_outcome,
+                ADD CONSTRAINT check_outcome CHECK (outcome IN ('approved', 'rejected', 'pending')) NOT VALID
                 """,
                 "ALTER TABLE verifications VALIDATE CONSTRAINT check_outcome",
             ],
@@ -156,16 +116,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'verifications'::regclass AND conname = 'check_score'
-                    ) THEN
-                        ALTER TABLE verifications ADD CONSTRAINT check_score
-                        CHECK (evidence_quality_score BETWEEN 0 AND 1) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE verifications DROP CONSTRAINT IF EXISTS check_score,
+                ADD CONSTRAINT check_score CHECK (evidence_quality_score BETWEEN 0 AND 1) NOT VALID
                 """,
                 "ALTER TABLE verifications VALIDATE CONSTRAINT check_score",
             ],
@@ -183,16 +135,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'webhook_events'::regclass AND conname = 'check_webhook_status'
-                    ) THEN
-                        ALTER TABLE webhook_events ADD CONSTRAINT check_webhook_status
-                        CHECK (status IN ('pending', 'processing', 'delivered', 'failed')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE webhook_events DROP CONSTRAINT IF EXISTS check_webhook_status,
+                ADD CONSTRAINT check_webhook_status CHECK (status IN ('pending', 'processing', 'delivered', 'failed')) NOT VALID
                 """,
                 "ALTER TABLE webhook_events VALIDATE CONSTRAINT check_webhook_status",
             ],

@@ -18,16 +18,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'tasks'::regclass AND conname = 'check_status'
-                    ) THEN
-                        ALTER TABLE tasks ADD CONSTRAINT check_status
-                        CHECK (status IN ('open', 'assigned', 'in_progress', 'completed', 'cancelled')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE tasks DROP CONSTRAINT IF EXISTS check_status,
+                ADD CONSTRAINT check_status CHECK (status IN ('open', 'assigned', 'in_progress', 'completed', 'cancelled')) NOT VALID
                 """,
                 "ALTER TABLE tasks VALIDATE CONSTRAINT check_status",
             ],
@@ -45,16 +37,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'tasks'::regclass AND conname = 'check_difficulty'
-                    ) THEN
-                        ALTER TABLE tasks ADD CONSTRAINT check_difficulty
-                        CHECK (difficulty IN ('easy', 'intermediate', 'hard')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE tasks DROP CONSTRAINT IF EXISTS check_difficulty,
+                ADD CONSTRAINT check_difficulty CHECK (difficulty IN ('easy', 'intermediate', 'hard')) NOT VALID
                 """,
                 "ALTER TABLE tasks VALIDATE CONSTRAINT check_difficulty",
             ],
@@ -72,16 +56,8 @@ class Migration(migrations.Migration):
         migrations.RunSQL(
             sql=[
                 """
-                DO $$
-                BEGIN
-                    IF NOT EXISTS (
-                        SELECT FROM pg_constraint
-                        WHERE conrelid = 'task_assignments'::regclass AND conname = 'check_assignment_status'
-                    ) THEN
-                        ALTER TABLE task_assignments ADD CONSTRAINT check_assignment_status
-                        CHECK (status IN ('active', 'completed', 'reassigned')) NOT VALID;
-                    END IF;
-                END $$
+                ALTER TABLE task_assignments DROP CONSTRAINT IF EXISTS check_assignment_status,
+                ADD CONSTRAINT check_assignment_status CHECK (status IN ('active', 'completed', 'reassigned')) NOT VALID
                 """,
                 "ALTER TABLE task_assignments VALIDATE CONSTRAINT check_assignment_status",
             ],

@@ -2,7 +2,7 @@
 
 from django.db import migrations
 
-from accounts.migrations._foreign_keys import on_delete
+from gotong_royong.foreign_keys import on_delete
 
 
 class Migration(migrations.Migration):

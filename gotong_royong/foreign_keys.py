@@ -1,4 +1,4 @@
-"""How a foreign key learns what a delete of the row it points at does: Django 5.2 leaves that to Python."""
+"""What makes a foreign key do what a delete of the row it points at asks? Django 5.2 leaves that to Python."""
 
 from django.db.migrations import RunSQL
 
