@@ -1,5 +1,7 @@
 """What makes a foreign key do what a delete of the row it points at asks? Django 5.2 leaves that to Python."""
 
+from typing import Any
+
 from django.db.migrations import RunSQL
 
 CONSTRAINT = (
@@ -17,7 +19,7 @@ def on_delete(table: str, column: str, target: str, action: str, *, name: str) -
     (https://www.postgresql.org/docs/current/sql-altertable.html).
     """
 
-    def statements(action: str) -> list[str]:
+    def statements(action: str) -> Any:
         values = {"table": table, "column": column, "target": target, "name": name, "action": action}
         return [CONSTRAINT.format(**values), VALIDATE.format(**values)]
 

@@ -19,15 +19,15 @@ WINGS = {
     "postgres": "statements changes journal locks catalog programs definitions effects schema editors",
     "stages": "",
     "models": "",
-    "backfills": "declarations ranges statements changes sizes throttle batches steering worker crew inline",
+    "backfills": "declarations ranges statements changes sizes throttle batches control worker pool inline",
     "operations": "backfills python waivers",
     "running": (
         "backstop watchdog code guard history loader ledger states diagnosis signals undo recall progress rollback "
         "backups executor plan losses reports"
     ),
     "linter": (
-        "code facts names registry questions holding_up observer rows differences confinement server scratch trace "
-        "selection apart reports rules"
+        "code facts names registry sizes queries lock_probe sandbox observer failures reached rows earlier_runs "
+        "differences server scratch trace selection apart reports rules"
     ),
     "authoring": "autodetector",
     "tasks": "",

@@ -25,7 +25,7 @@ class BackfillDeclaration:
         class PopulateMarkovUserIDs(BackfillDeclaration):
             model = "accounts.User"
             where = Q(markov_user_id=None)
-            update = {"markov_user_id": Concat(Value("gotong_royong:"), Cast("id", TextField()))}
+            update = {"markov_user_id": Concat(Value("markov:"), Cast("id", TextField()))}
 
     Instead of ``update`` it may have a method ``process``. Without a ``where``, every row that was there when it
     began is changed once, in the order of the primary key.

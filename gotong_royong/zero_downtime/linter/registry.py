@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from django.core.checks import ERROR, WARNING, CheckMessage
 
+from ..apps import NAME
 from .facts import Direction, Lock, Pass, Statement, Trace
 from .names import Name
 
@@ -148,7 +149,7 @@ def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> st
             return Gap(gap % name)
 
     named = {key: Name(value) if type(value) is str else value for key, value in values.items()}
-    return sentence.format_map(Values(named))
+    return sentence.format_map(Values(engine=NAME, **named))
 
 
 def violations(trace: Trace, rules: Iterable[str] = RULES) -> list[Violation]:

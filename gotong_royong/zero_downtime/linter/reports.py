@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from django.core.checks import ERROR
 from django.core.management.color import Style
 
+from ..apps import NAME
 from .facts import Pass, Trace
 from .registry import IN_GENERAL, RULES, Rule, Violation, filled
 
@@ -18,7 +19,7 @@ HEADINGS = {
     "E3": "E3xx: it does not run, cannot be undone or run again",
     "W4": "W4xx: advice",
 }
-INTRODUCTION = """# Rules of lintmigrations
+INTRODUCTION = f"""# Rules of lintmigrations
 
 This page is written by `python manage.py lintmigrations --rules`; each example on it is run by the tests. Tables of
 before are those that were there before the migration, or before the deploy that it is part of: only they have users.
@@ -27,7 +28,7 @@ In the examples, `shop_order` and `shop_customer` are such tables.
 A migration that breaks a rule on purpose says so, and why:
 
 ```python
-from gotong_royong.zero_downtime.operations import IgnoreRules
+from {NAME}.operations import IgnoreRules
 
 operations = [
     IgnoreRules("E103", reason="The table has twelve rows."),  # on the way up; on the way down: direction="down"

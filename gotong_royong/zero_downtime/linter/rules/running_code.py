@@ -23,7 +23,7 @@ AFTER_THE_DEPLOY = """
 Take it out of the models first and ship that; then drop it in a migration that runs once no old code is left:
 
 class Migration(migrations.Migration):
-    stage = Stage.POST_DEPLOY  # from gotong_royong.zero_downtime.stages import Stage
+    stage = Stage.POST_DEPLOY  # from {engine}.stages import Stage
 """
 
 # https://www.postgresql.org/docs/current/datatype.html: whatever fits into the first fits into the second.
@@ -277,7 +277,7 @@ operations = [
 Ship the code that does without {name} first, and drop it in a migration that runs once no old code is left:
 
 class Migration(migrations.Migration):
-    stage = Stage.POST_DEPLOY  # from gotong_royong.zero_downtime.stages import Stage
+    stage = Stage.POST_DEPLOY  # from {engine}.stages import Stage
 
 Where another unique index takes its place, build that one first. If no code relies on it, say so:
 

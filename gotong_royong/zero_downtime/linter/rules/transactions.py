@@ -104,7 +104,7 @@ where the view has a unique index. Delete rows by a backfill (RunBackfill), whic
     "{table} that it wrote, or inserts the same key, waits, and no vacuum clears away what anybody leaves behind, so "
     "that tables grow: {statement}",
     instead="""
-# In backfills.py of {app}; from gotong_royong.zero_downtime.backfills import BackfillDeclaration
+# In backfills.py of {app}; from {engine}.backfills import BackfillDeclaration
 class FillRows(BackfillDeclaration):
     model = "{label:text}"
     where = Q(...)  # the rows still to do: what is done to a row must make this false
@@ -116,7 +116,7 @@ class UnfillRows(BackfillDeclaration):
     where = Q(...)
     update = dict(...)
 
-# In a migration of its own; from gotong_royong.zero_downtime.operations import RunBackfill
+# In a migration of its own; from {engine}.operations import RunBackfill
 atomic = False
 
 operations = [RunBackfill("{app}.fill_rows")]
