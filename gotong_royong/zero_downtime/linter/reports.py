@@ -98,7 +98,7 @@ def sarif(found: Iterable[Violation]) -> Iterator[str]:
             "id": rule.check_id,
             "shortDescription": {"text": rule.title},
             "fullDescription": {"text": rule.condition},
-            "help": {"text": filled(rule.instead, IN_GENERAL).strip()},
+            "help": {"text": filled(rule.instead, IN_GENERAL)},
         }
         for rule in RULES.values()
     ]
@@ -157,7 +157,7 @@ def _pass(passed: Pass) -> Iterator[str]:
 def document() -> str:
     """Return all rules as a Markdown page."""
     parts, heading = [INTRODUCTION], ""
-    for id, rule in sorted(RULES.items()):
+    for id, rule in RULES.items():
         if HEADINGS[id[:2]] != heading:
             heading = HEADINGS[id[:2]]
             parts.append(f"## {heading}\n")
@@ -171,7 +171,7 @@ def _section(rule: Rule) -> str:
         f"When: {rule.condition}\n",
         f"> {filled(rule.effect, {}, gap='*%s*')}\n",
     ]
-    lines.append(f"```\n{filled(rule.instead, IN_GENERAL).strip()}\n```\n")
+    lines.append(f"```\n{filled(rule.instead, IN_GENERAL)}\n```\n")
     for word, example in (("Bad", rule.bad), ("Good", rule.good)):
         if example:
             lines.append(f"{word}:\n\n```python\n{example}\n```\n")
