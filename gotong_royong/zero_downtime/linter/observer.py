@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from django.db import Error
@@ -22,12 +22,12 @@ from ..postgres import statements
 from ..postgres.locks import sqlstate
 from .facts import MODES, Catalog, Lock, Statement, Table, changes, strongest
 from .lock_probe import probed
-from .queries import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, prepare, table_of
+from .queries import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, Counts, Seen, prepare, table_of
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 
-# The tables are small here. So PostgreSQL would scan one although an index serves the statement, and would read all of
-# an index where it scans a large table.
+# Small tables get the plans of large ones: an index is used where it serves the statement, and no scan of a whole index
+# takes the place of a table scan.
 PLAN_AS_IF_LARGE = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_indexonlyscan = {0}"
 CHANGES_ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "WITH"}
 FORGETS = {"DEALLOCATE", "DISCARD"}  # what was prepared
@@ -43,23 +43,6 @@ PATH_OF_OTHERS = re.compile(
 
 class OutOfBounds(KeyboardInterrupt):
     """A migration changes more than its database. As with Ctrl-C, no ``except Exception`` of its own catches this."""
-
-
-class Counts(NamedTuple):
-    """How many scans of a table began, and how many of its rows were inserted, updated or deleted."""
-
-    scans: int = 0
-    rows: int = 0
-
-    def since(self, then: "Counts") -> "Counts":
-        return Counts(max(self.scans - then.scans, 0), max(self.rows - then.rows, 0))
-
-
-class Seen(NamedTuple):
-    """What a transaction has locked and counted, by the OIDs of the tables."""
-
-    held: set[tuple[int, str]]
-    counts: dict[int, Counts]
 
 
 class Observer:
@@ -302,7 +285,7 @@ class Observer:
         return result
 
     def _compare(self, seen: Seen, text: str, operation: int) -> None:
-        """Note a statement, by what its transaction has locked and counted since the statement before."""
+        """Note a statement by the locks and counts of its transaction since the statement before."""
         names = {oid: self.catalog[oid].name for oid in seen.counts if oid in self.of_before and oid in self.catalog}
         taken = {(oid, mode) for oid, mode in seen.held - self._held if oid in names}
         counts = {oid: seen.counts[oid].since(self._counts.get(oid, Counts())) for oid in names}
@@ -390,7 +373,7 @@ def _changes_rows(sql: str) -> bool:
 
 
 def _here(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """Let the search path of a role or a database be that of this session: it is where they find their tables."""
+    """Where a migration sets the search path of a role or a database, set that of this session instead."""
     text = statements.text_of(sql, context["connection"])
     if params or "search_path" not in text.lower():
         return execute(sql, params, many, context)

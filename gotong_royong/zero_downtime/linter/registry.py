@@ -13,7 +13,7 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from django.core.checks import ERROR, WARNING, CheckMessage
+from django.core.checks import ERROR, WARNING
 
 from ..apps import NAME
 from .facts import Direction, Lock, Pass, Statement, Trace
@@ -63,7 +63,7 @@ class Rule:
     good: str = ""
 
     def level(self, direction: Direction | None) -> int:
-        """Return an error's level, or a warning's: so long as all goes well, nobody waits for a way down."""
+        """Return the level. On the way down, an E1xx is a warning: most migrations never go down."""
         is_warning = self.id.startswith("W") or (self.id.startswith("E1") and direction == Direction.DOWN)
         return WARNING if is_warning else ERROR
 
@@ -96,12 +96,6 @@ class Violation:
     def level(self) -> int:
         return self.rule.level(self.direction)
 
-    def as_check(self) -> CheckMessage:
-        """As Django's system checks say it."""
-        return CheckMessage(
-            self.level, self.message, hint=self.hint, obj=f"{self.app}.{self.migration}", id=self.rule.check_id
-        )
-
 
 RULES: dict[str, Rule] = {}
 JUDGES: dict[str, Judge] = {}
@@ -110,11 +104,11 @@ FORWARDS = {"forth": "sql", "back": "reverse_sql", "makes": "makes", "drops": "d
 BACKWARDS = {"forth": "reverse_sql", "back": "sql", "makes": "drops", "drops": "makes"}
 """How a recipe is written for the way up, and for the way down."""
 IN_GENERAL = FORWARDS | {"unique": "", "body": "(<columns>)", "kind": "UNIQUE", "deferral": ""}
-"""How it is written where nobody has broken the rule."""
+"""How a recipe is written in RULES.md, where there is no violation."""
 
 
 def as_told(one: Violation) -> dict[str, Any]:
-    """Return what JSON lets through, of which ``as_found`` makes a violation again."""
+    """Return a violation in a form that JSON can carry; ``as_found`` makes a violation of it again."""
     return {**vars(one), "rule": one.rule.id}
 
 
@@ -170,14 +164,14 @@ def read(folder: Path, judges: Mapping[str, Judge] = JUDGES) -> dict[str, Rule]:
 
 
 class Gap(str):
-    """A gap for which there is no value, however it is to be filled."""
+    """A gap without a value, the same in every format."""
 
     def __format__(self, how: str) -> str:
         return str(self)
 
 
 def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> str:
-    """Fill the gaps of a rule's sentence; one for which there is no value has its own name, written as in ``gap``."""
+    """Fill the gaps of a rule's sentence. A gap without a value shows its own name, in the form of ``gap``."""
 
     class Values(dict[str, Any]):
         def __missing__(self, name: str) -> str:
@@ -188,7 +182,7 @@ def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> st
 
 
 def violations(trace: Trace, rules: Iterable[str] = RULES) -> list[Violation]:
-    """Return what these rules find in a trace, without regard to waivers."""
+    """Return what these rules find in a trace, waived or not."""
     return [violation(RULES[id], trace, spot) for id in rules for spot in RULES[id].judge(trace)]
 
 

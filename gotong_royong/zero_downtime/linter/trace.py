@@ -18,7 +18,7 @@ from ..running.loader import file_of, is_own
 from ..running.states import Move, Rolling
 from ..stages import Key, Stage, said_stage
 from .code import Code
-from .differences import defined_otherwise
+from .differences import mismatches
 from .earlier_runs import EarlierRuns
 from .facts import Change, Column, Direction, Failure, Index, Pass, Trace
 from .observer import Observer
@@ -105,7 +105,7 @@ def traces(
                 catalog=run.observer.catalog,
                 indexed=dict(indexed.by),
                 reruns=reruns,
-                otherwise=tuple(defined_otherwise(connection, run.written, up.changes)),
+                mismatches=tuple(mismatches(connection, run.written, up.changes)),
                 because_of=_because_of(loader, key, failed),
                 alias=connection.alias,
                 path=path_of(migration),

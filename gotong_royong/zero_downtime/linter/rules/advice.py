@@ -1,4 +1,4 @@
-"""W4xx: what does no harm today? First what concerns the migration as a file, and what it takes for granted."""
+"""W4xx: what does no harm today, and may later? Here: files, waivers, what could not be judged, and indexes."""
 
 import re
 import time
@@ -48,9 +48,9 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
 
 
 def changing_none(trace: Trace, passed: Pass) -> Iterator[Statement]:
-    """Yield the statements that looked by an index for rows to change, and found none, though there were some.
+    """Yield the statements that searched an index for rows to change and found none of the made-up ones.
 
-    What names the keys of its rows changes no more than these.
+    A statement that names the keys of its rows changes no other rows, so it is left out.
     """
     rehearsed = [one for one in passed.statements if one.rehearsed and one.writes]
     known = {one.sql for one in rehearsed if one.rows}
@@ -68,7 +68,7 @@ def changing_none(trace: Trace, passed: Pass) -> Iterator[Statement]:
 
 @rule("W402")
 def unused_waiver(trace: Trace) -> Iterator[Spot]:
-    """Yield nothing: only who applies the waivers knows."""
+    """Yield nothing: ``judge`` applies the waivers, and knows which are not used."""
     yield from ()
 
 
@@ -105,7 +105,7 @@ def index_dropped(trace: Trace) -> Iterator[Spot]:
             if not isinstance(before, Index) or before.constraint or change.after or others or change.name in new:
                 continue
             alike = (c.after for c in statement.changes if c.table == change.table and isinstance(c.after, Index))
-            if recipe_of(before)["body"] in (recipe_of(index)["body"] for index in alike):  # it has another name now
+            if recipe_of(before)["body"] in (recipe_of(index)["body"] for index in alike):  # the index was renamed
                 continue
             if lock and lock.mode == STRONGEST:
                 yield Spot(passed, None, statement, change.table, lock, recipe_of(before))
@@ -141,7 +141,7 @@ def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
     filled: dict[tuple[str, str], Statement | None] = dict.fromkeys(backfilled(trace))
     for one in trace.up.statements:
         places = dict.fromkeys(set_by(one), one)
-        if places.keys() <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
+        if places.keys() <= trace.indexed.keys():  # save() also sets columns that were filled long ago
             filled |= places
     for (table, column), statement in filled.items():
         index, other = trace.indexed.get((table, column), ("", ""))

@@ -1,7 +1,7 @@
-"""E1xx: whom does a statement keep waiting, and does that last longer the more rows there are?
+"""E1xx: which locks does a statement hold while it reads or writes a whole table?
 
-A lock that is held for a moment is no violation: ``migrate`` takes it under its budget. What makes an outage is a lock
-that holds somebody up while the server reads or writes a whole table
+A lock for a moment is no violation: ``migrate`` takes it under its budget. A lock makes an outage if it blocks users
+while the server reads or writes a whole table
 (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
 """
 
@@ -26,7 +26,7 @@ def statements(trace: Trace) -> Iterator[tuple[Pass, Statement]]:
 
 
 def blocking(statement: Statement, table: str) -> Lock | None:
-    """Return the lock on the table that keeps somebody waiting while the statement runs."""
+    """Return the lock on the table that blocks reads or writes while the statement runs."""
     lock = statement.held.get(table)
     return lock if lock and lock.blocks else None
 
@@ -48,7 +48,7 @@ def exclusion(statement: Statement, index: Index) -> bool:
 
 
 def recipe_of(index: Index, constraint: Constraint | None = None) -> dict[str, Any]:
-    """Return what is needed to write the statement that builds the index, and that makes the constraint of it."""
+    """Return the values of a recipe that builds the index, and makes the constraint of it."""
     values = {
         "name": index.name,
         "unique": "UNIQUE " * index.unique,
@@ -80,13 +80,13 @@ def made_not_null(statement: Statement, table: str) -> str:
 
 
 def adds_required_column(change: Change) -> bool:
-    """Whether a new column refuses all rows that are there: then it is no lock that is the trouble."""
+    """Whether a new column refuses all rows of the table: then the lock is not the problem."""
     new = change.after
     return change.before is None and isinstance(new, Column) and new.not_null and not new.fills_itself
 
 
 def cause(statement: Statement, table: str) -> str:
-    """Say which rule a long lock on the table breaks: the most specific one."""
+    """Return the most specific rule that a long lock on the table breaks."""
     lock, index, change = blocking(statement, table), new_index(statement, table), validated(statement, table)
     if not lock or table not in {*statement.scans, *statement.rewrites}:
         return ""

@@ -1,7 +1,7 @@
-"""E2xx: what breaks the code that runs when the migration is applied?
+"""E2xx: what breaks the code that runs while the migration is applied?
 
-Before a deploy, that is the code of before: what its models name must stay. A migration of ``Stage.POST_DEPLOY`` is
-applied when the code of the newest state runs everywhere.
+Before a deploy, the old code runs, and what its models name must stay. A migration of ``Stage.POST_DEPLOY`` is applied
+when the code of the newest state runs everywhere.
 """
 
 import re
@@ -18,7 +18,7 @@ from ..names import Name
 from ..registry import Spot, rule
 from .locks import adds_required_column, recipe_of
 
-# https://www.postgresql.org/docs/current/datatype.html: whatever fits into the first fits into the second.
+# https://www.postgresql.org/docs/current/datatype.html: all values of the first type fit into the second.
 WIDER = {
     "smallint": {"integer", "bigint", "numeric", "text", "character varying"},
     "integer": {"bigint", "numeric", "text", "character varying"},
@@ -59,7 +59,7 @@ def altered(trace: Trace) -> Iterator[tuple[Change, Any, Column, Column]]:
 
 
 def statement_of(trace: Trace, change: Change) -> Statement | None:
-    """Return the last statement that changed that part of the table, by which name this had then."""
+    """Return the last statement that changed that part of the table, also under an earlier name of the table."""
     touching = [
         (one.table == change.table, statement)
         for statement in trace.up.statements

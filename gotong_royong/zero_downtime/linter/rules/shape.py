@@ -1,4 +1,4 @@
-"""W4xx, continued: which columns, keys and indexes will somebody want to be otherwise?"""
+"""W4xx, continued: which columns, keys and indexes cause trouble later?"""
 
 import re
 from collections.abc import Iterator

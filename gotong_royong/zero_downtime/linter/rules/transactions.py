@@ -1,4 +1,4 @@
-"""E1xx, continued: what stands together in one transaction, so that a lock that could be brief is not?"""
+"""E1xx, continued: which statements share a transaction and make a brief lock a long one?"""
 
 from collections.abc import Iterator
 from itertools import groupby, product
@@ -30,7 +30,7 @@ def several_tables(trace: Trace) -> Iterator[Spot]:
         later: list[tuple[Statement, Lock]] = []
         for statement in sent:
             taken = [lock for lock in statement.takes if lock.mode == STRONGEST and lock.table not in known]
-            if passed.direction == Direction.DOWN:  # where a table goes, so do its foreign keys: nobody can part them
+            if passed.direction == Direction.DOWN:  # dropping a table drops its foreign keys, too
                 changed = {change.table for change in statement.changes}
                 taken = [lock for lock in taken if lock.table in changed]
             if known:
@@ -69,12 +69,12 @@ def whole_table(trace: Trace) -> Iterator[Spot]:
 
 
 def in_batches(trace: Trace, number: int) -> bool:
-    """Whether that operation, which is done all at once here, commits batch by batch where there are many rows."""
+    """Whether the operation commits batch by batch where there are many rows."""
     return isinstance(trace.migration.operations[number], RunBackfill)
 
 
 def row_by_row(trace: Trace) -> Iterator[Spot]:
-    """Yield the operations that changed at least half of the rows that were there when they were run once more."""
+    """Yield the operations that changed at least half of the made-up rows."""
     for passed, number in product(trace.passes, range(len(trace.migration.operations))):
         if in_batches(trace, number):
             continue

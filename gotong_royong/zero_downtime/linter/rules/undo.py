@@ -1,4 +1,4 @@
-"""E3xx: does a migration run at all, can it be undone, and may it run again after it was killed halfway?"""
+"""E3xx: does a migration run, can it be undone, and can it run again after it was killed halfway?"""
 
 import dis
 import re
@@ -39,7 +39,7 @@ def fails_on_rows(trace: Trace) -> Iterator[Spot]:
 @rule("E302")
 def irreversible(trace: Trace) -> Iterator[Spot]:
     for number, operation in trace.operations:
-        with suppress(UnknownBackfill):  # for which the migration fails
+        with suppress(UnknownBackfill):  # the migration fails because of it
             if not operation.reversible:
                 yield Spot(trace.up, number, values={"operation": type(operation).__name__})
 
@@ -58,14 +58,14 @@ def leads_elsewhere(trace: Trace) -> Iterator[Spot]:
     left |= trace.down.after
     for change in changes(_nameless(trace.up.before), _nameless(left)):
         if isinstance(change.after, Constraint) and change.before and change.after.valid:
-            continue  # a constraint that was not valid is so now: that does not want to be undone
+            continue  # a constraint became valid, which no rollback needs to undo
         where = change.table if change.kind == "table" else f"{change.name} of {change.table}"
         what = f"{change.kind} {where} is {_became(change)}"
         yield Spot(trace.down, None, table=change.table, values={"what": what})
 
 
 def _nameless(catalog: Catalog) -> dict[str, Table]:
-    """Call each constraint and index by what it does, for PostgreSQL or Django may choose another name for it."""
+    """Name each constraint and index by its definition, because the way back may choose other names."""
     return {
         table.name: table._replace(
             constraints={
@@ -110,7 +110,7 @@ def halves_disagree(trace: Trace) -> Iterator[Spot]:
             for what in differences(model, tables.get(name), trace.alias, both_ways=says_all):
                 if what not in known:
                     yield Spot(trace.up, table=name, values={"what": what})
-    for table, what in trace.otherwise:
+    for table, what in trace.mismatches:
         yield Spot(trace.up, table=table, values={"what": what})
 
 
