@@ -189,13 +189,14 @@ class Observer:
                 self._prepare(session)
             return result
 
+        def send_one(one: statements.Statement) -> Any:
+            return self._one(functools.partial(execute, one.text, params, many, context), one.text)
+
         def send_each() -> Any:
             """Send what is one transaction, statement by statement: PostgreSQL does the same with a string."""
             if params or len(found) < 2 or any(one.controls_transaction for one in found):
                 return self._one(send, text)
-            for one in found:
-                result = self._one(functools.partial(execute, one.text, params, many, context), one.text)
-            return result
+            return [send_one(one) for one in found][-1]
 
         if any(one.is_about_more_than_a_database and not PATH_OF_OTHERS.match(one.outline) for one in found):
             raise OutOfBounds
@@ -204,29 +205,37 @@ class Observer:
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
             return send_each()
         if not params and len(pieces := statements.pieces(text)) > 1:  # as migrate sends it
-            for piece in pieces:
-                self._observe(execute, piece, params, many, context)
-            return None
+            return [self._observe(execute, piece, params, many, context) for piece in pieces][-1]
         if not params and len(found) > 1 and found[0].begins_transaction and found[-1].ends_transaction:
-            for one in found:
-                if one.controls_transaction and not one.concerns_savepoint:
-                    session.execute(one.text)
-                    self._begin()
-                else:
-                    self._one(functools.partial(execute, one.text, params, many, context), one.text)
-            return None
-        self._report_counts()
-        session.execute("BEGIN")
-        self._begin()
+            return self._in_its_own_transaction(found, send_one)
         try:
-            result = send_each()
+            return self._in_a_transaction(send_each)
         except Error as error:
-            session.execute("ROLLBACK")
             if sqlstate(error) in NO_TRANSACTION_PLEASE:
                 return self._watched(send, text)
             raise
+
+    def _in_its_own_transaction(self, found: list[statements.Statement], send: Callable[[Any], object]) -> None:
+        """Send statements of which the first begins a transaction and the last ends it."""
+        for one in found:
+            if one.controls_transaction and not one.concerns_savepoint:
+                self._session().execute(one.text)
+                self._begin()
+            else:
+                send(one)
+
+    def _in_a_transaction(self, send: Callable[[], Any]) -> Any:
+        """Send in a transaction of ours what is one of its own."""
+        self._report_counts()
+        self._session().execute("BEGIN")
+        self._begin()
+        try:
+            result = send()
+        except Error:
+            self._session().execute("ROLLBACK")
+            raise
         if self._status() == TransactionStatus.INTRANS:
-            session.execute("COMMIT")
+            self._session().execute("COMMIT")
         return result
 
     def _look(self) -> Seen:

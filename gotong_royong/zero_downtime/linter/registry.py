@@ -158,7 +158,7 @@ def read(folder: Path, judges: Mapping[str, Judge] = JUDGES) -> dict[str, Rule]:
                 rules[id] = Rule(id, judges[id], **texts)
             except (TypeError, KeyError, AttributeError) as error:
                 raise ValueError(f"{where} is not written as a rule is: {error}.") from error
-    for id in judges.keys() - rules.keys():
+    for id in sorted(judges.keys() - rules.keys()):
         raise ValueError(f"{_named(judges[id])} judges {id}, which no TOML file in {folder} has. Write it there.")
     return dict(sorted(rules.items()))
 

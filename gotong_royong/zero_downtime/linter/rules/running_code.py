@@ -109,19 +109,27 @@ def takes_all(old: str, new: str) -> bool:
     """Whether the type ``new`` takes all values of ``old``."""
     if old == new:
         return True
-    before, after = TYPE.fullmatch(old), TYPE.fullmatch(new)
-    if not before or not after:
+    (kind, sizes), (other, limits) = _parsed(old), _parsed(new)
+    if kind != other and other not in WIDER.get(kind, ()):
         return False
-    kinds = [match["name"].strip() + match["rest"] for match in (before, after)]
-    sizes = [[int(size) for size in (match["sizes"] or "").split(",") if size] for match in (before, after)]
-    if kinds[0] != kinds[1] and kinds[1] not in WIDER.get(kinds[0], ()):
-        return False
-    if not sizes[1]:
-        return True
-    if kinds[0] == kinds[1] == "numeric" and sizes[0]:
-        whole = [size[0] - (size[1] if len(size) > 1 else 0) for size in sizes]
-        return whole[0] <= whole[1] and sizes[0][1:] <= sizes[1][1:]
-    return kinds[0].startswith("character") and bool(sizes[0]) and sizes[0][0] <= sizes[1][0]
+    if not limits or not sizes:
+        return not limits
+    if kind == other == "numeric":
+        return _digits_before_point(sizes) <= _digits_before_point(limits) and sizes[1:] <= limits[1:]
+    return kind.startswith("character") and sizes[0] <= limits[0]
+
+
+def _parsed(type_: str) -> tuple[str, list[int]]:
+    """Return a type without its sizes, and its sizes: ``numeric(10,2)`` has 10 and 2."""
+    match = TYPE.fullmatch(type_)
+    if not match:
+        return type_, []
+    return match["name"].strip() + match["rest"], [int(size) for size in (match["sizes"] or "").split(",") if size]
+
+
+def _digits_before_point(sizes: list[int]) -> int:
+    precision, *scale = sizes
+    return precision - sum(scale)
 
 
 @rule("E204")
