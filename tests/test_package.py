@@ -114,6 +114,7 @@ def test_a_project_elsewhere_works_with_the_wheel(wheel, scratch, tmp_path):
 
 def test_the_wheel_names_nothing_of_this_project(wheel, tmp_path):
     pip("install", "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel))
-    named = [path for path in tmp_path.rglob("*.py") if "gotong_royong" in path.read_text()]
-    assert named == []
+    written = [path for path in tmp_path.rglob("*") if path.suffix in {".py", ".toml"}]
+    assert [path for path in written if "gotong_royong" in path.read_text()] == []
+    assert (tmp_path / "zero_downtime" / "linter" / "rules" / "locks.toml") in written
     assert (tmp_path / "zero_downtime" / "py.typed").exists()

@@ -27,7 +27,7 @@ WINGS = {
     ),
     "linter": (
         "code facts names registry sizes queries lock_probe sandbox observer failures reached rows earlier_runs "
-        "differences server scratch trace selection apart reports rules"
+        "differences server scratch runner trace selection apart reports rules judgement"
     ),
     "authoring": "autodetector",
     "tasks": "",

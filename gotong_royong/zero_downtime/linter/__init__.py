@@ -1,119 +1,20 @@
-"""What does a migration lock, scan, rewrite and break? It is run in a scratch database, and judged by that.
+"""What does a migration lock, scan, rewrite and break? The linter runs it in a scratch database and judges what it did.
 
-- ``server``: where it may harm nothing. ``scratch``: the database. ``selection``: which migrations.
-  ``facts``: what is known about each.
-- ``queries``: which tables are there? ``code``: which the models name. ``differences``: between the two.
-- ``observer``: sees every statement. ``lock_probe``: those that are in no transaction. ``rows``: something to change.
-- ``sandbox``: what nobody may do. ``failures``: why one ends early. ``trace``: runs migrations up and down.
-- ``apart``: in a process of its own.
-- ``earlier_runs``: what is there besides what migrations make. ``reached``: which lines ran. ``sizes``: of real tables.
-- ``registry`` and ``rules``: what is wrong with what was seen. ``reports``: how that is said.
+- ``facts``: what is known about a migration. ``code``: which tables do its models name? ``names``: in SQL and Python.
+- ``registry``: which rules are there? ``sizes``: how large are the real tables?
+- ``queries``: what PostgreSQL is asked. ``observer``: what does each statement do? ``lock_probe``: what does one lock
+  that may run in no transaction?
+- ``sandbox``: what is a migration kept from? ``failures``: why did it end early?
+- ``rows``: made-up rows. ``reached``: which lines changed rows? ``earlier_runs``: content types and permissions.
+- ``differences``: between models and tables. ``server`` and ``scratch``: where does a migration run?
+- ``runner``: runs one migration up and down. ``trace``: runs a plan. ``selection``: which migrations?
+- ``apart``: in a process of its own. ``reports``: text, JSON, GitHub, SARIF, RULES.md.
+- ``rules``: the texts of the rules and their judges. ``judgement``: which rules does each migration break?
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
-
-from django.conf import settings
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.loader import MigrationLoader
-
-from ..exceptions import meant
-from ..operations import IgnoreRules
-from ..stages import Key
 from . import rules
-from .facts import Direction, Failure, Trace
-from .registry import RULES, Spot, Violation, violation, violations
-from .scratch import Place, place, scratch
-from .selection import Selection
-from .trace import LIMIT, Failed, fill, traces
+from .facts import Trace
+from .judgement import judge, lint
+from .registry import RULES, Violation
 
-__all__ = ["RULES", "Trace", "Violation", "lint", "rules"]
-
-NOT_RUN = ("E301", "W401")
-"""The rules that say why a migration did not run; the others may fail on what the linter has failed on before."""
-
-
-def lint(
-    connection: BaseDatabaseWrapper,
-    loader: MigrationLoader,
-    selection: Selection,
-    *,
-    limit: float = LIMIT,
-    stopped: Mapping[Key, Failure] = {},
-    where: Callable[[], Place] | None = None,
-    note: Callable[[str], object] = lambda text: None,
-) -> Iterator[tuple[Trace, list[Violation]]]:
-    """Run migrations in a scratch database and yield each one under judgement with the rules that it breaks.
-
-    Args:
-        connection: the configured database, which is only read. While this runs, its alias means the scratch database.
-        limit: seconds after which an operation is stopped.
-        stopped: migrations that are not to be run, and why.
-        where: says on which server; by default, on one that runs for as long as this does.
-        note: is told if the server is of another version than the configured one, and why.
-
-    Raises:
-        ZeroDowntimeError: if there can be no scratch database.
-    """
-    if not selection.judged:
-        return
-    is_kept = selection.one_deploy and selection.ground and stopped.keys().isdisjoint(selection.ground)
-    template = selection.template(loader, connection) if is_kept else ""
-
-    missing: Failed = {}
-
-    def lay_ground(database: BaseDatabaseWrapper) -> str:
-        return json.dumps(list(fill(database, loader, selection.ground, stopped).items()))
-
-    def recall(said: str) -> None:
-        missing.update((tuple(key), why) for key, why in json.loads(said))
-
-    with (
-        nullcontext(where()) if where else place(connection, note) as server,
-        scratch(connection, server, template=template, fill=lay_ground, recall=recall) as database,
-    ):
-        for trace in traces(
-            database,
-            loader,
-            selection.ground,
-            selection.plan,
-            selection.judged,
-            one_deploy=selection.one_deploy,
-            limit=limit,
-            stopped=stopped,
-            missing=missing,
-        ):
-            rules = NOT_RUN if (trace.migration.app_label, trace.migration.name) in stopped else RULES
-            yield trace, judge(trace, rules, whole_history=not selection.one_deploy)
-
-
-def judge(trace: Trace, rules: Iterable[str] = RULES, *, whole_history: bool = True) -> list[Violation]:
-    """Return what a migration breaks, without what it waives or the settings silence.
-
-    Args:
-        rules: those that are asked.
-        whole_history: whether a waiver that is not used here is used nowhere. Deployed together with the migration
-            that makes its table, another one breaks fewer rules.
-    """
-    found = violations(trace, rules)
-    broken = {_waiver_of(one) for one in found}
-    waivers = [operation for operation in trace.migration.operations if isinstance(operation, IgnoreRules)]
-    waived = {(id, waiver.direction) for waiver in waivers for id in waiver.rules}
-    silenced = settings.SILENCED_SYSTEM_CHECKS
-    found = [one for one in found if _waiver_of(one) not in waived]
-    unused = {
-        (id, way): f"which is no rule. {meant(id, RULES, 'RULES.md has all.')}" for id, way in waived if id not in RULES
-    }
-    if trace.up.failure is None and whole_history:
-        known = {(id, way) for id, way in waived if id in RULES}
-        unused |= {(id, way): f"which this migration does not break on its way {way}." for id, way in known - broken}
-    spots = [Spot(trace.up, values={"waived": id, "why": why}) for (id, _), why in sorted(unused.items())]
-    found += [violation(RULES["W402"], trace, spot) for spot in spots]
-    found = [one for one in found if one.rule.check_id not in silenced]
-    return sorted(found, key=lambda one: (one.direction == Direction.DOWN, one.operation or 0, one.rule.id))
-
-
-def _waiver_of(violation: Violation) -> tuple[str, str]:
-    """Return the rule and the direction that a waiver of the violation names."""
-    return violation.rule.id, violation.direction or Direction.UP
+__all__ = ["RULES", "Trace", "Violation", "judge", "lint", "rules"]

@@ -1,10 +1,11 @@
-"""What if a migration ends its process, or never ends? It is run in a process of its own, which another one watches.
+"""What if a migration ends its process, or never ends? A child process runs the migrations, and its parent watches it.
 
-The child tells, line by line, which migration it is at, how long that may take, and what it has found. Where it is gone
-or late, the parent kills it with all that it began, blames the migration, and begins another child, which leaves that
-one out, and only runs up what has its verdict already. What the linter itself fails on is left out the same way.
+The child reports, line by line, which migration it runs, how long that may take, and what it has found. If the child is
+gone or late, the parent kills it and its processes, blames the migration, and starts another child without that
+migration. Migrations that have their verdict only run up there. A migration on which the linter itself fails is left
+out in the same way.
 
-Between the two is a keeper: it ends the child and all that the child began, once the parent is gone, however that went.
+A keeper process stands between the two. When the parent is gone, it kills the child and the child's processes.
 """
 
 import ctypes
@@ -34,26 +35,27 @@ from ..stages import Key
 from .facts import Failure
 from .sandbox import watch
 
-GRACE = 3.0  # seconds after which the parent does what the child has not done itself
-SILENCE = 300.0  # seconds that loading a migration or anything of ours may take
-LOOK = 0.2  # seconds between two looks whether it is there, for what it has begun may hold its pipe open
+GRACE = 3.0  # seconds that the child has to stop itself before its parent does
+SILENCE = 300.0  # seconds that the linter's own work may take, or loading a migration
+LOOK = 0.2  # seconds between two checks for the child, because its processes may keep its pipe open
 PAUSE = 0.005  # seconds
-ADOPT = 36  # prctl's PR_SET_CHILD_SUBREAPER, of Linux: what leaves its parents becomes ours
+ADOPT = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl: orphaned descendants become our children
 MEMORY = 0.5  # of the machine's
 
 Work = Callable[[Mapping[Key, Failure], Collection[Key], Callable[[], Any]], Iterator[tuple[Key, Failure | None, Any]]]
 
 
 def apart(work: Work, answer: Callable[[], Any]) -> Generator[Any]:
-    """Yield what ``work`` finds about each migration, in a process of its own, and as JSON lets it through.
+    """Run ``work`` in a child process; yield what it finds about each migration, as JSON carries it.
 
     Args:
-        work: is given the migrations that cannot be run, why, those that need no verdict any more, and a function that
-            asks for the ``answer``. It yields each migration, why it came to no end on its way up, and what is found.
-        answer: is called here, at most once.
+        work: is called with the migrations that cannot run, and why; with those that need no verdict; and with a
+            function that asks for the ``answer``. It yields each migration, why its way up ended early, and what it
+            found.
+        answer: is called in this process, at most once.
 
     Raises:
-        ZeroDowntimeError: if it fails where no migration can be left out.
+        ZeroDowntimeError: if ``work`` fails and no migration is the reason.
     """
     stopped: dict[Key, Failure] = {}
     told: set[Key] = set()
@@ -65,7 +67,7 @@ def apart(work: Work, answer: Callable[[], Any]) -> Generator[Any]:
                 if kind == "found":
                     key, failure, found = tuple(said[0]), *said[1:]
                     told.add(key)
-                    if failure and failure["environment"]:  # it may have taken all the time that it had
+                    if failure and failure["environment"]:  # another try might take as long
                         stopped.setdefault(key, Failure(**failure))
                     yield found
                 elif kind == "ask":
@@ -82,7 +84,7 @@ def apart(work: Work, answer: Callable[[], Any]) -> Generator[Any]:
 
 
 def _error(doing: str, why: str, _: bool, kind: str = "", trace: str = "") -> CommandError:
-    """Make an error of the same kind as the child's, or of one that it could not raise itself."""
+    """Make an error of the class that the child raised, if the engine or Django's commands know it."""
     if not kind and doing:
         why = f"While {doing}: {why[0].lower()}{why[1:]}"
     found = getattr(exceptions, kind, CommandError if kind else ZeroDowntimeError)
@@ -93,22 +95,23 @@ def _error(doing: str, why: str, _: bool, kind: str = "", trace: str = "") -> Co
 
 
 class _Child:
-    """A process that works, as its parent sees it.
+    """A child process, as its parent sees it.
 
     Attributes:
-        at: the migration that it is at, and ``operation`` which of it.
-        doing: what it does where it is at none.
+        at: the migration that it runs.
+        operation: the operation of that.
+        doing: what it does while it runs no migration.
     """
 
     def __init__(self, work: Work, stopped: Mapping[Key, Failure], told: Collection[Key]) -> None:
         self.at: Key | None = None
         self.operation, self.doing, self._limit, self._ended = 0, "", SILENCE, False
-        self._mark = secrets.token_hex().encode()  # what else is written into the pipe is no report
+        self._mark = secrets.token_hex().encode()  # a line without it is no report
         self._pipe, said = os.pipe()
         asked, self._answer = os.pipe()
         alive, self._alive = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads: the child has but this one
+            warnings.simplefilter("ignore", DeprecationWarning)  # the child has only this thread
             self._process = os.fork()
         if not self._process:
             try:
@@ -124,7 +127,7 @@ class _Child:
             os.close(theirs)
 
     def messages(self) -> Iterator[list[Any]]:
-        """Yield what it tells, and, where it does not end as it should, at last that it was stopped, and why."""
+        """Yield the child's reports. If it ends badly or is late, the last one is ``stopped``, and why."""
         rest, until = b"", time.monotonic() + self._limit
         while True:
             status = self._status()
@@ -151,7 +154,7 @@ class _Child:
                 yield ["stopped", late, True]
                 return
             elif ready and not data:
-                time.sleep(PAUSE)  # it has closed its pipe, and ends
+                time.sleep(PAUSE)  # it has closed its pipe and is ending
 
     def _note(self, kind: str, *said: Any) -> None:
         if kind == "at":
@@ -173,7 +176,7 @@ class _Child:
             os.write(self._answer, json.dumps(what).encode() + b"\n")
 
     def kill(self) -> None:
-        """End it, and what it has begun and left."""
+        """End the child and its processes."""
         os.close(self._alive)
         until = time.monotonic() + GRACE
         while self._status() is None and time.monotonic() < until:
@@ -187,7 +190,7 @@ class _Child:
 
 
 def _keep(work: Callable[[], None], alive: int, *files: int) -> None:
-    """Be the keeper of a process that does this work: end as it ends, and end it when the parent lets go or is gone."""
+    """Do the work in a child and end as that ends. Kill it when the parent closes ``alive`` or is gone."""
     os.setpgid(0, 0)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(ADOPT, 1)
@@ -208,7 +211,7 @@ def _keep(work: Callable[[], None], alive: int, *files: int) -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(ChildProcessError):
         while True:
-            for children in Path("/proc/self/task").glob("*/children"):  # also those in sessions of their own
+            for children in Path("/proc/self/task").glob("*/children"):  # those in other sessions, too
                 for process in map(int, children.read_text().split()):
                     os.kill(process, signal.SIGKILL)
             os.waitpid(-1, 0)
@@ -224,7 +227,7 @@ def _keep(work: Callable[[], None], alive: int, *files: int) -> None:
 def _work(
     work: Work, stopped: Mapping[Key, Failure], told: Collection[Key], pipe: int, asked: int, mark: bytes
 ) -> None:
-    """Be the child: tell what is found, and why there is no more."""
+    """Do the work: report what it finds, and why it ends."""
     keeper = os.getppid()
 
     def tell(*said: Any) -> None:
@@ -244,13 +247,13 @@ def _work(
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     nothing = os.open(os.devnull, os.O_RDWR)
     sessions = [one.connection.fileno() for one in connections.all(initialized_only=True) if one.connection]
-    for file in (0, 1, 2, *sessions):  # those are the parent's
+    for file in (0, 1, 2, *sessions):  # they belong to the parent
         os.dup2(nothing, file)
     watch.tell = tell  # type: ignore[method-assign]
     try:
         for key, failure, found in work(stopped, set(told), ask):
             tell("found", key, failure and asdict(failure), found)
         tell("end")
-    except BaseException as error:  # noqa: BLE001  (whatever it is, the parent says it)
+    except BaseException as error:  # noqa: BLE001  (the parent reports it)
         why = sentence(error) if watch.at is None else f"The linter fails on it: {summary(error)}."
         tell("stopped", why or summary(error), True, type(error).__name__, traceback.format_exc())

@@ -1,4 +1,4 @@
-"""Which tables does code name, and what does it know of them? Its models are rendered one by one, once a rule asks."""
+"""Which tables does code name, and which fields does it know? A model is rendered when a rule asks for it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,15 +12,15 @@ from django.db.models import ManyToManyField, Model
 from ..running.states import ModelKey, Rolling
 
 Place = tuple[ModelKey, str]
-"""A model, and its field that needs a table of its own; an empty text for the model's table."""
+"""A model, and its field that has a table of its own; an empty text for the model's table."""
 
 
 class Code(Mapping[str, type[Model]]):
-    """What code names in the database: the models by their tables, as they are when this is made.
+    """The models of a state, by their tables. The state may roll on; this stays.
 
     Args:
-        rolling: the state of the models.
-        before: what the code was before; what has not changed since is not looked at again.
+        rolling: the state.
+        before: the code before, which is asked about the models that have not changed.
     """
 
     def __init__(self, rolling: Rolling | None = None, before: "Code | None" = None) -> None:
@@ -57,7 +57,7 @@ class Code(Mapping[str, type[Model]]):
         return self._state.excerpt({key}).apps.get_model(*key)
 
     def changed_since(self, before: "Code") -> set[str]:
-        """Return the tables of the models that are not what they were."""
+        """Return the tables of the models that have changed."""
         old = before._models
         new = {key for key, model in self._models.items() if old.get(key) is not model}
         new -= {key for key in new & old.keys() if old[key] == self._models[key]}

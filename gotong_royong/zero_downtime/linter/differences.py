@@ -1,7 +1,7 @@
-"""What does a model name that its table has not, or has otherwise, and what has the table that the model names not?
+"""How do a model and its table differ?
 
-Indexes and constraints that Django names itself are known by their columns, others by their name. What stands on a
-column that no field has is not compared: the code has forgotten the column, and it goes with it.
+Indexes and constraints that Django names itself are found by their columns, others by their names. Those on a column
+that has no field are not compared: they go when the column goes.
 """
 
 import re
@@ -31,42 +31,61 @@ def differences(model: type[models.Model], table: Table | None, alias: str, *, b
     fields = {str(field.column): field for field, type_ in types.items() if type_ is not None}
     for column, field in fields.items():
         if column in table.columns:
-            yield from _otherwise(field, str(types[field]), table)
+            yield from _of_column(field, str(types[field]), table)
         else:
             yield f"field {meta.object_name}.{field.name} has column {column}, which {table.name} has not"
     for other in table.columns.values():
         if other.name not in fields and other.not_null and not other.fills_itself:
             yield f"column {other.name} of {table.name} is NOT NULL without a default, and no field has it"
-    named = {part.name.encode()[:63].decode(errors="ignore") for part in [*meta.indexes, *meta.constraints]}
-    there: dict[str, Index | Constraint] = {**table.indexes, **table.constraints}
-    for name in sorted(named):
+    yield from _missing(model, table)
+    if both_ways:
+        yield from _unnamed(model, table, fields)
+
+
+def _missing(model: type[models.Model], table: Table) -> Iterator[str]:
+    """Yield the indexes and constraints that the model names and the table does not have."""
+    there = _parts_of(table)
+    for name in sorted(_names(model)):
         if name not in there or not there[name].valid:
             missing = "invalid" if name in there else "not there"
-            yield f"{name} of model {meta.object_name} is {missing} in {table.name}"
-    uniques = unique_in(model)
-    for columns in uniques:
+            yield f"{name} of model {model._meta.object_name} is {missing} in {table.name}"
+    for columns in unique_in(model):
         if columns <= table.columns.keys() and not any(_is_unique(index, columns) for index in table.indexes.values()):
-            yield f"{', '.join(sorted(columns))} of {table.name} is not unique, as model {meta.object_name} says"
-    for name, part in there.items() if both_ways else ():
+            yield f"{', '.join(sorted(columns))} of {table.name} is not unique, as model {model._meta.object_name} says"
+
+
+def _unnamed(model: type[models.Model], table: Table, fields: dict[str, Any]) -> Iterator[str]:
+    """Yield the indexes and constraints that the table has and the model does not name."""
+    named, uniques = _names(model), unique_in(model)
+    for name, part in _parts_of(table).items():
         if name not in named and set(part.columns) <= fields.keys() and not _is_known(part, fields, uniques):
             kind = "index" if isinstance(part, Index) else "constraint"
-            yield f"{table.name} has the {kind} {name}, which model {meta.object_name} does not name"
+            yield f"{table.name} has the {kind} {name}, which model {model._meta.object_name} does not name"
 
 
-def defined_otherwise(
+def _parts_of(table: Table) -> dict[str, Index | Constraint]:
+    return {**table.indexes, **table.constraints}
+
+
+def _names(model: type[models.Model]) -> dict[str, Any]:
+    """Return the indexes and constraints that the model names, by their names in PostgreSQL, which has 63 bytes."""
+    parts: list[Any] = [*model._meta.indexes, *model._meta.constraints]
+    return {part.name.encode()[:63].decode(errors="ignore"): part for part in parts}
+
+
+def mismatches(
     connection: BaseDatabaseWrapper, code: Mapping[str, type[models.Model]], changed: Iterable[Change]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the table and a sentence for each new index or constraint that is not what its model says under that name.
+    """Yield the table and a sentence for each new index or constraint that is not the one of that name in its model.
 
-    Both are compared as PostgreSQL describes them: what the model says is built on a temporary table.
+    PostgreSQL describes both: the one of the model is built on a temporary table.
     """
     editor = connection.SchemaEditorClass(connection, collect_sql=True)
     for change in changed:
         if change.table not in code or not isinstance(change.after, Index | Constraint):
             continue
         model: Any = code[change.table]
-        parts = [*model._meta.indexes, *model._meta.constraints]
-        part = next((one for one in parts if one.name.encode()[:63].decode(errors="ignore") == change.name), None)
+        part = _names(model).get(change.name)
         table = ".".join(connection.ops.quote_name(name) for name in change.table.split("."))
         name, sql = connection.ops.quote_name(change.name), part and part.create_sql(model, editor)
         if not sql:
@@ -77,7 +96,7 @@ def defined_otherwise(
             definitions.compare(connection, change.kind, table, name, sql, same_kind)
         except DefinitionDiffers as error:
             yield change.table, f"the model has {error.wanted}, and {change.table} has {error.found}"
-        except (Error, definitions.NotComparable):  # the table is no more what it was, or the name means something else
+        except (Error, definitions.NotComparable):  # the table has changed, or the name is another's
             continue
 
 
@@ -91,8 +110,8 @@ def unique_in(model: type[models.Model]) -> set[frozenset[str]]:
     return {frozenset(column.get(name, name) for name in names) for names in known}
 
 
-def _otherwise(field: Any, type_: str, table: Table) -> Iterator[str]:
-    """Say in what the column of a field is not as the field says."""
+def _of_column(field: Any, type_: str, table: Table) -> Iterator[str]:
+    """Yield what the field says and its column is not."""
     column, name = table.columns[field.column], table.name
     if plain(type_) != plain(column.type):
         yield f"column {column.name} of {name} is {column.type}, and field {field.name} is {type_}"
@@ -107,7 +126,7 @@ def _otherwise(field: Any, type_: str, table: Table) -> Iterator[str]:
 
 
 def _is_known(part: Index | Constraint, fields: dict[str, Any], uniques: set[frozenset[str]]) -> bool:
-    """Whether a field says that there is such an index or constraint, or Django makes it for one."""
+    """Whether a field has such an index or constraint."""
     columns = [fields[column] for column in part.columns]
     if isinstance(part, Index):
         if part.constraint or part.unique:

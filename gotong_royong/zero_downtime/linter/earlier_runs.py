@@ -1,7 +1,6 @@
-"""What has an earlier run left that no migration has made? Its ``post_migrate``: content types and permissions.
+"""Which rows do earlier runs leave that no migration makes? The content types and permissions of ``post_migrate``.
 
-Code that asks for the content type of a model, or for a permission, finds those of the models of earlier runs, as it
-does with Django's own ``migrate``, and goes on.
+Code of a migration finds those of the models of earlier runs, as it does with Django's own ``migrate``.
 """
 
 from contextlib import suppress
@@ -19,17 +18,17 @@ THEIR_OWN = {("contenttypes", "contenttype"), ("auth", "permission")}
 
 
 class EarlierRuns:
-    """Ends a run after another, in the scratch database.
+    """Does in the scratch database what ``post_migrate`` does at the end of each run.
 
     Args:
-        rolling: the state that the runs have led to already, if any have ended.
+        rolling: the state at the end of the last run, if there was one.
     """
 
     def __init__(self, rolling: Rolling | None = None) -> None:
         self._known: dict[ModelKey, ModelState] = dict(rolling.state.models) if rolling else {}
 
     def end(self, connection: BaseDatabaseWrapper, rolling: Rolling) -> None:
-        """Make what is missing for the models that are new or have changed; without a table for it, nothing."""
+        """Insert what is missing for the models that are new or have changed, if there is a table for it."""
         models = rolling.state.models
         new = {key for key, model in models.items() if self._known.get(key) is not model}
         self._known = dict(models)

@@ -1,7 +1,7 @@
-"""What did a migration do, as PostgreSQL itself saw it? Values only: the trace gathers them, the rules judge them.
+"""What did a migration do, as PostgreSQL saw it? The trace gathers these values, and the rules judge them.
 
-Tables are named as ``Meta.db_table`` names them. Those of before are the tables that were there before the migration
-under judgement, or before the whole deploy that it is part of: only they have users who can be made to wait.
+Tables have the names of ``Meta.db_table``. Tables of before were there before the migration under judgement, or before
+the whole deploy that it is part of. Only they have users who may have to wait.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ MODES = list(BLOCKS)
 """From the weakest to the strongest."""
 
 PARTS = {"column": "columns", "constraint": "constraints", "index": "indexes"}
-"""The attributes of a table that have its parts, by the kind of these."""
+"""The attribute of a table that has its parts of a kind."""
 
 
 class Direction(StrEnum):
@@ -35,7 +35,7 @@ class Lock(NamedTuple):
 
     @property
     def blocks(self) -> str:
-        """Whom it keeps waiting: ``writes``, ``reads and writes``, or nobody."""
+        """What it blocks: ``writes``, ``reads and writes``, or an empty text."""
         return BLOCKS[self.mode]
 
     @property
@@ -70,7 +70,7 @@ class Constraint(NamedTuple):
 
 
 class Index(NamedTuple):
-    """``columns`` has an empty text for an expression; ``constraint`` says whether it is one's."""
+    """``columns`` has an empty text for each expression. ``constraint``: whether the index belongs to one."""
 
     name: str
     valid: bool
@@ -94,7 +94,7 @@ class Table(NamedTuple):
         return {constraint.target for constraint in self.constraints.values()}
 
     def has_other_names(self, then: "Table") -> bool:
-        """Whether the table has not the name, or all the columns, that it has ``then``."""
+        """Whether the table has another name than ``then``, or a column that ``then`` lacks."""
         return self.name != then.name or not self.columns.keys() <= then.columns.keys()
 
 
@@ -103,7 +103,7 @@ Catalog = Mapping[int, Table]
 
 
 class Change(NamedTuple):
-    """What became of a table, or of one of its parts; ``before`` or ``after`` is None if there was or is none."""
+    """What changed in a table or one of its parts. ``before`` is None if it is new, ``after`` if it is gone."""
 
     kind: str
     table: str
@@ -118,15 +118,18 @@ class Statement:
 
     Attributes:
         operation: which of the migration's operations sent it, from 0.
-        transaction: statements of one number ran in one transaction; below 0, it was rehearsed in one, and has none.
-        takes: the strongest lock that it took on each table, beyond those that its transaction had.
+        transaction: statements with the same number ran in one transaction. A number below 0 means that ``migrate``
+            runs the statement in a transaction of its own.
+        takes: the strongest lock that it took on each table, without those that its transaction already had.
         holds: the strongest lock that its transaction had on each table at its end.
-        scans: tables it read from end to end. rewrites: tables it wrote anew. writes: tables whose rows it changed.
-        changes: of the tables that were locked by more than a write.
+        scans: tables that it read from end to end.
+        rewrites: tables that it wrote anew.
+        writes: tables whose rows it changed.
+        changes: what changed in the tables that it locked more strongly than a write does.
         rows: how many rows it inserted, updated or deleted.
-        notices: what PostgreSQL remarked.
+        notices: PostgreSQL's notices, each after its SQLSTATE.
         ends_transaction: whether it ended a transaction that Django had begun.
-        rehearsed: whether it ran once more, where the tables had rows, and was undone.
+        rehearsed: whether it ran on made-up rows and was rolled back.
     """
 
     operation: int
@@ -154,7 +157,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a migration came to no end: ``environment`` if that is the scratch database's fault, not the migration's."""
+    """Why a migration ended early. ``environment``: whether the scratch database is the reason, not the migration."""
 
     operation: int
     message: str
@@ -163,7 +166,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Pass:
-    """A migration in one direction: what it sent, and the tables that it changed as they were before and after."""
+    """What a migration sent in one direction, and the tables that it changed, as they were before and after."""
 
     direction: Direction
     statements: tuple[Statement, ...] = ()
@@ -171,15 +174,15 @@ class Pass:
     before: Catalog = field(default_factory=dict)
     after: Catalog = field(default_factory=dict)
     stumbles: tuple[Failure, ...] = ()
-    """How its code failed where the tables had rows, for a reason that is not in the rows."""
+    """Errors that its code raised on made-up rows, and raises on any row."""
     missed: tuple[Failure, ...] = ()
-    """What of its code changes rows and did not run, though the tables had rows."""
+    """Lines of its code that change rows and did not run on made-up rows."""
     enums: tuple[tuple[str, str], ...] = ()
-    """Labels that enum types had before and have no longer."""
+    """Enum types and the labels that they have lost."""
 
     @cached_property
     def changes(self) -> list[Change]:
-        """What became of the tables that are not as they were before."""
+        """What changed in the tables."""
         return list(changes(self.before, self.after))
 
 
@@ -189,16 +192,19 @@ class Trace:
 
     Attributes:
         down: None if it cannot be undone.
-        running: what the code names that runs when the migration is applied.
-        code_before: what the state before the migration names, and ``written`` that after it.
-        catalog: all tables, as they are after the migration; the next one changes it.
+        running: the models of the code that runs while the migration is applied.
+        code_before: the models of the state before the migration.
+        written: the models of the state after it.
+        catalog: all tables after the migration. The next migration changes it.
         indexed: the columns that earlier migrations of the plan added to tables of before, and then gave an index: by
             table and column, the index and the migration.
         reruns: for each raw operation of a migration that is not atomic, why it fails when it runs twice.
-        otherwise: the tables whose new indexes or constraints are not what the models say, and what is different.
-        because_of: the first migration it depends on that did not run, or not to its end, and why.
+        mismatches: the tables whose new indexes or constraints are not what the models say, and what is different.
+        because_of: the first failed migration that it depends on, and why that failed.
         alias: of the connection to the scratch database.
-        path: the file. own: whether its app is the project's own. leaves: those of its app, if there are several.
+        path: the file.
+        own: whether its app is the project's own.
+        leaves: the last migrations of its app, if there are several.
     """
 
     migration: Migration
@@ -210,7 +216,7 @@ class Trace:
     catalog: Catalog = field(default_factory=dict)
     indexed: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     reruns: Mapping[int, str] = field(default_factory=dict)
-    otherwise: tuple[tuple[str, str], ...] = ()
+    mismatches: tuple[tuple[str, str], ...] = ()
     because_of: str = ""
     alias: str = "default"
     path: str = ""
@@ -219,7 +225,7 @@ class Trace:
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        """Return all tables by their names."""
+        """All tables by their names."""
         return {table.name: table for table in self.catalog.values()}
 
     @property
@@ -234,7 +240,7 @@ class Trace:
 
 
 def changes(before: Mapping[Any, Table], after: Mapping[Any, Table]) -> Iterator[Change]:
-    """Yield what is different, part by part, of tables with the same key; one that is new or gone is one change."""
+    """Compare the tables with the same key and yield each part that changed. A new or dropped table is one change."""
     for key in {**before, **after}:
         old, new = before.get(key), after.get(key)
         if old is None or new is None:

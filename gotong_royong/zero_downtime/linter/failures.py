@@ -1,4 +1,4 @@
-"""Why does a migration not come to its end: by its own fault, or by that of the server that it is tried on?"""
+"""Why did a migration end early: by its own fault, or because of the server that it runs on?"""
 
 import re
 from types import ModuleType
@@ -22,7 +22,7 @@ OUT_OF_BOUNDS = (
 
 
 def failure_of(error: BaseException, operation: int, limit: float) -> Failure:
-    """Say why the operation came to no end.
+    """Say why the operation ended early.
 
     Args:
         limit: seconds after which it was stopped, if it was.
@@ -39,7 +39,7 @@ def failure_of(error: BaseException, operation: int, limit: float) -> Failure:
 
 
 def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is such an error, was raised while one was handled, or carries one, as libraries' own errors do."""
+    """Whether the error is of this kind, or has such an error as its cause, its context or an argument."""
     known: dict[int, BaseException] = {}
     found: list[Any] = [error]
     while found:
@@ -52,7 +52,7 @@ def _is_because_of(error: BaseException, kind: type[BaseException]) -> bool:
 
 
 def is_of_the_code(error: BaseException) -> bool:
-    """Whether code fails with any row: it names what is not there, or what a historical model has not."""
+    """Whether code fails on any row: it names what does not exist, or what a historical model lacks."""
     if isinstance(error, AttributeError):
         return type(error.obj).__module__ == "__fake__" or isinstance(error.obj, ModuleType)
     return isinstance(error, NameError | ImportError)

@@ -1,6 +1,7 @@
-"""What does a statement lock that may run in no transaction? Itself it cannot be asked before it has ended.
+"""What does a statement lock that may run in no transaction? Its own session answers nothing until it has ended.
 
-So a second session has ROW EXCLUSIVE on its tables, which lets it wait for that lock, and looks at what it has.
+So a second session holds ROW EXCLUSIVE on its tables. While the statement waits for that, the second session reads
+which locks it has.
 """
 
 import threading
@@ -13,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
 POLL = 0.002  # seconds between two looks
-HELD_UP = """
+WAITING = """
     SELECT relation::bigint, mode, EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s AND NOT granted)
     FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND relation >= 16384
 """
@@ -21,7 +22,7 @@ HELD_UP = """
 
 @contextmanager
 def probed(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[tuple[int, str]]]:
-    """Hold ROW EXCLUSIVE on the tables until the connection's session waits for us; collect the locks that it has."""
+    """Hold ROW EXCLUSIVE on the tables until the connection's session waits for it; collect that session's locks."""
     seen: set[tuple[int, str]] = set()
     pid = connection.connection.info.backend_pid
     second: psycopg.Connection[Any] = connection.get_new_connection(connection.get_connection_params())
@@ -34,12 +35,12 @@ def probed(connection: BaseDatabaseWrapper, tables: list[str]) -> Iterator[set[t
 
     def look() -> None:
         while not ended.wait(POLL):
-            rows = second.execute(HELD_UP, {"pid": pid}).fetchall()
+            rows = second.execute(WAITING, {"pid": pid}).fetchall()
             seen.update((oid, mode) for oid, mode, _ in rows)
             if any(waits for *_, waits in rows) and second.info.transaction_status == TransactionStatus.INTRANS:
                 second.execute("COMMIT")
 
-    thread = threading.Thread(target=look, name="holding-up", daemon=True)
+    thread = threading.Thread(target=look, name="lock-probe", daemon=True)
     thread.start()
     try:
         yield seen

@@ -1,4 +1,4 @@
-"""How is a name written where a rule says what to write instead: in SQL, and in a text of Python that holds SQL?"""
+"""How does a recipe write a name: in SQL, and in a string of Python that holds SQL?"""
 
 import re
 from collections.abc import Iterable
@@ -22,17 +22,17 @@ PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 class Name(str):
-    """A name in the database, or several; a gap of a sentence says how it is to be written there.
+    """A name in the database, or several. The gap in a sentence says how the name is written there.
 
-    ``{table}`` as it is, ``{table:sql}`` as an SQL identifier, ``{table:text}`` within a text of Python, and
-    ``{table:sql_text}`` as an SQL identifier within a text of Python.
+    ``{table}`` is the name itself, ``{table:sql}`` an SQL identifier, ``{table:text}`` the name within a string of
+    Python, and ``{table:sql_text}`` an SQL identifier within a string of Python.
     """
 
     names: tuple[str, ...]
 
     @classmethod
     def several(cls, names: Iterable[str]) -> "Name":
-        """Write them one after the other; an empty one, which stands for an expression, as a gap that is left."""
+        """Join the names. An empty one, which stands for an expression, becomes an ellipsis."""
         parts = tuple(name or "…" for name in names)
         several = cls(", ".join(parts))
         several.names = parts
@@ -51,5 +51,5 @@ def quoted(name: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Write the text as it stands between double quotes in Python."""
+    """Write the text as Python has it between double quotes."""
     return str(text).replace("\\", "\\\\").replace('"', '\\"')

@@ -1,17 +1,17 @@
 """What does each statement do to the tables of before? The observer sees every statement that a connection sends.
 
-Inside the statement's own transaction, ``pg_locks`` shows what it holds, a changed file node that it rewrote a table,
-and the statistics of the transaction which tables it scanned
+It looks inside the statement's own transaction. ``pg_locks`` shows what the transaction holds. A new file node shows
+that the statement rewrote a table. The statistics of the transaction show which tables it scanned
 (https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-FUNCTIONS). A statement that may run in
-no transaction is held up until a second session has seen its locks.
+no transaction waits until a second session has seen its locks.
 """
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from django.db import Error
@@ -22,12 +22,12 @@ from ..postgres import statements
 from ..postgres.locks import sqlstate
 from .facts import MODES, Catalog, Lock, Statement, Table, changes, strongest
 from .lock_probe import probed
-from .queries import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, prepare, table_of
+from .queries import ENUMS, OIDS, REPORT, REPORTS_SINCE, TABLES, TABLES_OF_WORDS, Counts, Seen, prepare, table_of
 
 NO_TRANSACTION_PLEASE = {"25001", "2D000"}  # active_sql_transaction, invalid_transaction_termination
 
-# Where an index serves a statement that changes rows, it shall not be taken for a scan because the table is small, nor
-# a scan of all of an index for none.
+# Small tables get the plans of large ones: an index is used where it serves the statement, and no scan of a whole index
+# takes the place of a table scan.
 PLAN_AS_IF_LARGE = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_indexonlyscan = {0}"
 CHANGES_ROWS = {"INSERT", "UPDATE", "DELETE", "MERGE", "WITH"}
 FORGETS = {"DEALLOCATE", "DISCARD"}  # what was prepared
@@ -42,12 +42,7 @@ PATH_OF_OTHERS = re.compile(
 
 
 class OutOfBounds(KeyboardInterrupt):
-    """A migration changes more than its database; like Ctrl-C, no ``except Exception`` of its own catches that."""
-
-
-class Counts(NamedTuple):
-    scans: int = 0
-    rows: int = 0
+    """A migration changes more than its database. As with Ctrl-C, no ``except Exception`` of its own catches this."""
 
 
 class Observer:
@@ -59,8 +54,8 @@ class Observer:
     Attributes:
         catalog: all tables as they are now, those of before and those since.
         of_before: the OIDs of the tables of before.
-        operation: which operation sends the statements that come now.
-        put_off: which operation put off a statement to the end of the migration.
+        operation: which operation sends the next statements.
+        deferred: which operation deferred a statement to the end of the migration.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -70,10 +65,10 @@ class Observer:
         self.of_before = set(self.catalog)
         self.statements: list[Statement] = []
         self.operation = 0
-        self.put_off: dict[str, int] = {}
+        self.deferred: dict[str, int] = {}
         self._transaction = 0
         self._touched: set[int] = set()
-        self._unsure = True  # whether something may have counted that was not seen
+        self._unsure = True  # whether the counters may have moved unseen
         self._reported = False  # whether all counters are 0, or will be at the end of the transaction
         self._held: set[tuple[int, str]] = set()
         self._counts: dict[int, Counts] = {}
@@ -81,12 +76,18 @@ class Observer:
         self._blind = False
         self._has_moved = False
 
+    def begin(self) -> dict[int, Table]:
+        """Forget the statements of the migration before; return all tables."""
+        self.statements, self.deferred, self.operation = [], {}, 0
+        self._report_counts()
+        return dict(self.catalog)
+
     @contextmanager
     def watching(self, *, blind: bool = False) -> Iterator[None]:
-        """See each statement, and let none be about a database or the server.
+        """See each statement, and refuse those about a database or the server.
 
         Args:
-            blind: see nothing else.
+            blind: refuse only.
         """
         self._blind = blind
         with self.connection.execute_wrapper(self._observe):
@@ -101,7 +102,7 @@ class Observer:
         return {oid for (oid,) in self._session().execute(OIDS).fetchall()} ^ self.catalog.keys()
 
     def refresh(self, oids: set[int]) -> None:
-        """Look at these tables again, and where they or their columns have other names, at what points to them."""
+        """Read these tables again; where one or its columns have new names, read the tables that point to it, too."""
         if oids:
             old = {oid: table for oid in oids if (table := self.catalog.pop(oid, None))}
             self.catalog.update(self.tables(sorted(oids)))
@@ -113,24 +114,27 @@ class Observer:
         return frozenset(tuple(row) for row in self._session().execute(ENUMS).fetchall())
 
     def settle(self) -> dict[int, Table]:
-        """Look at the tables that are new, and at those that were made in this migration; return all tables."""
+        """Read the tables again that are new in this migration; return all tables."""
         self.refresh(self._touched)
         self._touched = set()
         return dict(self.catalog)
 
-    def come_back(self) -> None:
-        """Outside of a transaction, see the tables by the names that they have for the next session."""
+    def refresh_all(self) -> None:
+        self.refresh(set(self.tables()) | set(self.catalog))
+
+    def reset_search_path(self) -> None:
+        """Outside of a transaction, name the tables as the next session names them."""
         if self._has_moved:
             self._session().execute("RESET search_path")
-            self.refresh(set(self.tables()) | set(self.catalog))
+            self.refresh_all()
             self._has_moved = False
 
     @contextmanager
     def rehearsal(self, *, alone: bool) -> Iterator[None]:
-        """Mark what comes as rehearsed; what it locks and changes is undone by the end of the block.
+        """Mark the statements of the block as rehearsed. The caller rolls them back at its end.
 
         Args:
-            alone: whether each statement will in earnest have a transaction of its own.
+            alone: whether ``migrate`` runs each statement in a transaction of its own.
         """
         catalog, held, touched, done = dict(self.catalog), self._held, self._touched, len(self.statements)
         try:
@@ -142,17 +146,17 @@ class Observer:
                 self.statements[number] = replace(one, rehearsed=True, transaction=transaction, holds=holds)
 
     def look_away(self, work: Callable[[], object]) -> None:
-        """Let the session do something that no statement of the migration is to be blamed for."""
+        """Do something in the session that no statement of the migration is blamed for."""
         wrappers, self.connection.execute_wrappers = self.connection.execute_wrappers, []
         try:
             work()
         finally:
             self.connection.execute_wrappers = wrappers
-        self._held = {(oid, mode) for oid, mode, *_ in self._look()}
+        self._held = self._look().held
         self._unsure = True
 
     def rolled_back(self, catalog: Catalog) -> None:
-        """Be told that the transaction is undone and the catalog as it was."""
+        """Go back to the catalog of before the transaction, which was rolled back."""
         self.catalog, self._touched = dict(catalog), set()
 
     def _session(self) -> "psycopg.Connection[Any]":
@@ -185,13 +189,14 @@ class Observer:
                 self._prepare(session)
             return result
 
+        def send_one(one: statements.Statement) -> Any:
+            return self._one(functools.partial(execute, one.text, params, many, context), one.text)
+
         def send_each() -> Any:
             """Send what is one transaction, statement by statement: PostgreSQL does the same with a string."""
             if params or len(found) < 2 or any(one.controls_transaction for one in found):
                 return self._one(send, text)
-            for one in found:
-                result = self._one(functools.partial(execute, one.text, params, many, context), one.text)
-            return result
+            return [send_one(one) for one in found][-1]
 
         if any(one.is_about_more_than_a_database and not PATH_OF_OTHERS.match(one.outline) for one in found):
             raise OutOfBounds
@@ -200,54 +205,62 @@ class Observer:
         if not (session.autocommit and self._status() == TransactionStatus.IDLE):
             return send_each()
         if not params and len(pieces := statements.pieces(text)) > 1:  # as migrate sends it
-            for piece in pieces:
-                self._observe(execute, piece, params, many, context)
-            return None
+            return [self._observe(execute, piece, params, many, context) for piece in pieces][-1]
         if not params and len(found) > 1 and found[0].begins_transaction and found[-1].ends_transaction:
-            for one in found:
-                if one.controls_transaction and not one.concerns_savepoint:
-                    session.execute(one.text)
-                    self._begin()
-                else:
-                    self._one(functools.partial(execute, one.text, params, many, context), one.text)
-            return None
-        self.report_counts()
-        session.execute("BEGIN")
-        self._begin()
+            return self._in_its_own_transaction(found, send_one)
         try:
-            result = send_each()
+            return self._in_a_transaction(send_each)
         except Error as error:
-            session.execute("ROLLBACK")
             if sqlstate(error) in NO_TRANSACTION_PLEASE:
                 return self._watched(send, text)
             raise
+
+    def _in_its_own_transaction(self, found: list[statements.Statement], send: Callable[[Any], object]) -> None:
+        """Send statements of which the first begins a transaction and the last ends it."""
+        for one in found:
+            if one.controls_transaction and not one.concerns_savepoint:
+                self._session().execute(one.text)
+                self._begin()
+            else:
+                send(one)
+
+    def _in_a_transaction(self, send: Callable[[], Any]) -> Any:
+        """Send in a transaction of ours what is one of its own."""
+        self._report_counts()
+        self._session().execute("BEGIN")
+        self._begin()
+        try:
+            result = send()
+        except Error:
+            self._session().execute("ROLLBACK")
+            raise
         if self._status() == TransactionStatus.INTRANS:
-            session.execute("COMMIT")
+            self._session().execute("COMMIT")
         return result
 
-    def _look(self) -> list[Any]:
+    def _look(self) -> Seen:
         """Return what the transaction has locked and counted, and let PostgreSQL report the counters at its end."""
         _, *rows = self._ask("observe")
         self._reported = self._session().info.server_version >= REPORTS_SINCE
-        return rows
+        return Seen({(oid, mode) for oid, mode, *_ in rows}, {oid: Counts(*counts) for oid, _, *counts in rows})
 
     def _status(self) -> TransactionStatus:
         return self._session().info.transaction_status
 
     def _begin(self) -> None:
-        """Know that a transaction begins, which has no lock yet."""
+        """Begin a transaction, which has no lock yet."""
         self._transaction, self._held = self._transaction + 1, set()
         self._unsure = not self._reported
         self._counts = {}
 
-    def report_counts(self) -> None:
+    def _report_counts(self) -> None:
         """Outside of a transaction, let PostgreSQL report its counters, so that the next transaction begins with 0."""
         if not self._reported and self._session().info.server_version >= REPORTS_SINCE:
             self._session().execute(f"SELECT {REPORT}")
             self._reported = True
 
     def _count(self, oids: Collection[int]) -> None:
-        """Look at the counters, which may have moved when nobody looked."""
+        """Read the counters, which may have moved unseen."""
         if oids:
             self._counts |= {oid: Counts(*counts) for oid, *counts in self._ask("counted", oids) if any(counts)}
 
@@ -263,82 +276,90 @@ class Observer:
         changes_rows = _changes_rows(text)
         if self._unsure:
             self._count(self.catalog)
-        elif changes_rows:  # what a cursor has scanned since its statement is not this one's scan
+        elif changes_rows:  # an open cursor may have scanned since its statement
             self._count({oid for oid, _ in self._held})
         if changes_rows:
             session.execute(PLAN_AS_IF_LARGE.format("off"))
         self._notices.clear()
         self._unsure, self._reported = True, False
         result = execute()
-        notices = tuple(self._notices)
-        operation = self.put_off.get(text, self.operation)
+        operation = self.deferred.get(text, self.operation)
         if session.info.transaction_status != TransactionStatus.INTRANS:
             self.refresh(self._made_or_dropped() | self.of_before)
-            ended = self.connection.in_atomic_block
-            self.statements.append(
-                Statement(operation, text, self._transaction, notices=notices, ends_transaction=ended)
-            )
+            self._note(text, operation, ends_transaction=self.connection.in_atomic_block)
             return result
         if changes_rows:
             session.execute(PLAN_AS_IF_LARGE.format("on"))
-        self._note(self._look(), text, operation, notices)
+        self._compare(self._look(), text, operation)
         return result
 
-    def _note(self, rows: list[Any], text: str, operation: int, notices: tuple[str, ...]) -> None:
-        """Make a statement of the locks and counts that its transaction has now."""
-        names = {oid: self.catalog[oid].name for oid, *_ in rows if oid in self.of_before and oid in self.catalog}
-        held = {(oid, mode) for oid, mode, *_ in rows}
-        taken = {(oid, mode) for oid, mode in held - self._held if oid in names}
-        nodes = {oid: node for oid, _, node, *_ in rows}
-        counts = {oid: Counts(scans, changed) for oid, _, _, scans, changed in rows}
-        more = {
-            oid: Counts(
-                *(max(now - then, 0) for now, then in zip(counts[oid], self._counts.get(oid, Counts()), strict=True))
-            )
-            for oid in names
-        }
-        strong = {oid for oid, mode in held if mode in STRONGER_THAN_A_WRITE}
-        found = statements.split(text)
-        moves = any("search_path" in one.text.lower() and not one.outline.startswith("SET LOCAL") for one in found)
-        of_all = moves or any(one.outline.startswith("ALTER SCHEMA") for one in found)
-        changed = self.of_before & self.catalog.keys() if of_all else strong & set(names)
-        old = {oid: self.catalog[oid] for oid in changed}
-        self._touched |= (strong | set(nodes) - set(self.catalog)) - set(names)
-        if moves:
-            self._touched |= changed
-            self._has_moved = True
-        self.refresh(set(old))
-        fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
-        writing, words = _changes_rows(text), set(re.findall(r"\w+", text))
+    def _compare(self, seen: Seen, text: str, operation: int) -> None:
+        """Note a statement by the locks and counts of its transaction since the statement before."""
+        names = {oid: self.catalog[oid].name for oid in seen.counts if oid in self.of_before and oid in self.catalog}
+        taken = {(oid, mode) for oid, mode in seen.held - self._held if oid in names}
+        counts = {oid: seen.counts[oid].since(self._counts.get(oid, Counts())) for oid in names}
+        old = self._read_again(seen, text)
 
         def is_parent(oid: int) -> bool:
             """Whether a new foreign key points here: its rows are looked up, by index once there are many."""
-            return (oid, PARENT) in taken and old[oid] == fresh.get(oid)
+            return (oid, PARENT) in taken and old[oid] == self.catalog.get(oid)
 
-        self.statements.append(
-            Statement(
-                operation,
-                text,
-                self._transaction,
-                takes=strongest(Lock(names[oid], mode) for oid, mode in sorted(taken)),
-                holds=strongest(Lock(names[oid], mode) for oid, mode in sorted(held) if oid in names),
-                scans=tuple(names[oid] for oid in more if more[oid].scans and not is_parent(oid)),
-                rewrites=tuple(old[oid].name for oid in old if nodes.get(oid) and nodes[oid] != old[oid].node),
-                writes=tuple(
-                    name
-                    for oid, name in names.items()
-                    if (oid, WRITE) in taken or more[oid].rows or (writing and (oid, WRITE) in held and name in words)
-                ),
-                changes=tuple(changes(old, fresh)),
-                rows=sum(count.rows for count in more.values()),
-                notices=notices,
-            )
+        self._note(
+            text,
+            operation,
+            old,
+            takes=strongest(Lock(names[oid], mode) for oid, mode in sorted(taken)),
+            holds=strongest(Lock(names[oid], mode) for oid, mode in sorted(seen.held) if oid in names),
+            scans=tuple(name for oid, name in names.items() if counts[oid].scans and not is_parent(oid)),
+            writes=self._written(text, names, counts, seen.held),
+            rows=sum(count.rows for count in counts.values()),
         )
-        self._held, self._unsure = held, False
-        self._counts = {oid: count for oid, count in {**self._counts, **counts}.items() if any(count)}
+        self._held, self._unsure = seen.held, False
+        self._counts = {oid: count for oid, count in {**self._counts, **seen.counts}.items() if any(count)}
+
+    def _read_again(self, seen: Seen, text: str) -> dict[int, Table]:
+        """Read the tables of before again that a statement may have changed; return them as they were."""
+        found = statements.split(text)
+        moves = any("search_path" in one.text.lower() and not one.outline.startswith("SET LOCAL") for one in found)
+        strong = {oid for oid, mode in seen.held if mode in STRONGER_THAN_A_WRITE}
+        known = self.of_before & self.catalog.keys()
+        may_rename_all = moves or any(one.outline.startswith("ALTER SCHEMA") for one in found)
+        changed = known if may_rename_all else strong & known
+        old = {oid: self.catalog[oid] for oid in changed}
+        self._touched |= (strong | seen.counts.keys() - self.catalog.keys()) - (known & seen.counts.keys())
+        if moves:
+            self._touched |= changed
+            self._has_moved = True
+        self.refresh(changed)
+        return old
+
+    def _written(
+        self, text: str, names: dict[int, str], counts: dict[int, Counts], held: set[tuple[int, str]]
+    ) -> tuple[str, ...]:
+        """Return the tables whose rows a statement has changed, or would change if it found any."""
+        new = {oid for oid, mode in held - self._held if mode == WRITE}
+        named = set(re.findall(r"\w+", text)) if _changes_rows(text) else set()
+        return tuple(
+            name
+            for oid, name in names.items()
+            if oid in new or counts[oid].rows or ((oid, WRITE) in held and name in named)
+        )
+
+    def _note(self, text: str, operation: int, old: Mapping[int, Table] = {}, **seen: Any) -> None:
+        """Add a statement to those that were seen.
+
+        Args:
+            old: the tables that it may have changed, as they were.
+        """
+        now = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
+        rewrites = tuple(old[oid].name for oid, table in now.items() if table.node not in {None, old[oid].node})
+        became, notices = tuple(changes(old, now)), tuple(self._notices)
+        self.statements.append(
+            Statement(operation, text, self._transaction, rewrites=rewrites, changes=became, notices=notices, **seen)
+        )
 
     def _watched(self, execute: Any, text: str) -> Any:
-        """Send a statement that may run in no transaction, while a second session holds it up and looks."""
+        """Send a statement that may run in no transaction, while a second session makes it wait and looks."""
         self._unsure, self._reported = True, False
         if self._blind:
             return execute()
@@ -352,21 +373,7 @@ class Observer:
         self.refresh(self._made_or_dropped() | oids)
         names = {oid: self.catalog[oid].name for oid in self.of_before if oid in self.catalog}
         locks = strongest(Lock(names[oid], mode) for oid, mode in sorted(seen) if oid in names)
-        fresh = {oid: self.catalog[oid] for oid in old if oid in self.catalog}
-        self.statements.append(
-            Statement(
-                self.operation,
-                text,
-                self._transaction,
-                takes=locks,
-                holds=locks,
-                rewrites=tuple(
-                    table.name for oid, table in old.items() if oid in fresh and fresh[oid].node != table.node
-                ),
-                changes=tuple(changes(old, fresh)),
-                notices=tuple(self._notices),
-            )
-        )
+        self._note(text, self.operation, old, takes=locks, holds=locks)
         return result
 
 
@@ -375,7 +382,7 @@ def _changes_rows(sql: str) -> bool:
 
 
 def _here(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """Let the search path of a role or a database be that of this session: it is where they find their tables."""
+    """Where a migration sets the search path of a role or a database, set that of this session instead."""
     text = statements.text_of(sql, context["connection"])
     if params or "search_path" not in text.lower():
         return execute(sql, params, many, context)

@@ -1,10 +1,10 @@
-"""What is asked of the catalog, the locks and the statistics of PostgreSQL, and what do the answers mean?
+"""What is PostgreSQL asked about its catalog, locks and statistics, and what do the answers mean?
 
-A session plans once what it is asked after every statement: planning takes longer than answering, and the cursors of
-Django prepare nothing.
+A session prepares the questions that follow every statement. Planning takes longer than answering, and Django's cursors
+prepare nothing.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .facts import Column, Constraint, Index, Table
 
@@ -48,13 +48,13 @@ COUNTS = """
 """
 COUNTED = f"SELECT oid::bigint, {COUNTS.format('oid')} FROM unnest($1) AS oid"  # noqa: S608
 
-# Only what initdb did not make: its tables have OIDs below. The first row is only there for its {report}.
+# The tables of initdb have OIDs below 16384. The first row is there only for its {report}.
 OBSERVE = f"""
-    SELECT relation::bigint, mode, pg_relation_filenode(relation)::bigint, {COUNTS.format("relation")}
+    SELECT relation::bigint, mode, {COUNTS.format("relation")}
     FROM pg_locks LEFT JOIN pg_class ON oid = relation
     WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
       AND (relkind IS NULL OR relkind IN ('r', 'p', 'm'))
-    UNION ALL SELECT 0, {{report}}, NULL, 0, 0 ORDER BY 1, 2
+    UNION ALL SELECT 0, {{report}}, 0, 0 ORDER BY 1, 2
 """  # noqa: S608
 
 TABLES_OF_WORDS = """
@@ -63,8 +63,25 @@ TABLES_OF_WORDS = """
 """
 
 
+class Counts(NamedTuple):
+    """How many scans of a table began, and how many of its rows were inserted, updated or deleted."""
+
+    scans: int = 0
+    rows: int = 0
+
+    def since(self, then: "Counts") -> "Counts":
+        return Counts(max(self.scans - then.scans, 0), max(self.rows - then.rows, 0))
+
+
+class Seen(NamedTuple):
+    """What a transaction has locked and counted, by the OIDs of the tables."""
+
+    held: set[tuple[int, str]]
+    counts: dict[int, Counts]
+
+
 def prepare(server_version: int) -> str:
-    """Return statements after which a session answers to ``EXECUTE zero_downtime_observe`` and the others."""
+    """Return the statements that prepare ``zero_downtime_observe`` and the others in a session."""
     questions = {
         "observe": OBSERVE.format(report=f"{REPORT}::text" if server_version >= REPORTS_SINCE else "''"),
         "counted (oid[])": COUNTED,

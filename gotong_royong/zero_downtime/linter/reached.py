@@ -1,7 +1,7 @@
-"""Did the lines of a migration's code that change rows run at all? If no made-up row met their condition, they did not.
+"""Which lines of a migration's code change rows and did not run, because no made-up row met their condition?
 
-Such lines are known by the names that Django's querysets, models and cursors have for it. What stands twice in the
-same words, as where a last batch is written behind a loop, has to run once.
+Such lines name a method of querysets, models and cursors that changes rows. If two lines have the same words, such as
+the last batch after a loop, one of them has to run.
 """
 
 import dis
@@ -34,7 +34,7 @@ class Reached:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Note the lines that run meanwhile."""
+        """Record the lines that run in the block."""
         before = sys.gettrace()
         if self._codes:
             sys.settrace(self._enter)
@@ -55,7 +55,7 @@ class Reached:
         return self._step
 
     def missed(self) -> Iterator[str]:
-        """Say of each function which of its lines that change rows did not run."""
+        """Yield a sentence for each function that has lines which change rows and did not run."""
         changes = [(code, *change) for code in self._codes for change in _changes(code)]
         known = {words for code, places, _, words in changes if any((code, one) in self._ran for one in places)}
         missed: dict[str, set[int]] = {}
@@ -87,7 +87,7 @@ def _codes(function: Any, seen: set[Any] | None = None) -> Iterator[types.CodeTy
 
 
 def _changes(code: types.CodeType) -> Iterator[tuple[range, int, tuple[str, ...]]]:
-    """Yield where the code changes rows: the places of the instruction, its line, and the names in that."""
+    """Yield each instruction that changes rows: its offsets, its line, and the names in that line."""
     words: dict[int, tuple[str, ...]] = {}
     found: list[tuple[range, int]] = []
     first = None
@@ -98,6 +98,6 @@ def _changes(code: types.CodeType) -> Iterator[tuple[range, int, tuple[str, ...]
             words[line] = (*words.get(line, ()), one.argval)
         if one.opname in {"LOAD_ATTR", "LOAD_METHOD"} and one.argval in CHANGING:
             found.append((range(first, one.offset + 1), line))
-        if one.opname != "EXTENDED_ARG":  # which is one instruction with what comes behind it
+        if one.opname != "EXTENDED_ARG":  # it is a part of the next instruction
             first = None
     yield from ((places, line, words[line]) for places, line in found)

@@ -1,14 +1,19 @@
-"""Which rules are there, and what does a migration that breaks one look like? Each rule is data and one function.
+"""Which rules are there, and what does a migration that breaks one look like?
 
-The id serves the rule, its documentation, its two examples and the test that runs them, and is never used for another
-rule. ``E1xx`` blocks, ``E2xx`` breaks the running code, ``E3xx`` cannot be undone or run again, ``W4xx`` advises.
+Each rule is a text and a function. The text stands in ``rules/*.toml``: the messages and RULES.md are written from it,
+and the tests run its two examples. The function, its judge, stands in the Python file beside it. An id is never used
+for another rule. ``E1xx`` blocks, ``E2xx`` breaks the running code, ``E3xx`` cannot be undone or run again, ``W4xx``
+advises.
 """
 
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial, update_wrapper
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from django.core.checks import ERROR, WARNING, CheckMessage
+from django.core.checks import ERROR, WARNING
 
 from ..apps import NAME
 from .facts import Direction, Lock, Pass, Statement, Trace
@@ -26,7 +31,8 @@ class Spot(NamedTuple):
     values: dict[str, Any] = {}
 
 
-Judge = Callable[[Trace], Iterator[Spot]]
+Judge = Callable[..., Iterator[Spot]]
+AnyJudge = TypeVar("AnyJudge", bound=Judge)
 
 
 @dataclass(frozen=True)
@@ -35,28 +41,29 @@ class Rule:
 
     Attributes:
         id: such as E101.
+        judge: finds where a migration breaks it.
         title: what happens, in a few words.
         condition: when it applies.
         effect: what users notice; has gaps such as {table}.
         instead: what to write, with the user's own names in the gaps; {forth} and {back} are ``sql`` and
             ``reverse_sql``, or on the way down the other way round.
         back: what to write instead on the way down, if that is not the same.
-        bad: the body of a migration that breaks it, and ``good`` one that does the same without.
-        judge: finds where a migration breaks it.
+        bad: the body of a migration that breaks it.
+        good: the body of one that does the same without.
     """
 
     id: str
+    judge: Judge
     title: str
     condition: str
     effect: str
     instead: str
-    back: str
-    bad: str
-    good: str
-    judge: Judge
+    back: str = ""
+    bad: str = ""
+    good: str = ""
 
     def level(self, direction: Direction | None) -> int:
-        """Return an error's level, or a warning's: so long as all goes well, nobody waits for a way down."""
+        """Return the level. On the way down, an E1xx is a warning: most migrations never go down."""
         is_warning = self.id.startswith("W") or (self.id.startswith("E1") and direction == Direction.DOWN)
         return WARNING if is_warning else ERROR
 
@@ -89,24 +96,19 @@ class Violation:
     def level(self) -> int:
         return self.rule.level(self.direction)
 
-    def as_check(self) -> CheckMessage:
-        """As Django's system checks say it."""
-        return CheckMessage(
-            self.level, self.message, hint=self.hint, obj=f"{self.app}.{self.migration}", id=self.rule.check_id
-        )
-
 
 RULES: dict[str, Rule] = {}
+JUDGES: dict[str, Judge] = {}
 
 FORWARDS = {"forth": "sql", "back": "reverse_sql", "makes": "makes", "drops": "drops"}
 BACKWARDS = {"forth": "reverse_sql", "back": "sql", "makes": "drops", "drops": "makes"}
 """How a recipe is written for the way up, and for the way down."""
 IN_GENERAL = FORWARDS | {"unique": "", "body": "(<columns>)", "kind": "UNIQUE", "deferral": ""}
-"""How it is written where nobody has broken the rule."""
+"""How a recipe is written in RULES.md, where there is no violation."""
 
 
 def as_told(one: Violation) -> dict[str, Any]:
-    """Return what JSON lets through, of which ``as_found`` makes a violation again."""
+    """Return a violation in a form that JSON can carry; ``as_found`` makes a violation of it again."""
     return {**vars(one), "rule": one.rule.id}
 
 
@@ -115,34 +117,61 @@ def as_found(told: dict[str, Any]) -> Violation:
     return Violation(**{**told, "rule": RULES[told["rule"]], "direction": direction})
 
 
-def rule(
-    id: str, title: str, *, condition: str, effect: str, instead: str, back: str = "", bad: str = "", good: str = ""
-) -> Callable[[Judge], Judge]:
-    """Register the decorated function as the judge of a rule.
+def rule(*ids: str) -> Callable[[AnyJudge], AnyJudge]:
+    """Register the decorated function as the judge of a rule; a judge of several rules is told the ``id``.
 
     Raises:
-        ValueError: if another rule has the id.
+        ValueError: if a rule has another judge.
     """
-    if id in RULES:
-        raise ValueError(id)
 
-    def register(judge: Judge) -> Judge:
-        examples = bad.strip("\n"), good.strip("\n")
-        RULES[id] = Rule(id, title, condition, effect, instead, back or instead, *examples, judge)
+    def register(judge: AnyJudge) -> AnyJudge:
+        for id in ids:
+            if id in JUDGES:
+                raise ValueError(f"{_named(JUDGES[id])} and {_named(judge)} both judge {id}. Give one another id.")
+            JUDGES[id] = judge if len(ids) == 1 else update_wrapper(partial(judge, id=id), judge)
         return judge
 
     return register
 
 
+def _named(judge: Judge) -> str:
+    return f"{judge.__module__}.{judge.__qualname__}"
+
+
+def read(folder: Path, judges: Mapping[str, Judge] = JUDGES) -> dict[str, Rule]:
+    """Join the rules that are written in the TOML files of a folder with their judges.
+
+    Raises:
+        ValueError: if a rule has no judge or is written wrongly, or a judge has no rule.
+    """
+    rules: dict[str, Rule] = {}
+    for path in sorted(folder.glob("*.toml")):
+        for id, written in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            where = f"Rule {id} in {path.name}"
+            if id in rules:
+                raise ValueError(f"{where} is written in another file, too. Give one of them another id.")
+            if id not in judges:
+                raise ValueError(f'{where} has no judge. Write one in {path.stem}.py, under @rule("{id}").')
+            try:
+                texts = {key: text.strip("\n") for key, text in written.items()}
+                texts |= {key: " ".join(texts[key].split()) for key in ("title", "condition", "effect")}
+                rules[id] = Rule(id, judges[id], **texts)
+            except (TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"{where} is not written as a rule is: {error}.") from error
+    for id in sorted(judges.keys() - rules.keys()):
+        raise ValueError(f"{_named(judges[id])} judges {id}, which no TOML file in {folder} has. Write it there.")
+    return dict(sorted(rules.items()))
+
+
 class Gap(str):
-    """A gap for which there is no value, however it is to be filled."""
+    """A gap without a value, the same in every format."""
 
     def __format__(self, how: str) -> str:
         return str(self)
 
 
 def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> str:
-    """Fill the gaps of a rule's sentence; one for which there is no value has its own name, written as in ``gap``."""
+    """Fill the gaps of a rule's sentence. A gap without a value shows its own name, in the form of ``gap``."""
 
     class Values(dict[str, Any]):
         def __missing__(self, name: str) -> str:
@@ -153,7 +182,7 @@ def filled(sentence: str, values: Mapping[str, Any], *, gap: str = "<%s>") -> st
 
 
 def violations(trace: Trace, rules: Iterable[str] = RULES) -> list[Violation]:
-    """Return what these rules find in a trace, without regard to waivers."""
+    """Return what these rules find in a trace, waived or not."""
     return [violation(RULES[id], trace, spot) for id in rules for spot in RULES[id].judge(trace)]
 
 
@@ -200,6 +229,6 @@ def violation(rule: Rule, trace: Trace, spot: Spot) -> Violation:
         bool(statement and spot.table in statement.scans),
         bool(statement and spot.table in statement.rewrites),
         filled(rule.effect, values),
-        filled(rule.back if is_down else rule.instead, values).strip("\n"),
+        filled((is_down and rule.back) or rule.instead, values),
         trace.path,
     )

@@ -1,4 +1,4 @@
-"""How is said what was found? As text, JSON, annotations of GitHub, or SARIF; and the rules as a document."""
+"""How are violations shown: as text, JSON, annotations of GitHub or SARIF? And how does RULES.md show the rules?"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -45,7 +45,7 @@ by the time that the migration is applied. Whoever knows that it stays small say
 
 
 def text(found: Iterable[Violation], style: Style) -> Iterator[str]:
-    """Yield lines to read, migration by migration, each remedy once."""
+    """Yield lines for people, migration by migration, each hint once."""
     migration, said = "", set[str]()
     for one in found:
         key = f"{one.app}.{one.migration}"
@@ -98,7 +98,7 @@ def sarif(found: Iterable[Violation]) -> Iterator[str]:
             "id": rule.check_id,
             "shortDescription": {"text": rule.title},
             "fullDescription": {"text": rule.condition},
-            "help": {"text": filled(rule.instead, IN_GENERAL).strip()},
+            "help": {"text": filled(rule.instead, IN_GENERAL)},
         }
         for rule in RULES.values()
     ]
@@ -123,7 +123,7 @@ def sarif(found: Iterable[Violation]) -> Iterator[str]:
 
 
 def explanation(trace: Trace) -> Iterator[str]:
-    """Yield a table of all that a migration sent, up and down."""
+    """Yield a table of the statements that a migration sent, up and down."""
     yield f"{trace.migration}  {trace.path}"
     for passed in trace.passes:
         yield from _pass(passed)
@@ -157,7 +157,7 @@ def _pass(passed: Pass) -> Iterator[str]:
 def document() -> str:
     """Return all rules as a Markdown page."""
     parts, heading = [INTRODUCTION], ""
-    for id, rule in sorted(RULES.items()):
+    for id, rule in RULES.items():
         if HEADINGS[id[:2]] != heading:
             heading = HEADINGS[id[:2]]
             parts.append(f"## {heading}\n")
@@ -171,7 +171,7 @@ def _section(rule: Rule) -> str:
         f"When: {rule.condition}\n",
         f"> {filled(rule.effect, {}, gap='*%s*')}\n",
     ]
-    lines.append(f"```\n{filled(rule.instead, IN_GENERAL).strip()}\n```\n")
+    lines.append(f"```\n{filled(rule.instead, IN_GENERAL)}\n```\n")
     for word, example in (("Bad", rule.bad), ("Good", rule.good)):
         if example:
             lines.append(f"{word}:\n\n```python\n{example}\n```\n")

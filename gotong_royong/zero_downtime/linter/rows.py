@@ -1,9 +1,8 @@
-"""What would a row of this table look like? Rows for code that does something only where there are some.
+"""What would a row of this table look like? Some code does something only where there are rows.
 
-Keys are counted from 1, also those that are UUIDs or texts, so that a row refers to the row of the same number. Where
-there are such rows already, others are added that refer to them. Columns that may be empty are so in every other row,
-those that have a default have it. A table whose rows obey stricter rules gets rows with the least that they need, or
-none.
+Keys count from 1, also UUIDs and texts, so a row refers to the row of the same number. If such rows exist already,
+further rows are added that refer to them. A nullable column is NULL in every other row. A column with a default has
+that. If a constraint refuses the rows, they get the required columns alone; if it refuses those, there are no rows.
 """
 
 import re
@@ -17,7 +16,7 @@ from .facts import Column, Table
 
 ROWS = 10
 HALF = ROWS // 2
-LATER = 1000 * ROWS + 1  # where the numbers go on if there are rows of the first ones
+LATER = 1000 * ROWS + 1  # the first number if rows of the lower ones exist
 
 # By the type, as format_type() writes it; i is the number of the row.
 VALUES = {
@@ -44,9 +43,9 @@ ADVANCE = f"SELECT nextval(pg_get_serial_sequence(%s, %s)) FROM generate_series(
 
 
 def insert_rows(connection: BaseDatabaseWrapper, tables: list[Table]) -> None:
-    """Insert rows into each table; takes ROW EXCLUSIVE. Must run in a transaction, which is to be rolled back.
+    """Insert rows into each table; takes ROW EXCLUSIVE on it. The caller rolls the transaction back.
 
-    Sequences go on, so that a row that is inserted next gets another key.
+    Sequences go on, so the next row that is inserted gets another key.
     """
     for table in tables:
         name = ".".join(connection.ops.quote_name(part) for part in table.name.split("."))

@@ -1,6 +1,7 @@
-"""What can a migration do to whoever runs it? It ends when its time is over, reaches no network, prints nothing.
+"""What is a migration kept from? It has a time limit, reaches no network and prints nothing.
 
-Programs that it starts and libraries with sockets of their own are not held back; psycopg, which has such, is.
+Sockets of Python and connections of psycopg are refused. Other libraries in C and programs that a migration starts are
+not.
 """
 
 import os
@@ -20,20 +21,20 @@ from ..stages import Key
 
 
 class Watch:
-    """Whom the linter tells where it is, if it runs apart."""
+    """Reports what the linter does, if it runs in a child process."""
 
     at: Key | None = None
 
     def tell(self, *said: Any) -> None:
-        """Say something, as JSON lets it through."""
+        """Report something that JSON can carry."""
 
     def begin(self, key: Key) -> None:
-        """Say that what comes is the doing of this migration."""
+        """Report that this migration runs from now on."""
         self.at = key
         self.tell("at", *key)
 
     def go_on(self, doing: str) -> None:
-        """Say that what comes is the doing of no migration."""
+        """Report what the linter does from now on, for no migration."""
         self.at = None
         self.tell("doing", doing)
 
@@ -42,18 +43,18 @@ watch = Watch()
 
 
 class TooLong(KeyboardInterrupt):
-    """A migration did not end in time; like Ctrl-C, no ``except Exception`` of its own catches that."""
+    """A migration did not end in time. As with Ctrl-C, no ``except Exception`` of its own catches this."""
 
 
 class NetworkRefused(ConnectionRefusedError):
-    """A migration wanted to reach the network."""
+    """A migration tried to reach the network."""
 
 
 @contextmanager
 def sandboxed(limit: float) -> Iterator[None]:
-    """Let nothing last longer than ``limit`` seconds, print, or reach the network.
+    """In the block, stop what takes longer than ``limit`` seconds, discard output, and refuse the network.
 
-    Python can be interrupted in its main thread only; elsewhere only the statements' own limit holds.
+    Python interrupts its main thread only. In other threads, only the limit of statements holds.
     """
 
     def stop(*_: Any) -> None:
@@ -76,7 +77,7 @@ def sandboxed(limit: float) -> Iterator[None]:
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
             stack.callback(allow, 0)
         allow(limit)
-        for name in ("connect", "connect_ex"):  # inherited from C, so that they are there again once ours are gone
+        for name in ("connect", "connect_ex"):  # deleting ours brings those of C back
             setattr(socket.socket, name, refuse)
             stack.callback(delattr, socket.socket, name)
         generators.connect = connect_here  # psycopg's sockets are libpq's
@@ -89,14 +90,14 @@ def _can_be_interrupted() -> bool:
 
 
 def allow(seconds: float, operation: int = 0) -> None:
-    """Begin to count anew, for this operation; 0 ends the counting."""
+    """Start the time limit again, for this operation; 0 ends it."""
     watch.tell("allowed", seconds, operation)
     if _can_be_interrupted():
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def call(run: Callable[..., object], *arguments: Any) -> None:
-    """Call code of a migration; a copy of this process that it makes and does not end itself ends there."""
+    """Call code of a migration. If the code forks, the copy of this process ends here."""
     process = os.getpid()
     try:
         run(*arguments)

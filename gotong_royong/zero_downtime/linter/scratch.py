@@ -1,9 +1,8 @@
-"""Where may a migration be tried? In a scratch database, which stands in for the configured one until it is dropped.
+"""Where does a migration run? In a scratch database, which takes the place of the configured one until it is dropped.
 
-While it does, ``connections[alias]`` leads to it in every thread, and the other databases cannot be reached, so that a
-migration that forgets ``using`` writes nowhere else. What a migration can reach it may break: it runs as a role that
-owns this database and nothing else. A killed run leaves both behind: each run holds an advisory lock on the name of its
-own, and drops those that nobody holds
+Meanwhile ``connections[alias]`` leads there in every thread, and no other database can be reached: a migration that
+forgets ``using`` writes nowhere else. It runs as a role that owns this database and nothing else. A killed run leaves
+the database and the role behind. Each run holds an advisory lock on their name, and drops those whose lock nobody holds
 (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADVISORY-LOCKS).
 """
 
@@ -52,9 +51,9 @@ DROP = 'DROP DATABASE IF EXISTS "%s" WITH (FORCE)'
 EXTENSION = re.compile(rf"CREATE EXTENSION (?:IF NOT EXISTS )?({statements.NAME})")
 REACHES_OUT = re.compile(r"dblink|http|pg_net|pg_cron|plproxy|.*_fdw")  # to other servers
 
-NOT_HERE = {"pool", "prepare_threshold"}  # psycopg would forget with its own statements also those that others prepared
+NOT_HERE = {"pool", "prepare_threshold"}  # psycopg would deallocate our prepared statements, too
 
-# The least that is lost if the server stops: the database is dropped anyway.
+# The database is dropped in the end, so a crash of the server may lose it.
 OPTIONS = (
     "-c synchronous_commit=off -c jit=off -c plan_cache_mode=force_generic_plan "
     "-c lock_timeout=0 -c statement_timeout=10s"
@@ -62,7 +61,7 @@ OPTIONS = (
 
 SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path=(?:\\.|\S)+")
 
-# Where the configured search path leads to: migrations find these schemas there.
+# Migrations find the schemas of the configured search path.
 MAKE_SCHEMAS = r"""
     DO $$ DECLARE name text; BEGIN
         FOR name IN
@@ -78,7 +77,7 @@ MAKE_SCHEMAS = r"""
 
 
 class Place(NamedTuple):
-    """A server for scratch databases: an entry of ``DATABASES``, and whether it is one of our own."""
+    """A server for scratch databases: an entry of ``DATABASES``, and whether the linter started it."""
 
     entry: dict[str, Any]
     is_own: bool
@@ -86,11 +85,11 @@ class Place(NamedTuple):
 
 @contextmanager
 def place(connection: BaseDatabaseWrapper, note: Callable[[str], object] = lambda text: None) -> Iterator[Place]:
-    """Yield the server that ``ZERO_DOWNTIME_SCRATCH_DATABASE`` names, or run one of our own until the end of the block.
+    """Yield the server that ``ZERO_DOWNTIME_SCRATCH_DATABASE`` names, or start one for the block.
 
     Args:
         connection: the configured database, which is asked for its version.
-        note: is told if the own server is of another one.
+        note: is told if the started server has another one.
 
     Raises:
         ZeroDowntimeError: if there is no server.
@@ -127,19 +126,19 @@ def scratch(
     fill: Callable[[BaseDatabaseWrapper], str] | None = None,
     recall: Callable[[str], object] = lambda said: None,
 ) -> Iterator[BaseDatabaseWrapper]:
-    """Let the alias of the connection mean a new database, which is dropped at the end whatever happens.
+    """Let the alias of the connection lead to a new database for the block, and drop it in the end.
 
-    Its owner, as whom migrations run, is no superuser and may make no databases and roles.
+    Migrations run as its owner, who is no superuser and may create no database and no role.
 
     Args:
         connection: the configured one.
         where: on which server.
-        template: on a server of our own, the name of what is copied if it is there, and is otherwise made by ``fill``
-            and kept; an empty text for an empty database.
-        recall: is told what ``fill`` has said, also when the template was made by another run.
+        template: the name of a template on a server that the linter started, or an empty text. If the template is
+            there, the database is a copy of it. If not, ``fill`` fills the database, and a copy becomes the template.
+        recall: is called with what ``fill`` returned, in this run or in the one that made the template.
 
     Raises:
-        ZeroDowntimeError: if we may make none on that server.
+        ZeroDowntimeError: if the role may not create databases or roles there.
     """
     with ExitStack() as stack:
         is_own = where.is_own
@@ -175,7 +174,7 @@ def scratch(
 
 
 def _refuse_too_little(cursor: Any) -> bool:
-    """Make sure that the role may make a database and a role that owns it; return whether it may do all."""
+    """Refuse a role that may not create databases and roles; return whether it is a superuser."""
     cursor.execute(MAY_CREATE)
     role, is_superuser, *may = cursor.fetchone()
     missing = [right for right, has in zip(["CREATEDB", "CREATEROLE"], may, strict=True) if not has]
@@ -189,7 +188,7 @@ def _refuse_too_little(cursor: Any) -> bool:
 
 
 def _make_role(cursor: Any, role: str, *, is_superuser: bool) -> str:
-    """Make the role, or make it what it was, for migrations may have changed their own; return its password."""
+    """Create the role, or undo what migrations have changed of it; return its new password."""
     password = secrets.token_urlsafe()
     cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", [role])
     if not cursor.rowcount:
@@ -202,7 +201,7 @@ def _make_role(cursor: Any, role: str, *, is_superuser: bool) -> str:
 
 
 def _with_extensions(keeper: Any, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """Let the session be a superuser's while it creates an extension that only such a one may create."""
+    """Make the session's role a superuser while it creates an extension."""
     text = statements.text_of(sql, context["connection"])
     found = statements.split(text) if "extension" in text.lower() and not params else []
     if not any(_may_be_created(one) for one in found):
@@ -231,7 +230,7 @@ def _is_there(cursor: Any, template: str) -> bool:
 
 
 def _keep(cursor: Any, name: str, template: str, said: str) -> None:
-    """Copy the filled database; under another name first, so that a template is there whole or not at all."""
+    """Copy the filled database. The copy is renamed last, so a template is complete or not there."""
     unfinished = f"{PREFIX}{os.getpid()}_{uuid.uuid4().hex[:12]}"
     cursor.execute(WAIT_FOR_NAME, [unfinished])
     _let_sessions_end(cursor, name)
@@ -259,10 +258,10 @@ def _drop_leftovers(cursor: Any) -> None:
 
 
 def _let_sessions_end(cursor: Any, name: str) -> None:
-    """Wait until closed sessions are gone: a moment, where DROP and CREATE DATABASE would look again after 100 ms."""
+    """Wait a moment for closed sessions to end. DROP and CREATE DATABASE would look again only after 100 ms."""
     for _ in range(LOOKS):
         cursor.execute(SESSIONS, [name])
-        time.sleep(PAUSE)  # also for the last one, which is not gone as soon as it is not seen
+        time.sleep(PAUSE)  # a session that is no longer listed may still be ending
         if not cursor.rowcount:
             return
 
@@ -283,7 +282,7 @@ def _open(stack: ExitStack, settings: dict[str, Any], like: BaseDatabaseWrapper)
     server = like.copy()
     server.settings_dict = settings
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that there is no database postgres: another one will do
+        warnings.simplefilter("ignore", RuntimeWarning)  # there may be no database postgres: another one will do
         return settings, stack.enter_context(server._nodb_cursor())
 
 
@@ -302,7 +301,7 @@ def _settings(where: str) -> dict[str, Any]:
 
 @contextmanager
 def _in_place_of(alias: str, settings: dict[str, Any]) -> Iterator[BaseDatabaseWrapper]:
-    """Let the alias mean another database, in all threads, and let no other alias mean any."""
+    """Let the alias lead to another database, in all threads, and let the other aliases lead to none."""
     before = dict(connections.settings)
     opened = {name: connections[name] for name in before}
     for name in before:

@@ -1,4 +1,4 @@
-"""Which migrations are judged, and which must be there before them?"""
+"""Which migrations are judged, and which run before them?"""
 
 import hashlib
 import subprocess
@@ -20,7 +20,7 @@ from ..running.loader import file_of, is_own
 from ..stages import Key
 from .trace import everything
 
-LAID = "2"  # is another text whenever the same migrations lead to another ground
+LAID = "2"  # changes whenever the same migrations lead to another ground
 
 
 class Selection(NamedTuple):
@@ -35,11 +35,11 @@ class Selection(NamedTuple):
     one_deploy: bool
 
     def without(self, told: Collection[Key]) -> "Selection":
-        """Leave out the verdict of those that have theirs; what they make is made all the same."""
+        """Judge all but these, which run all the same."""
         return self._replace(judged=self.judged.difference(told))
 
     def template(self, loader: MigrationLoader, connection: BaseDatabaseWrapper) -> str:
-        """Return a name for the database that the ground leads to: of this project, and of what its files say."""
+        """Name the database that the ground leads to, by the project and the contents of its files."""
         project = _digest([settings.SETTINGS_MODULE or "", str(Path.cwd()), connection.alias])[:8]
         files = [Path(file) for key in self.ground if (file := file_of(loader.graph.nodes[key]))]
         helpers = {path for folder in {file.parent for file in files} for path in folder.glob("_*.py")}
@@ -52,7 +52,7 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def select(loader: MigrationLoader, keys: Iterable[Key], *, one_deploy: bool = False) -> Selection:
-    """Put in order what is judged and what that depends on."""
+    """Put the judged migrations and those that they depend on in order."""
     judged, graph = frozenset(keys), loader.graph
     ordered = everything(loader)
     parents = {key: [parent.key for parent in graph.node_map[key].parents] for key in ordered}
@@ -109,7 +109,7 @@ def named(loader: MigrationLoader, app: str, name: str = "") -> list[Key]:
 
 
 def changed_since(loader: MigrationLoader, revision: str) -> list[Key]:
-    """Return the migrations whose files are not as where this branch left the git revision.
+    """Return the migrations whose files have changed since this branch left the git revision.
 
     Raises:
         ZeroDowntimeError: if git does not know the revision or is not there.
@@ -135,5 +135,5 @@ def _git(*arguments: str) -> str:
 
 
 def unapplied(loader: MigrationLoader, applied: Collection[Key]) -> list[Key]:
-    """Return the migrations that a database has not in which these are applied."""
+    """Return the migrations that are not applied."""
     return [key for key in loader.graph.nodes if key not in applied]

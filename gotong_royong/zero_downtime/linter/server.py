@@ -1,9 +1,9 @@
-"""On which server are migrations tried that nobody trusts? On one of the linter's own, which holds nothing else.
+"""On which server do migrations run that nobody trusts? On the linter's own, which holds nothing else.
 
-It listens on a Unix socket in a folder that only its user can enter, asks for a password, and ends when the process
-that started it is gone, however that went. Making a data folder takes seconds, so it is kept in the user's cache, with
-the template databases in it. A lint has a folder for itself, so two at once have two; one that is broken is made anew,
-and one that nobody has used for a week is removed.
+It listens on a Unix socket in a folder that only its user can enter, and asks for a password. It ends when the process
+that started it is gone. Making a data folder takes seconds, so the folder stays in the user's cache, with its template
+databases. Each lint has a folder to itself. A broken folder is made again, and one that nobody has used for a week is
+removed.
 """
 
 import fcntl
@@ -38,7 +38,7 @@ CACHE = "zero_downtime"
 UNUSED = 7 * 24 * 3600.0  # seconds
 PATIENCE = 60.0  # seconds for the start
 
-# What a crash of the machine would lose is made anew.
+# A crash of the machine may lose everything: it is made again.
 OPTIONS = {
     "unix_socket_permissions": "0700",
     "dynamic_shared_memory_type": "mmap",  # in the data folder, where a kill leaves nothing behind
@@ -50,7 +50,7 @@ OPTIONS = {
     "log_min_messages": "fatal",
     "log_min_error_statement": "panic",
 }
-END_WITH_US = 'read -r _; kill -INT "$1"'  # its standard input ends when we do
+END_WITH_US = 'read -r _; kill -INT "$1"'  # its standard input ends with our process
 
 
 class Programs(NamedTuple):
@@ -59,13 +59,13 @@ class Programs(NamedTuple):
 
 
 _ours: list[IO[str]] = []
-"""What a copy of this process must not keep open: it locks a folder, or lets a watcher believe that we are there."""
+"""What a fork of this process must close: the lock of a folder, and the pipe that shows a watcher that we live."""
 
 os.register_at_fork(after_in_child=lambda: [file.close() for file in _ours])
 
 
 def programs(configured: int | None) -> Programs:
-    """Return the newest programs of a server here that are not newer than the configured one, else the oldest.
+    """Return the newest programs of a server that are not newer than the configured server, else the oldest.
 
     Raises:
         ZeroDowntimeError: if there are none.
@@ -104,7 +104,7 @@ def _version(folder: Path) -> int | None:
 def own_server(chosen: Programs) -> Iterator[dict[str, Any]]:
     """Run a server until the end of the block; yield its superuser's entry of ``DATABASES``.
 
-    If we are root, it runs as the system user ``pgserver``, who is made, and who may pass through the folders above.
+    If we are root, it runs as the system user ``pgserver``, who is created and may enter the folders above.
 
     Raises:
         ZeroDowntimeError: if it does not start, and why.
@@ -125,7 +125,7 @@ def own_server(chosen: Programs) -> Iterator[dict[str, Any]]:
 
 
 def _own_folder(chosen: Programs, owner: tuple[int, int]) -> tuple[IO[str], Path]:
-    """Return the first folder for these programs that no other lint has, and what keeps it ours while it is open."""
+    """Lock and return the first folder for these programs that no other lint has, after the open file that locks it."""
     kind = f"{chosen.version}-{hashlib.sha256(os.fsencode(chosen.folder)).hexdigest()[:6]}"
     base = _cache(kind, owner)
     for number in count(1):
@@ -140,7 +140,7 @@ def _own_folder(chosen: Programs, owner: tuple[int, int]) -> tuple[IO[str], Path
 
 
 def _cache(kind: str, owner: tuple[int, int]) -> Path:
-    """Return where the folders are: in the cache of the user or of the machine, if a socket can have its path there."""
+    """Return the folder of all folders: in the cache, or in the temporary folder if a socket needs that."""
     home = Path("/var/cache") if os.geteuid() == 0 else Path("~/.cache").expanduser()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or home).absolute() / CACHE
     if not postgresql.holds_socket(folder / f"{kind}-00"):
@@ -154,7 +154,7 @@ def _cache(kind: str, owner: tuple[int, int]) -> Path:
 
 
 def _remove_unused(base: Path) -> None:
-    """Remove the folders of long ago; their lock files stay, on which others may wait."""
+    """Remove folders that nobody has used for long. Their lock files stay: another lint may be opening one."""
     for path in base.glob("*.lock"):
         if time.time() - path.stat().st_mtime > UNUSED:
             with suppress(OSError), path.open("a") as lock:
@@ -163,10 +163,10 @@ def _remove_unused(base: Path) -> None:
 
 
 def _started(chosen: Programs, folder: Path, owner: tuple[int, int]) -> tuple["Process", "Process"]:
-    """Start the server, on a new data folder if there is none or it does not start; return it and what ends it."""
+    """Start the server; return it and its watcher. A data folder that is missing or does not start is made again."""
     data, log = folder / "data", folder / "log"
     postgresql.open_way(owner, folder, chosen.folder / "postgres")
-    if _ping(folder) in {Ping.OK, Ping.REJECT}:  # a killed lint has left it
+    if _ping(folder) in {Ping.OK, Ping.REJECT}:  # a killed lint left it running
         postgresql.begin([chosen.folder / "pg_ctl", "stop", "-D", data, "-m", "immediate"], owner).communicate()
     for is_new in (not data.exists(), True):
         if is_new:

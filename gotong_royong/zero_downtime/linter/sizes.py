@@ -1,6 +1,6 @@
-"""How large are the tables in the configured database? It is said beside each violation, and changes no level.
+"""How large are the tables in the configured database? Each violation says it, and keeps its level.
 
-A table that is empty here may be full elsewhere, and full here by the time that the migration is applied.
+A table that is empty here may be full elsewhere, or full here when the migration is applied.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..exceptions import counted
 from .registry import Violation
 
-# What the rows of a partitioned table take is what those of its partitions take.
+# The size of a partitioned table is that of its partitions.
 SIZES = """
     SELECT CASE WHEN pg_table_is_visible(c.oid) THEN '' ELSE nspname || '.' END || c.relname,
         sum(nullif(part.reltuples, -1))::bigint, pg_size_pretty(sum(pg_table_size(part.oid)))

@@ -159,7 +159,7 @@ operations = [migrations.RunPython(work, migrations.RunPython.noop)]
         assert lint(tried, alone.format(code=each).replace("noop)", "noop, atomic=True)")) == [{"E111"}]
 
     def test_a_loop_that_ends_only_where_all_rows_are_as_it_wants_is_not_blamed(self, tried, monkeypatch):
-        monkeypatch.setattr("gotong_royong.zero_downtime.linter.trace.LIMIT_OF_REHEARSAL", 0.2)
+        monkeypatch.setattr("gotong_royong.zero_downtime.linter.runner.LIMIT_OF_REHEARSAL", 0.2)
         code = """while apps.get_model('shop', 'Customer').objects.filter(name='').update(name='x') == 0:
         if not apps.get_model('shop', 'Customer').objects.exists():
             break"""

@@ -1,4 +1,4 @@
-"""W4xx: what does no harm today? First what concerns the migration as a file, and what it takes for granted."""
+"""W4xx: what does no harm today, and may later? Here: files, waivers, what could not be judged, and indexes."""
 
 import re
 import time
@@ -10,7 +10,6 @@ from ...postgres.changes import columns_set
 from ...postgres.statements import split
 from ..facts import Index, Pass, Statement, Trace
 from ..registry import Spot, rule
-from .examples import DROP_CREATED, NEXT, NOT_ATOMIC, operations
 from .locks import STRONGEST, cause, recipe_of, statements
 from .running_code import altered, spot
 from .transactions import in_batches
@@ -24,21 +23,7 @@ BY_KEY = re.compile(
 )
 
 
-@rule(
-    "W401",
-    "The migration could not be judged",
-    condition="It needs what the scratch database has not, also IF EXISTS, was stopped, depends on a migration that "
-    "did not run to its end there, or changes rows in a line that did not run on made-up rows, "
-    "or by a statement that found none to change.",
-    effect="Not all is known about this migration: {why}",
-    instead="""
-If another migration is named, see to that one first. If a line or statement is named, try it on rows that
-it wants, or make it a RunBackfill, which commits batch by batch. Otherwise give the scratch server what is missing
-(ZERO_DOWNTIME_SCRATCH_DATABASE names another one), or make the migration do its work without that.
-""",
-    bad=operations('migrations.RunSQL("CREATE EXTENSION no_such_extension", migrations.RunSQL.noop)'),
-    good=operations('migrations.RunSQL("CREATE EXTENSION IF NOT EXISTS plpgsql", migrations.RunSQL.noop)'),
-)
+@rule("W401")
 def not_judged(trace: Trace) -> Iterator[Spot]:
     failure = trace.up.failure
     if failure and failure.environment:
@@ -63,9 +48,9 @@ def not_judged(trace: Trace) -> Iterator[Spot]:
 
 
 def changing_none(trace: Trace, passed: Pass) -> Iterator[Statement]:
-    """Yield the statements that looked by an index for rows to change, and found none, though there were some.
+    """Yield the statements that searched an index for rows to change and found none of the made-up ones.
 
-    What names the keys of its rows changes no more than these.
+    A statement that names the keys of its rows changes no other rows, so it is left out.
     """
     rehearsed = [one for one in passed.statements if one.rehearsed and one.writes]
     known = {one.sql for one in rehearsed if one.rows}
@@ -81,38 +66,13 @@ def changing_none(trace: Trace, passed: Pass) -> Iterator[Statement]:
                 yield statement
 
 
-@rule(
-    "W402",
-    "A waiver is not used",
-    condition="IgnoreRules names a rule that this migration does not break, or that does not exist.",
-    effect="IgnoreRules waives {waived}, {why}",
-    instead="""
-Remove the waiver, lest it hide something later, or name the rule that is meant.
-""",
-    bad=operations(
-        'IgnoreRules("E101", reason="It is a small table.")',
-        'migrations.AddField("order", "paid", models.BooleanField(null=True))',
-    ),
-    good=operations(
-        'IgnoreRules("E202", reason="Nobody has ever read the note, and the old code is gone.")',
-        'migrations.RemoveField("order", "note")',
-    ),
-)
+@rule("W402")
 def unused_waiver(trace: Trace) -> Iterator[Spot]:
-    """Yield nothing: only who applies the waivers knows."""
+    """Yield nothing: ``judge`` applies the waivers, and knows which are not used."""
     yield from ()
 
 
-@rule(
-    "W409",
-    "The file's name does not say when",
-    condition="A migration of the project itself is not called YYYYMMDDHHmmss_description.",
-    effect="{migration} sorts anywhere, and two branches may both have made it.",
-    instead="""
-git mv the file to the time of now (UTC) and a description, and change who depends on it; makemigrations names the next
-one so.
-""",
-)
+@rule("W409")
 def name_without_time(trace: Trace) -> Iterator[Spot]:
     if trace.own and not _has_time(trace.migration.name):
         yield Spot(None)
@@ -126,16 +86,7 @@ def _has_time(name: str) -> bool:
     return NAME.fullmatch(name) is not None
 
 
-@rule(
-    "W410",
-    "The file's name is not later than that of what it depends on",
-    condition="A migration of the project depends on one whose time is later.",
-    effect="{migration} runs after {other}, whose name says that it is later: a rollback to a time takes back the "
-    "wrong ones.",
-    instead="""
-Rename it to a later time, and change who depends on it.
-""",
-)
+@rule("W410")
 def name_too_early(trace: Trace) -> Iterator[Spot]:
     name = trace.migration.name
     if trace.own and _has_time(name):
@@ -144,26 +95,7 @@ def name_too_early(trace: Trace) -> Iterator[Spot]:
                 yield Spot(None, values={"other": other})
 
 
-@rule(
-    "W411",
-    "An index is dropped under a strong lock",
-    condition="DROP INDEX without CONCURRENTLY on a table of before.",
-    effect="ACCESS EXCLUSIVE on {table} blocks reads and writes for a moment, and behind it whoever comes while it is "
-    "waited for: {statement}",
-    instead="""
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        {forth}="DROP INDEX CONCURRENTLY IF EXISTS {name:sql_text}",
-        {back}="CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS {name:sql_text} ON {table:sql_text} {body:text}",
-        state_operations=[...],  # what {drops} it now
-    ),
-]
-""",
-    bad=operations('migrations.RemoveIndex("order", "shop_order_created")'),
-    good=NOT_ATOMIC + operations(DROP_CREATED),
-)
+@rule("W411")
 def index_dropped(trace: Trace) -> Iterator[Spot]:
     new = {c.name for s in trace.up.statements for c in s.changes if cause(s, c.table) in {"E103", "E104", "E113"}}
     for passed, statement in statements(trace):
@@ -173,35 +105,13 @@ def index_dropped(trace: Trace) -> Iterator[Spot]:
             if not isinstance(before, Index) or before.constraint or change.after or others or change.name in new:
                 continue
             alike = (c.after for c in statement.changes if c.table == change.table and isinstance(c.after, Index))
-            if recipe_of(before)["body"] in (recipe_of(index)["body"] for index in alike):  # it has another name now
+            if recipe_of(before)["body"] in (recipe_of(index)["body"] for index in alike):  # the index was renamed
                 continue
             if lock and lock.mode == STRONGEST:
                 yield Spot(passed, None, statement, change.table, lock, recipe_of(before))
 
 
-NEW_INDEX = """\
-migrations.RunSQL(
-    sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_created_number ON shop_order (created, number)",
-    reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_created_number",
-    state_operations=[
-        migrations.AddIndex("order", models.Index(fields=["created", "number"], name="order_created_number")),
-    ],
-)"""
-
-
-@rule(
-    "W417",
-    "An index goes before the one that replaces it is there",
-    condition="A statement drops an index, and a later one, in another transaction, builds one that begins with the "
-    "same column; no other index does.",
-    effect="Until {name} is built, which takes longer the more rows {table} has, queries by {column} read the whole "
-    "table: {old} is gone already.",
-    instead="""
-Build {name} first, if need be under another name than {old}, and drop {old} once it is there.
-""",
-    bad=NOT_ATOMIC + operations(DROP_CREATED, NEW_INDEX),
-    good=NOT_ATOMIC + operations(NEW_INDEX, DROP_CREATED),
-)
+@rule("W417")
 def index_gone_too_early(trace: Trace) -> Iterator[Spot]:
     gone: dict[tuple[str, str], tuple[str, int]] = {}
     for statement in trace.up.statements:
@@ -219,73 +129,19 @@ def index_gone_too_early(trace: Trace) -> Iterator[Spot]:
                     yield Spot(trace.up, None, statement, change.table, None, values)
 
 
-@rule(
-    "W414",
-    "A column may become NULL that running code takes for filled",
-    condition="A column loses its NOT NULL, and its field has null=False in the running code.",
-    effect="Once new code writes NULL into {column} of {table}, the running code reads None where it expects a value.",
-    instead="""
-Ship the code that can read None first; the code that writes it comes with the next deploy.
-""",
-    bad=operations('migrations.AlterField("order", "number", models.IntegerField(null=True))'),
-    good=operations('migrations.AlterField("order", "number", models.IntegerField(db_default=0))'),
-)
+@rule("W414")
 def null_allowed(trace: Trace) -> Iterator[Spot]:
     for change, field, old, new in altered(trace):
         if old.not_null and not new.not_null and not field.null:
             yield spot(trace, change, column=change.name)
 
 
-ADD_CODE = operations('migrations.AddField("order", "code", models.IntegerField(null=True))')
-INDEX_CODE = """\
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        sql="CREATE INDEX CONCURRENTLY IF NOT EXISTS order_code ON shop_order (code)",
-        reverse_sql="DROP INDEX CONCURRENTLY IF EXISTS order_code",
-        state_operations=[migrations.AddIndex("order", models.Index(fields=["code"], name="order_code"))],
-    ),
-]
-"""
-FILL_CODE = """\
-atomic = False
-
-def fill(apps, schema_editor):
-    orders = apps.get_model("shop", "Order").objects.using(schema_editor.connection.alias).order_by("pk")
-    last = 0
-    while keys := list(orders.filter(pk__gt=last).values_list("pk", flat=True)[:1000]):
-        orders.filter(pk__gte=keys[0], pk__lte=keys[-1], code=None).update(code=0)
-        last = keys[-1]
-
-operations = [
-    migrations.RunPython(fill, migrations.RunPython.noop),
-]
-"""
-
-
-@rule(
-    "W416",
-    "A column is filled after it was indexed",
-    condition="RunBackfill, or an UPDATE of nothing else, fills a column that an earlier migration of the plan added "
-    "and has indexed.",
-    effect="{column} of {table} has index {name} already, from {other}: each row that is filled gets a new place and "
-    "an entry in every index of the table, where without {name} it could be changed in its place.",
-    instead="""
-Add the column, fill it, and then build the index. Give the file that builds {name} a later time, and let it depend on
-this migration and not the other way round:
-
-class Migration(migrations.Migration):
-    dependencies = [("{app}", "{migration}")]
-""",
-    bad=NEXT.join([ADD_CODE, INDEX_CODE, FILL_CODE]),
-    good=NEXT.join([ADD_CODE, FILL_CODE, INDEX_CODE]),
-)
+@rule("W416")
 def filled_after_its_index(trace: Trace) -> Iterator[Spot]:
     filled: dict[tuple[str, str], Statement | None] = dict.fromkeys(backfilled(trace))
     for one in trace.up.statements:
         places = dict.fromkeys(set_by(one), one)
-        if places.keys() <= trace.indexed.keys():  # save() sets all columns, also those filled long ago
+        if places.keys() <= trace.indexed.keys():  # save() also sets columns that were filled long ago
             filled |= places
     for (table, column), statement in filled.items():
         index, other = trace.indexed.get((table, column), ("", ""))

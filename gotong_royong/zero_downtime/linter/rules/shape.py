@@ -1,4 +1,4 @@
-"""W4xx, continued: which columns, keys and indexes will somebody want to be otherwise?"""
+"""W4xx, continued: which columns, keys and indexes cause trouble later?"""
 
 import re
 from collections.abc import Iterator
@@ -6,40 +6,18 @@ from collections.abc import Iterator
 from ..facts import Column, Constraint, Index, Table, Trace
 from ..names import Name
 from ..registry import Spot, rule
-from .examples import SEQUENCE, operations
 
 IDENTIFIER_TRUNCATED = "42622"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 WIDE = 3  # columns
+TYPES = {
+    "W405": re.compile(r"json"),
+    "W406": re.compile(r"timestamp(\(\d\))? without time zone"),
+    "W407": re.compile(r"character\(\d+\)"),
+}
 REFERENCES = re.compile(r"REFERENCES .*?\((?P<column>[^,()]+)\)")
 
 
-@rule(
-    "W403",
-    "A foreign key has no index",
-    condition="A foreign key is made, and no index begins with its columns.",
-    effect="Deleting or changing a row of {target} reads all of {table} to find who refers to it by {columns}.",
-    instead="""
-Leave db_index of the field as it is, or build an index before the foreign key:
-
-CREATE INDEX CONCURRENTLY IF NOT EXISTS {table_columns:sql} ON {table:sql} ({columns:sql})
-""",
-    bad="""
-operations = [
-    migrations.CreateModel("Item", [
-        ("id", models.BigAutoField(primary_key=True)),
-        ("order", models.ForeignKey("shop.Order", models.CASCADE, db_index=False)),
-    ]),
-]
-""",
-    good="""
-operations = [
-    migrations.CreateModel("Item", [
-        ("id", models.BigAutoField(primary_key=True)),
-        ("order", models.ForeignKey("shop.Order", models.CASCADE)),
-    ]),
-]
-""",
-)
+@rule("W403")
 def foreign_key_without_index(trace: Trace) -> Iterator[Spot]:
     for table, key in new_constraints(trace, "f"):
         leading = [index.columns[: len(key.columns)] for index in table.indexes.values() if not index.partial]
@@ -47,18 +25,7 @@ def foreign_key_without_index(trace: Trace) -> Iterator[Spot]:
             yield Spot(trace.up, table=table.name, values={"columns": Name.several(key.columns), "target": key.target})
 
 
-@rule(
-    "W404",
-    "A primary key may run out of numbers",
-    condition="A new table has a primary key of type integer or smallint.",
-    effect="{column} of {table} is {type}: after {most} rows, every INSERT fails, and making it larger then writes the "
-    "whole table anew.",
-    instead="""
-("{field:text}", models.BigAutoField(primary_key=True)),  # or DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-""",
-    bad=operations('migrations.CreateModel("Item", [("id", models.AutoField(primary_key=True))])'),
-    good=operations('migrations.CreateModel("Item", [("id", models.BigAutoField(primary_key=True))])'),
-)
+@rule("W404")
 def small_key(trace: Trace) -> Iterator[Spot]:
     most = {"integer": "2,147,483,647", "smallint": "32,767"}
     for table, key in new_constraints(trace, "p"):
@@ -68,78 +35,14 @@ def small_key(trace: Trace) -> Iterator[Spot]:
             yield Spot(trace.up, table=table.name, values=values)
 
 
-EXTRA = """\
-migrations.RunSQL(
-    "ALTER TABLE shop_order ADD COLUMN IF NOT EXISTS extra %s",
-    "ALTER TABLE shop_order DROP COLUMN IF EXISTS extra",
-)"""
+@rule("W405", "W406", "W407")
+def column_of_type(trace: Trace, id: str) -> Iterator[Spot]:
+    for table, column in new_columns(trace):
+        if TYPES[id].fullmatch(column.type):
+            yield Spot(trace.up, table=table, values={"column": column.name, "type": column.type})
 
 
-def type_rule(id: str, pattern: str, instead: str, title: str, effect: str, bad: str, good: str) -> None:
-    """Register a rule against new columns of some type."""
-
-    @rule(
-        id,
-        title,
-        condition=f"A column is made whose type is {title.split()[-1]}.",
-        effect=effect,
-        instead=instead,
-        bad=operations(EXTRA % bad),
-        good=operations(EXTRA % good),
-    )
-    def typed(trace: Trace) -> Iterator[Spot]:
-        for table, column in new_columns(trace):
-            if re.fullmatch(pattern, column.type):
-                yield Spot(trace.up, table=table, values={"column": column.name, "type": column.type})
-
-
-type_rule(
-    "W405",
-    r"json",
-    "Use models.JSONField, which is jsonb.",
-    "A column is of type json",
-    "{column} of {table} is json, which has no equality: DISTINCT, GROUP BY and UNION over such rows fail.",
-    "json",
-    "jsonb",
-)
-type_rule(
-    "W406",
-    r"timestamp(\(\d\))? without time zone",
-    "Use timestamp with time zone, which is what models.DateTimeField has.",
-    "A column is of type timestamp",
-    "{column} of {table} has no time zone, so its values mean another moment for each session's TimeZone.",
-    "timestamp",
-    "timestamptz",
-)
-type_rule(
-    "W407",
-    r"character\(\d+\)",
-    "Use text or varchar, and a check for a fixed length.",
-    "A column is of type char",
-    "{column} of {table} is {type}: it is filled up with blanks, which comparisons ignore and lengths do not count.",
-    "char(10)",
-    "text",
-)
-
-
-@rule(
-    "W408",
-    "A name is too long",
-    condition="PostgreSQL cut a name to 63 bytes.",
-    effect="{notice}: who asks for it by its full name elsewhere may not find it, and two such names may be one.",
-    instead="""
-Choose a name of at most 63 bytes.
-""",
-    bad=f"""
-operations = [
-    migrations.RunSQL(
-        "CREATE SEQUENCE IF NOT EXISTS {"long_" * 13}name",
-        "DROP SEQUENCE IF EXISTS {"long_" * 13}name",
-    ),
-]
-""",
-    good=SEQUENCE,
-)
+@rule("W408")
 def long_name(trace: Trace) -> Iterator[Spot]:
     for statement in trace.up.statements:
         for notice in statement.notices:
@@ -149,36 +52,7 @@ def long_name(trace: Trace) -> Iterator[Spot]:
                 )
 
 
-@rule(
-    "W412",
-    "An index has many columns",
-    condition=f"A new index that is not unique has more than {WIDE} columns.",
-    effect="Index {name} of {table} has the columns {columns}: the later ones seldom help, and every write keeps them "
-    "up to date.",
-    instead="""
-Keep the columns that the queries select by, with the most selective first; EXPLAIN says which are used.
-""",
-    bad="""
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        "CREATE INDEX CONCURRENTLY IF NOT EXISTS wide ON shop_order (customer_id, number, created, note)",
-        "DROP INDEX CONCURRENTLY IF EXISTS wide",
-    ),
-]
-""",
-    good="""
-atomic = False
-
-operations = [
-    migrations.RunSQL(
-        "CREATE INDEX CONCURRENTLY IF NOT EXISTS narrow ON shop_order (customer_id, created)",
-        "DROP INDEX CONCURRENTLY IF EXISTS narrow",
-    ),
-]
-""",
-)
+@rule("W412")
 def wide_index(trace: Trace) -> Iterator[Spot]:
     for change in trace.up.changes:
         old = {}
@@ -191,34 +65,7 @@ def wide_index(trace: Trace) -> Iterator[Spot]:
                 yield Spot(trace.up, table=change.table, values=values)
 
 
-@rule(
-    "W413",
-    "A foreign key has another type than what it points to",
-    condition="The types of a foreign key's column and of the column that it references differ.",
-    effect="{column} of {table} is {type}, and {target} has {other}: comparisons convert one of them, and the smaller "
-    "one may run out of values.",
-    instead="""
-Give the column the type of what it points to.
-""",
-    bad="""
-operations = [
-    migrations.RunSQL(
-        "CREATE TABLE item (id bigint PRIMARY KEY, order_id integer REFERENCES shop_order (id)); "
-        "CREATE INDEX item_order ON item (order_id)",
-        "DROP TABLE item",
-    ),
-]
-""",
-    good="""
-operations = [
-    migrations.RunSQL(
-        "CREATE TABLE item (id bigint PRIMARY KEY, order_id bigint REFERENCES shop_order (id)); "
-        "CREATE INDEX item_order ON item (order_id)",
-        "DROP TABLE item",
-    ),
-]
-""",
-)
+@rule("W413")
 def other_type(trace: Trace) -> Iterator[Spot]:
     for table, key in new_constraints(trace, "f"):
         match, target = REFERENCES.search(key.definition), trace.tables.get(key.target or "")

@@ -16,10 +16,10 @@ from ...linter import lint, reports, selection
 from ...linter.apart import apart
 from ...linter.facts import Failure
 from ...linter.registry import as_found, as_told
+from ...linter.runner import LIMIT
 from ...linter.sandbox import watch
 from ...linter.scratch import Place, place
 from ...linter.sizes import sizes, weighed
-from ...linter.trace import LIMIT
 from ...running import diagnosis
 from ...running.loader import without_collecting
 from ...stages import Key
