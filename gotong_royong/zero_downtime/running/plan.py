@@ -23,6 +23,7 @@ from django.db.transaction import atomic, set_rollback
 
 from ..conf import conf
 from ..exceptions import in_full
+from ..operations import RunBackfill
 from ..postgres import catalog, locks
 from ..postgres.catalog import Table
 from ..postgres.effects import dependents
@@ -262,7 +263,7 @@ class Told(Operation):
         operation, said, look = self.operation, editor.collected_sql, self.look
         known, own_model = len(said), _model_of(operation, app, self.before)
         look.asked.clear()
-        if isinstance(operation, RunPython):
+        if isinstance(operation, RunPython) and not isinstance(operation, RunBackfill):
             if code is not RunPython.noop and router.allow_migrate(editor.connection.alias, app, **operation.hints):
                 code = getattr(code, "func", code)  # of a functools.partial
                 said.append(f"-- Python: {code.__module__}.{getattr(code, '__qualname__', code)}")

@@ -334,7 +334,7 @@ class TestCommand:
             plan(migrated, capsys, "nope")
         with pytest.raises(CommandError, match="Cannot find a migration matching '1999' from app 'tasks'"):
             plan(migrated, capsys, "tasks", "1999")
-        with pytest.raises(CommandError, match="--plan only looks"):
+        with pytest.raises(CommandError, match="--plan changes nothing"):
             plan(migrated, capsys, "tasks", prune=True)
 
     def test_it_leaves_the_transaction_of_its_caller_as_it_was(self, migrated, capsys):
