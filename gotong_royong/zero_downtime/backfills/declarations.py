@@ -61,6 +61,7 @@ class BackfillDeclaration:
 
     @classmethod
     def has_process(cls) -> bool:
+        """Whether the class has a ``process`` method of its own."""
         return cls.process is not BackfillDeclaration.process
 
 
@@ -114,6 +115,7 @@ def model_of(declaration: type[BackfillDeclaration], alias: str = DEFAULT_DB_ALI
 
 
 def all_declared() -> list[str]:
+    """Return the names of the backfills that this release of the code declares, sorted."""
     autodiscover_modules("backfills")
     return sorted(DECLARED)
 

@@ -138,6 +138,7 @@ class Part(NamedTuple):
 
 
 def worker_name() -> str:
+    """Return the host, process and thread of this worker, as the table of ranges shows them."""
     return f"{socket.gethostname()}, process {os.getpid()}, thread {threading.get_native_id()}"
 
 
@@ -203,6 +204,7 @@ def take_away(row: Backfill) -> str:
 
 
 def is_running(connection: BaseDatabaseWrapper, row: Backfill) -> bool:
+    """Whether the backfill has the status ``running`` in the database now."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT FROM {BACKFILL} WHERE id = %s AND status = 'running'", [row.pk])
         return bool(cursor.rowcount)

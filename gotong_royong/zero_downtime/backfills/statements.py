@@ -339,6 +339,7 @@ def as_text(model: type[models.Model], key: Any) -> list[Any]:
 
 
 def from_text(model: type[models.Model], texts: Sequence[Any]) -> Any:
+    """Return the key whose values ``as_text`` gave; a tuple for a composite key."""
     values = tuple(field.to_python(text) for field, text in zip(_key_values(model), texts, strict=True))
     return values if len(values) > 1 else values[0]
 

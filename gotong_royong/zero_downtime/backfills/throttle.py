@@ -110,6 +110,7 @@ class Throttle:
         self._wal = 0.0
 
     def ask(self) -> Advice:
+        """Return what to do before the next batch; at full speed also cancel autovacuum's ANALYZE of the table."""
         now = time.monotonic()
         if now - self._asked_at < (WAIT if self.advice.wait else ASK_EVERY):
             return self.advice

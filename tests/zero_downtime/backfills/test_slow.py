@@ -173,6 +173,6 @@ class TestSlowPython:
 
     def test_it_is_told_where_one_row_takes_too_long(self, fill, declare, run, ask):
         fill(20)
-        with pytest.raises(BackfillFailed, match=r"Its process method did not use the database for more than 0.4 s for a single row"):
+        with pytest.raises(BackfillFailed, match=r"Its process method did not use the database for more than 0.4 s"):
             run(declare(process=lambda self, batch: time.sleep(0.6)))
         assert ask("SELECT count(*) FROM written") == 0
