@@ -60,6 +60,16 @@ class RunBackfill(_OfBackfill, RunPython):
         self.wait, self.code, self.reverse_code, self.hints = wait, self._call, None, {}
 
     @property
+    def model(self) -> tuple[str, str]:
+        """The app label and the name of the model whose rows it changes.
+
+        Raises:
+            UnknownBackfill: if this release of the code does not declare the backfill.
+        """
+        app_label, name = declared(self.name).model.split(".")
+        return app_label, name
+
+    @property
     def reversible(self) -> bool:  # type: ignore[override]
         return bool(declared(self.name).reverse)
 

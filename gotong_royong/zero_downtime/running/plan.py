@@ -22,7 +22,7 @@ from django.db.migrations.state import ProjectState
 from django.db.transaction import atomic, set_rollback
 
 from ..conf import conf
-from ..exceptions import in_full
+from ..exceptions import ZeroDowntimeError, in_full
 from ..operations import RunBackfill
 from ..postgres import catalog, locks
 from ..postgres.catalog import Table
@@ -270,6 +270,9 @@ class Told(Operation):
                 look.models |= _models_got(code, self.before)
         elif not operation.reduces_to_sql:
             said.append(f"-- Not SQL: {operation.describe()}")
+            if isinstance(operation, RunBackfill):
+                with suppress(ZeroDowntimeError):  # it is not declared
+                    look.models |= _tables(self.before, [operation.model])
         else:
             try:
                 act(app, editor, *states)

@@ -152,7 +152,7 @@ class TestSteps:
         assert touched["stop_syncing_profiles"] == ["users"]
         assert {step["direction"] for step in steps} == {"down"}
         python = next(step for step in steps if step["name"].endswith("populate_markov_user_ids"))
-        assert python["statements"] == ["-- Python: accounts.migrations.20260210160000_populate_markov_user_ids.clear"]
+        assert python["statements"] == ["-- Not SQL: Run the backfill accounts.populate_markov_user_ids"]
         assert not python["atomic"]
 
     def test_a_state_without_effect_touches_nothing(self, migrated):
