@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Django's command line, with the errors that an operator can act on said in one sentence."""
+"""Django's command line. An error that an operator can act on is one sentence."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ def main() -> None:
             raise
         sys.exit(f"Error: {' '.join(str(error).split())}")
     except Exception as error:
-        from gotong_royong.zero_downtime.running import diagnosis  # which, like any app, wants Django to be set up
+        from gotong_royong.zero_downtime.running import diagnosis  # needs Django to be set up
 
         if "--traceback" in sys.argv or not (sentence := diagnosis.sentence(error)):
             raise

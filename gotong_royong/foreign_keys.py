@@ -1,4 +1,4 @@
-"""What makes a foreign key do what a delete of the row it points at asks? Django 5.2 leaves that to Python."""
+"""How does a foreign key get its ON DELETE in the database? Django 5.2 carries it out in Python."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ VALIDATE = "ALTER TABLE {table} VALIDATE CONSTRAINT {name}"
 
 
 def on_delete(table: str, column: str, target: str, action: str, *, name: str) -> RunSQL:
-    """Replace the foreign key ``name`` by one ``ON DELETE action``, in a migration that is not atomic.
+    """Replace the foreign key ``name`` by one with ``ON DELETE action``, in a migration that is not atomic.
 
-    The replacement takes ACCESS EXCLUSIVE on both tables for a moment; what reads the rows is VALIDATE, under
-    SHARE UPDATE EXCLUSIVE on ``table`` and ROW SHARE on ``target``, which let reads and writes go on
+    The replacement takes ACCESS EXCLUSIVE on both tables for a moment. VALIDATE reads the rows under SHARE UPDATE
+    EXCLUSIVE on ``table`` and ROW SHARE on ``target``, which block no reads and writes
     (https://www.postgresql.org/docs/current/sql-altertable.html).
     """
 

@@ -1,7 +1,7 @@
-"""Settings, all from the environment; README.md lists the variables.
+"""What are the settings? All come from the environment; README.md lists the variables.
 
-Without DEBUG everything is as a production server wants it: a secret key is required, cookies and pages go over
-HTTPS only. Without DATABASE_URL the embedded PostgreSQL starts here.
+Without DEBUG they are those of a production server: a secret key is required, cookies and pages go only over HTTPS.
+Without DATABASE_URL the embedded PostgreSQL starts here.
 """
 
 import os
@@ -38,7 +38,7 @@ def _databases() -> dict[str, Any]:
         from gotong_royong import embedded
 
         return {"default": embedded.start()}
-    mistake = ImproperlyConfigured(  # says nothing of the URL itself: it holds a password
+    mistake = ImproperlyConfigured(  # does not quote the URL, which holds a password
         "DATABASE_URL is not a PostgreSQL address. Write postgresql://USER:PASSWORD@HOST:PORT/NAME, "
         "with special characters in the password percent-encoded, or unset it to use the embedded PostgreSQL."
     )
@@ -54,7 +54,7 @@ def _databases() -> dict[str, Any]:
 
 
 def _postgresql_programs() -> Path | None:
-    """Return where the embedded server's pg_dump is: one on the PATH may be older than that server."""
+    """Return the folder of the embedded server's pg_dump: a pg_dump on the PATH may be older than that server."""
     if os.environ.get("DATABASE_URL"):
         return None
     from gotong_royong import embedded
@@ -81,7 +81,7 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
 ]
-if _flag("BACKFILL_QUEUE"):  # its migrations cannot be taken back, so they are not in everybody's history
+if _flag("BACKFILL_QUEUE"):  # its migrations cannot be taken back, so it is optional
     INSTALLED_APPS.append("procrastinate.contrib.django")
 
 MIDDLEWARE = [

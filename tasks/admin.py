@@ -1,4 +1,4 @@
-"""The pages of tasks and who has taken them on; ``gotong_royong.admin`` says what all pages share."""
+"""Which admin pages show tasks and their assignments? ``gotong_royong.admin`` has their base."""
 
 from django.contrib import admin
 from django.utils.safestring import SafeString

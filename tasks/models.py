@@ -1,4 +1,4 @@
-"""What people ask for, and who has taken it on."""
+"""What do people ask for, and who has taken it on?"""
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models

@@ -1,4 +1,4 @@
-"""New users get their ``markov_user_id`` from the database, so that populating the old ones leaves none behind."""
+"""Let a trigger give new users their ``markov_user_id``, before a backfill populates the old ones."""
 
 from django.db import migrations
 

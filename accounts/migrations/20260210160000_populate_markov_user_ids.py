@@ -1,18 +1,11 @@
-"""Give every user of before the trigger a ``markov_user_id``, now or in the background; see ``accounts.backfills``."""
+"""Give a ``markov_user_id`` to every user from before the trigger.
+
+``RunBackfill`` is a ``RunPython`` that leaves a large table to the background; see ``accounts.backfills``.
+"""
 
 from django.db import migrations
 
-from gotong_royong.zero_downtime.backfills import inline
-
-NAME = "accounts.populate_markov_user_ids"
-
-
-def populate(apps, schema_editor):
-    inline.start(NAME, schema_editor.connection, apps.get_model("accounts", "User"))
-
-
-def clear(apps, schema_editor):
-    inline.take_back(NAME, schema_editor.connection, apps.get_model("accounts", "User"))
+from gotong_royong.zero_downtime.operations import RunBackfill
 
 
 class Migration(migrations.Migration):
@@ -23,5 +16,5 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.RunPython(populate, clear),
+        RunBackfill("accounts.populate_markov_user_ids"),
     ]

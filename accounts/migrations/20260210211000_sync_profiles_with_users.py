@@ -1,4 +1,4 @@
-"""From here on, what code of before the split writes to ``users`` reaches ``profiles`` too."""
+"""Copy to ``profiles`` what code from before the split writes to ``users``."""
 
 from django.db import migrations
 

@@ -1,18 +1,8 @@
-"""Give every user of before the split a profile, before the columns that it comes from are dropped."""
+"""Give a profile to every user from before the split; a later migration drops the columns that it comes from."""
 
 from django.db import migrations
 
-from gotong_royong.zero_downtime.backfills import inline
-
-NAME = "accounts.copy_users_into_profiles"
-
-
-def copy(apps, schema_editor):
-    inline.finish(NAME, schema_editor.connection, apps.get_model("accounts", "User"))
-
-
-def copy_back(apps, schema_editor):
-    inline.take_back(NAME, schema_editor.connection, apps.get_model("accounts", "User"))
+from gotong_royong.zero_downtime.operations import RunBackfill
 
 
 class Migration(migrations.Migration):
@@ -23,5 +13,5 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.RunPython(copy, copy_back),
+        RunBackfill("accounts.copy_users_into_profiles", wait=True),
     ]

@@ -1,4 +1,4 @@
-"""No code writes a profile to ``users`` anymore."""
+"""Drop the trigger: no code writes a profile to ``users`` any more."""
 
 from django.db import migrations
 

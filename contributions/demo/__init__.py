@@ -1,4 +1,4 @@
-"""What does a busy Gotong Royong hold? Rows for its 15 tables, drawn from a seed; `load_demo` puts them in a database.
+"""Which rows does the demo have? Rows for 15 tables, drawn from a seed; `load_demo` puts them in a database.
 
 The same number of people and the same seed give the same rows, byte for byte, on every machine.
 People live in neighborhoods, each with a generator of its own, so that one neighborhood at a time is all there is in
@@ -23,20 +23,20 @@ from contributions.demo.words import CITIES
 from contributions.demo.work import add_contributions, add_tasks
 
 MARK = "!load_demo "
-FEWEST = 2  # nobody vouches for themselves or verifies their own work
+FEWEST = 2  # no user vouches for themselves or verifies their own work
 NEIGHBORHOOD = 100
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Which demo: two with the same values hold the same rows."""
+    """A demo; two with the same values have the same rows."""
 
     users: int
     seed: int
 
     @property
     def password(self) -> str:
-        """What its people have for a password hash: none matches it, and it tells of which demo they are."""
+        """The password hash of its people: no password matches it, and it identifies the demo."""
         return f"{MARK}--users {self.users} --seed {self.seed}"
 
     @property
@@ -44,7 +44,7 @@ class Demo:
         return range(-(-self.users // NEIGHBORHOOD))
 
     def rows(self, neighborhood: int) -> Rows:
-        """Return the rows of one neighborhood; the skills, which all share, come with the first."""
+        """Return the rows of one neighborhood; the first also has the skills, which all share."""
         rows, dice = nothing(), self._dice("rows", neighborhood)
         skills, people = self._skills(), self._people(neighborhood)
         crowd = people + (self._people(int(dice.random() * neighborhood))[::5] if neighborhood else [])

@@ -19,7 +19,7 @@ WORTH_A_PROCESS = 10  # neighborhoods
 
 
 def drawn(demo: Demo) -> Generator[dict[str, bytes], None, None]:
-    """Yield the rows of each neighborhood; while the server takes them in, another process draws the next ones."""
+    """Yield the rows of each neighborhood; another process draws the next ones meanwhile."""
     if len(demo.neighborhoods) < WORTH_A_PROCESS:
         yield from map(demo.text, demo.neighborhoods)
         return
@@ -27,7 +27,7 @@ def drawn(demo: Demo) -> Generator[dict[str, bytes], None, None]:
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_draw, args=(demo, writer), daemon=True)
     resource_tracker.ensure_running()  # else it starts with the process, and changes the mask
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C goes to both, and only one is to heed it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C goes to both processes; the parent handles it
     try:
         process.start()
     finally:
@@ -44,6 +44,6 @@ def drawn(demo: Demo) -> Generator[dict[str, bytes], None, None]:
 
 
 def _draw(demo: Demo, writer: "Connection[dict[str, bytes], None]") -> None:
-    with suppress(BrokenPipeError):  # the other process is gone or wants no more
+    with suppress(BrokenPipeError):  # the other process has ended or stopped reading
         for neighborhood in demo.neighborhoods:
             writer.send(demo.text(neighborhood))

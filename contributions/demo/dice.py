@@ -22,7 +22,7 @@ NOT_RANDOM = 15 << 76 | 3 << 62
 
 
 class Dice(Random):
-    """Moments are seconds since 1970, because they are cheap to reckon with; :func:`at` writes them."""
+    """Moments are seconds since 1970, because these are cheap to compute with; :func:`at` writes them."""
 
     def pick(self, choices: Sequence[T]) -> T:
         return choices[int(self.random() * len(choices))]

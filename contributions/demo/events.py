@@ -1,4 +1,4 @@
-"""What was the Markov engine told, and what would it not take?"""
+"""Which events were sent to the Markov engine, and which did it refuse?"""
 
 import json
 

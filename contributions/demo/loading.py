@@ -43,11 +43,11 @@ INDEXES = """
 
 
 class Occupied(Exception):
-    """The table in its argument already holds rows, so the demo stays out."""
+    """The table in its argument already has rows, so nothing is loaded."""
 
 
 def is_migrated() -> bool:
-    """Tell whether the newest migrations of the three apps are applied."""
+    """Return whether the newest migrations of the three apps are applied."""
     loader = MigrationLoader(connection)
     return all(leaf in loader.applied_migrations for app in APPS for leaf in loader.graph.leaf_nodes(app))
 
@@ -79,7 +79,7 @@ def load(demo: Demo, report: Callable[[str], object]) -> Counter[str]:
     with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute(PATIENCE)
         cursor.execute(LOCK)
-        check_empty()  # again: now nobody can come in between
+        check_empty()  # again, now under the lock
         restore = []
         for query in (FOREIGN_KEYS, INDEXES):
             cursor.execute(query, [list(COLUMNS)])

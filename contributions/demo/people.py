@@ -55,7 +55,7 @@ def draw_people(dice: Dice, skills: Skills, city: words.City, numbers: range, *,
 
 
 def another(dice: Dice, crowd: Sequence[Person], person: Person) -> Person:
-    """Return one of ``crowd`` who is not ``person``; there has to be one."""
+    """Return one of ``crowd`` other than ``person``. There must be one."""
     while (other := dice.pick(crowd)).id == person.id:
         pass
     return other

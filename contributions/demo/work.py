@@ -160,7 +160,7 @@ def _add_witness(rows: Rows, dice: Dice, evidence: str, neighbor: Person, report
 def _add_verifications(
     rows: Rows, dice: Dice, contribution: str, person: Person, crowd: Sequence[Person], status: str, created: int
 ) -> None:
-    """Add what led to ``status``: one or two verdicts of its kind, or perhaps somebody who still looks."""
+    """Add the verifications behind ``status``: one or two verdicts, or perhaps a pending one."""
     if status == "pending" and dice.random() < 0.5:
         return
     outcome = {"verified": "approved"}.get(status, status)

@@ -1,6 +1,6 @@
-"""Find a user's contributions by their state.
+"""Index a user's contributions by their status.
 
-CONCURRENTLY lets reads and writes go on while the index is built
+CONCURRENTLY blocks no reads and writes while it builds the index
 (https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY).
 """
 

@@ -1,4 +1,4 @@
-"""The native enum of contributions: https://www.postgresql.org/docs/current/datatype-enum.html."""
+"""Create the enum type of contributions: https://www.postgresql.org/docs/current/datatype-enum.html."""
 
 from django.db import migrations
 

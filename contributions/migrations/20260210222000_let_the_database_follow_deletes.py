@@ -1,4 +1,4 @@
-"""Deleting a row lets the database follow its foreign keys, for raw SQL as well as for Django."""
+"""Give the foreign keys their ON DELETE, for raw SQL as well as for Django."""
 
 from django.db import migrations
 

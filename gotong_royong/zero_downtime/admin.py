@@ -1,4 +1,4 @@
-"""How do operators see and control backfills in the admin? Nothing is edited here: workers write what happens."""
+"""How do operators see and control backfills in the admin? Its pages edit no field."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,18 +24,18 @@ Status = Backfill.Status
 MOST_RANGES, MOST_SET_ASIDE = 20, 100  # that a page shows
 
 
-def _action(way: str, description: str) -> Callable[..., HttpResponse | None]:
-    """Make the action that goes one of ``control.ACTIONS`` with the backfills that are chosen."""
+def _action(name: str, description: str) -> Callable[..., HttpResponse | None]:
+    """Return an admin action that carries out one of ``control.ACTIONS`` on the selected backfills."""
 
     @admin.action(description=description, permissions=["control"])
     def action(self: "BackfillAdmin", request: HttpRequest, queryset: QuerySet[Backfill]) -> HttpResponse | None:
-        return self._control(request, queryset, way)
+        return self._control(request, queryset, name)
 
     return action
 
 
 class ChangeList(main.ChangeList):
-    """Asks how far all backfills of a page are at once."""
+    """Reads the progress of all backfills of a page at once."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -48,7 +48,7 @@ class ChangeList(main.ChangeList):
 
 @admin.register(Backfill)
 class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Who may change backfills may pause, resume, cancel and retry them; each time stands in the history of the row."""
+    """Users with the permission to change backfills can control them; the history of the row records each action."""
 
     list_display = ("name", "status", "how_far", "speed", "held_back")
     ordering = ("name",)
@@ -105,7 +105,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         progress = _progress(row)
         told = [f"{progress.rate:,.0f} rows a second"] if progress.rate else []
         if row.status == Status.RUNNING:
-            told.append(f"{progress.workers} at it" if progress.workers else "nobody is at it")
+            told.append(counted(progress.workers, "worker") if progress.workers else "no worker")
         if progress.remaining:
             told.append(f"about {reports.duration(progress.remaining)} left")
         return ", ".join(told) or "-"
@@ -118,16 +118,16 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def longest_batch(self, row: Backfill) -> str:
         return f"{_progress(row).longest_batch:.2f} s"
 
-    pause = _action("pause", "Pause, effective within one batch")
+    pause = _action("pause", "Pause after the current batch")
     resume = _action("resume", "Resume")
-    cancel = _action("cancel", "Cancel; what it has done stays")
-    retry = _action("retry", "Retry: what is still to do, and the rows set aside")
+    cancel = _action("cancel", "Cancel; changed rows stay changed")
+    retry = _action("retry", "Retry the rows that are still to do or set aside")
 
-    def _control(self, request: HttpRequest, queryset: QuerySet[Backfill], way: str) -> HttpResponse | None:
+    def _control(self, request: HttpRequest, queryset: QuerySet[Backfill], action: str) -> HttpResponse | None:
         for row in queryset.using(router.db_for_write(Backfill)):
             try:
-                # One click is too little for doing all rows a second time.
-                control.apply(row, way, f"{request.user.get_username()}, in the admin", all_again=False)
+                # One click must not change all rows a second time.
+                control.apply(row, action, f"{request.user.get_username()}, in the admin", all_again=False)
             except ZeroDowntimeError as error:
                 self.message_user(request, str(error), messages.ERROR)
             else:
@@ -139,7 +139,7 @@ class BackfillAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 def _progress(row: Backfill) -> Progress:
-    """Return how far it is, and ask that once for a page."""
+    """Return the progress, read once for a page."""
     if "progress" not in vars(row):
         vars(row)["progress"] = control.progress(row)
     progress: Progress = vars(row)["progress"]
@@ -147,9 +147,9 @@ def _progress(row: Backfill) -> Progress:
 
 
 def recently_worked_on(row: Backfill) -> QuerySet[BackfillRange]:
-    """Return the ranges that have had batches, the latest first, each with ``at``: when it had its last one.
+    """Return the ranges that had batches, the latest first, each with ``at``: the time of its last batch.
 
-    Of a range that a worker has let go, which is None until another one goes on with it, that is not known.
+    ``at`` is None for a range that a worker gave back unfinished.
     """
     last = Coalesce("finished_at", F("leased_until") - timedelta(seconds=ranges.LEASE))
     worked_on = row.ranges.filter(batches__gt=0).annotate(at=last)

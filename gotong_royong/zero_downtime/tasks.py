@@ -1,7 +1,7 @@
 """How do backfills get to the workers of a queue? Through Procrastinate: ``manage.py procrastinate worker``.
 
-This is the only room that knows the queue, which finds it by its name. What is to be done stands in the tables of
-backfills: a task is a nudge to look there, and one that gets lost is made up for within ten minutes.
+Only this module imports Procrastinate, which finds it by its name ``tasks``. The tables of backfills hold the state; a
+task only tells a worker to read them. A lost task is replaced within ten minutes.
 """
 
 import logging
@@ -21,21 +21,21 @@ from .exceptions import ZeroDowntimeError, summary
 from .models import Backfill
 
 logger = logging.getLogger(__name__)
-SLICE = 20.0  # seconds that a job works on a backfill; a deploy gives a process 30 to end
+SLICE = 20.0  # seconds of a job; a deploy usually gives a process 30 to end
 OPEN = {Backfill.Status.PENDING, Backfill.Status.RUNNING}
 
 
 @app.task(name="zero_downtime.work_on_backfill", pass_context=True)
 def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALIAS) -> None:
-    """Go through a backfill for a slice of time, together with whoever else is at it, and ask for the next slice.
+    """Work on a backfill for ``SLICE`` seconds, beside other workers, and defer the next job.
 
-    So a worker that is to stop does, and other jobs get their turn. Asks another worker to help, and leaves it alone
-    where enough are at it, or nobody has started it. A look for what is left takes the time that it needs.
+    So a worker stops soon after SIGTERM, and other jobs get their turn. It asks another worker to help while there are
+    fewer than ``BACKFILL_WORKERS``, and does nothing if there are enough. A verification may take longer.
     """
     until = time.monotonic() + SLICE
 
     def is_over() -> bool:
-        return time.monotonic() > until and not worker.looks
+        return time.monotonic() > until and not worker.verifies
 
     try:
         row = control.known(name, alias)
@@ -46,7 +46,7 @@ def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALI
                 nudge(name=name, alias=alias)
             if worker.run().status in OPEN:
                 nudge(name=name, alias=alias)
-    except ZeroDowntimeError as error:  # of one that failed it is written down; others wait for newer code, or a mend
+    except ZeroDowntimeError as error:  # a failed one has its error; others wait for newer code
         Backfill.objects.using(alias).filter(name=name, status__in=OPEN).update(throttle=f"{worker_name()}: {error}")
         logger.warning("%s", error)
     finally:
@@ -56,28 +56,28 @@ def work_on_backfill(context: JobContext, name: str, alias: str = DEFAULT_DB_ALI
 @app.periodic(cron="*/10 * * * *")
 @app.task(name="zero_downtime.look_for_backfills", queueing_lock="zero_downtime.look_for_backfills")
 def look_for_backfills(timestamp: int) -> None:
-    """Take up what nobody is at, in any database: a backfill whose task got lost, or whose worker died."""
+    """Defer a job for each open backfill without a worker: its job or worker is lost."""
     for alias in connections:
         try:
             if control.is_recorded(alias) and _takes_writes(alias):
                 for row in Backfill.objects.using(alias).filter(status__in=OPEN):
                     if not control.progress(row).workers:
                         nudge(name=row.name, alias=alias)
-        except Error as error:  # the others are to be looked at nevertheless
-            logger.warning("The backfills of database %s cannot be looked at: %s", alias, summary(error))
+        except Error as error:  # the other databases get their turn
+            logger.warning("The backfills of database %s cannot be read: %s", alias, summary(error))
         finally:
             connections[alias].close()
 
 
 def _takes_writes(alias: str) -> bool:
-    """Whether the database is more than a replica of another one, which knows the same backfills."""
+    """Whether the database takes writes: a replica shows the backfills of its primary."""
     with connections[alias].cursor() as cursor:
         cursor.execute("SHOW transaction_read_only")
         return bool(cursor.fetchone()[0] == "off")
 
 
 def nudge(*, name: str, alias: str, **_: Any) -> None:
-    """Ask a worker to take up a backfill. One is asked at a time; where the queue has no tables, nobody is."""
+    """Defer a job for a backfill unless one waits already. Without tables of the queue, only log that."""
     try:
         work_on_backfill.configure(queueing_lock=f"{alias}:{name}").defer(name=name, alias=alias)
     except AlreadyEnqueued:

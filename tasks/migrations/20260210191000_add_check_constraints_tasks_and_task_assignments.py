@@ -1,7 +1,7 @@
-"""The values that tasks and their assignments may hold.
+"""Check the values of tasks and their assignments.
 
-Each is added NOT VALID, which takes its lock for a moment only, and validated by a statement of its own, which lets
-reads and writes go on (https://www.postgresql.org/docs/current/sql-altertable.html).
+Each constraint is added NOT VALID, which locks the table only for a moment, and validated by a second statement, which
+blocks no reads and writes (https://www.postgresql.org/docs/current/sql-altertable.html).
 """
 
 from django.db import migrations, models

@@ -258,7 +258,7 @@ def test_the_admin_comes_to_a_demo_that_is_there(settings):
 
 @pytest.mark.django_db(transaction=True)
 def test_no_admin_without_debug():
-    with pytest.raises(CommandError, match=r"wants DEBUG=1\. Make an account of your own: manage\.py createsuperuser"):
+    with pytest.raises(CommandError, match=r"needs DEBUG=1\. Make an account of your own: manage\.py createsuperuser"):
         load("--users", "20", "--admin")
     assert not any(counts().values())
 

@@ -19,7 +19,9 @@ WINGS = {
     "postgres": "statements changes journal locks catalog programs definitions effects schema editors",
     "stages": "",
     "models": "",
-    "backfills": "declarations ranges statements changes sizes throttle batches control worker pool inline",
+    "backfills": (
+        "declarations ranges statements changes sizes throttle batches control verification worker pool inline"
+    ),
     "operations": "backfills python waivers",
     "running": (
         "backstop watchdog code guard history loader ledger states diagnosis signals undo recall progress rollback "

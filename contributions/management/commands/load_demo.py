@@ -1,4 +1,4 @@
-"""Fills an empty database with the demo: it parses and prints, `contributions.demo` works."""
+"""How does the command line fill an empty database with the demo? `contributions.demo` does the work."""
 
 import shutil
 import time
@@ -59,7 +59,7 @@ class Command(BaseCommand):
         self.quiet = verbosity == 0
         if admin and not settings.DEBUG:
             raise CommandError(
-                "--admin makes an account whose password everybody can read in the source code, so it wants DEBUG=1. "
+                "--admin makes an account whose password stands in the source code, so it needs DEBUG=1. "
                 "Make an account of your own: manage.py createsuperuser"
             )
         if not is_migrated():
@@ -116,7 +116,7 @@ class Command(BaseCommand):
             self.stdout.write(text)
 
     def _progress(self, text: str) -> None:
-        """Show ``text``: on a terminal always, in place of the one before; elsewhere less and less often."""
+        """Show ``text``: on a terminal always, over the last one; elsewhere less and less often."""
         now = time.monotonic()
         if self.quiet:
             return

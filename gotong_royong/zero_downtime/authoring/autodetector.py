@@ -1,11 +1,9 @@
-"""Which migrations do the changes of the models make, and what are they called?
+"""What is the name of a new migration?
 
-Django's autodetector finds the changes; this room calls them ``YYYYMMDDHHmmss_description``. The timestamp is in UTC,
-later than that of every other migration in any app, and a migration's is later than its dependencies', so the files
-sorted by name stand in an order in which they can be applied. The description says in the database's own words what
-changes: its tables, columns, indexes.
-
-Nothing is written here.
+Django's autodetector finds the changes; this module names them ``YYYYMMDDHHmmss_description``. The timestamp is in
+UTC, and later than that of every other migration in any app and of its dependencies. So the files sorted by name are in
+an order in which they can be applied. The description names the changed tables, columns and indexes. No file is written
+here.
 """
 
 import re
@@ -33,17 +31,17 @@ SECOND = timedelta(seconds=1)
 
 
 class MigrationAutodetector(autodetector.MigrationAutodetector):
-    """Django's, with names that say when and what."""
+    """Django's autodetector, with names of a timestamp and a description."""
 
     def __init__(
         self, from_state: ProjectState, to_state: ProjectState, questioner: MigrationQuestioner | None = None
     ) -> None:
         super().__init__(from_state, to_state, questioner)
-        self._state_before = from_state.clone()  # the detection takes options out of from_state
+        self._state_before = from_state.clone()  # the detection removes options from from_state
 
     @staticmethod
     def now() -> datetime:
-        """Tell the time in UTC."""
+        """Return the time in UTC."""
         return datetime.now(UTC)
 
     def arrange_for_graph(
@@ -57,9 +55,9 @@ class MigrationAutodetector(autodetector.MigrationAutodetector):
 
 @cache
 def extending(found: type[autodetector.MigrationAutodetector]) -> type[autodetector.MigrationAutodetector]:
-    """Return the class, with our names: a project or a package may have set one that finds more than Django's.
+    """Return the project's autodetector class with the engine's names.
 
-    It is the same each time: Django checks that ``migrate`` and ``makemigrations`` have one and the same.
+    It is cached: Django checks that ``migrate`` and ``makemigrations`` have the same class.
     """
     if issubclass(MigrationAutodetector, found):
         return MigrationAutodetector
@@ -68,10 +66,10 @@ def extending(found: type[autodetector.MigrationAutodetector]) -> type[autodetec
 
 
 def timestamps(graph: MigrationGraph, now: datetime) -> Iterator[str]:
-    """Yield timestamps a second apart, all later than those in graph, even where these lie in the future."""
+    """Yield timestamps a second apart, all later than those in the graph, even if these are in the future."""
     moment = now
     for key, migration in graph.nodes.items():
-        replaced = migration.replaces if migration else []  # their files are there, but hidden from the graph
+        replaced = migration.replaces if migration else []  # the graph hides their files
         for _, name in (key, *replaced):
             for digits in re.findall(r"(?:^|_squashed_)([0-9]{14})", name):
                 with suppress(ValueError, OverflowError):
@@ -88,7 +86,7 @@ def rename(
     now: datetime,
     name: str | None = None,
 ) -> None:
-    """Call new migrations by a timestamp and by name, or else by what they do to state, which is brought forward."""
+    """Name new migrations by a timestamp and ``name``, or by what they do to ``state``, which changes with them."""
     stamps = timestamps(graph, now)
     renamed: dict[Key, Key] = {}
     for migration in _in_order(changes, graph):
@@ -100,14 +98,14 @@ def rename(
 
 
 def _in_order(changes: dict[str, list[Migration]], graph: MigrationGraph) -> Iterator[Migration]:
-    """Yield every new migration after those it depends on."""
+    """Yield every new migration after its dependencies."""
     new = {key_of(migration): migration for migrations in changes.values() for migration in migrations}
     unmigrated = (app_label for app_label in changes if changes[app_label] and not graph.leaf_nodes(app_label))
     firsts = {(app_label, "__first__"): (app_label, changes[app_label][0].name) for app_label in unmigrated}
 
     def parents(migration: Migration) -> Iterator[Key]:
         for app_label, name in migration.dependencies:
-            if app_label == "__setting__":  # a swappable model, say accounts.User: the first migration of accounts
+            if app_label == "__setting__":  # a swappable model: the first migration of its app
                 app_label, name = getattr(settings, name).split(".")[0], "__first__"
             parent = firsts.get((app_label, name), (app_label, name))
             if parent in new:
@@ -118,9 +116,9 @@ def _in_order(changes: dict[str, list[Migration]], graph: MigrationGraph) -> Ite
 
 
 def describe(migration: Migration, state: ProjectState) -> str:
-    """Say what migration does to state, the models before it, which it changes: ``add_bio_and_location_to_users``."""
+    """Describe a migration, such as ``add_bio_and_location_to_users``; bring ``state`` forward."""
     said = list(_say(migration.operations, migration.app_label, state))
-    whole = {table for table, sentence, _ in said if sentence in (CREATE, DELETE)}  # goes without its parts
+    whole = {table for table, sentence, _ in said if sentence in (CREATE, DELETE)}  # described without its parts
     words_by_sentence: dict[str, list[str]] = {}
     for table, sentence, word in said:
         if table not in whole or sentence in (CREATE, DELETE):
@@ -130,12 +128,12 @@ def describe(migration: Migration, state: ProjectState) -> str:
 
 
 def describe_merge(names: Iterable[str]) -> str:
-    """Say what a migration that merges those of the given names does, without their numbers."""
+    """Describe a merge of the named migrations, without their numbers."""
     return _fill("merge_{}", [re.sub(r"^[0-9]+_?|[0-9]{14}_?", "", name) for name in names])
 
 
 def _fill(sentence: str, words: list[str], room: int = LONGEST_DESCRIPTION) -> str:
-    """Fill the sentence's gap with words; count those for which there is no room. Keep a plural ``[s]`` for several."""
+    """Fill the sentence's gap with words; count the words that do not fit. Keep a plural ``[s]`` for several."""
     sentence = re.sub(r"\[(\w+)\]", r"\1" if len(words) > 1 else "", sentence)
     words = list(dict.fromkeys(words))
     name = ""
@@ -152,7 +150,7 @@ def _slug(text: str) -> str:
 
 
 def _say(steps: Iterable[Operation], app_label: str, state: ProjectState) -> Iterator[tuple[str, str, str]]:
-    """Say each operation as its table, a sentence with a gap and the word for it; bring state forward."""
+    """Yield of each operation its table, a sentence with a gap and the word for it; bring ``state`` forward."""
     for step in steps:
         if inner := getattr(step, "state_operations", None):
             yield from _say(inner, app_label, state)
@@ -168,7 +166,7 @@ def _say(steps: Iterable[Operation], app_label: str, state: ProjectState) -> Ite
 
 
 def _table(state: ProjectState, app_label: str, model_name: str) -> str:
-    """Name the model's table; a model without one gives an empty text."""
+    """Return the name of the model's table; an empty text for a model without one."""
     model = state.models.get((app_label, model_name.lower()))
     if model is None or model.options.get("proxy") or not model.options.get("managed", True):
         return ""
@@ -176,7 +174,7 @@ def _table(state: ProjectState, app_label: str, model_name: str) -> str:
 
 
 def _plain(operation: Operation) -> str:
-    """Say an operation in Django's own words, or in the name of the Python function that it runs."""
+    """Return Django's words for an operation, or the name of the Python function that it runs."""
     function = getattr(operation, "code", None)
     return operation.migration_name_fragment or getattr(function, "__name__", _kind(operation))
 
@@ -189,8 +187,8 @@ def _index(name: str) -> str:
     return re.sub(r"^idx_|_idx$", "", name)
 
 
-# What an operation says of the table, named before and after it: a sentence with a gap, and the word that goes there.
-# Those with the same sentence share it: add_bio_and_location_to_users. What has no table keeps Django's words.
+# For each operation a sentence with a gap, and the word for the gap, from the table's name before and after it.
+# Operations with the same sentence share it: add_bio_and_location_to_users. One without a table keeps Django's words.
 SENTENCES: dict[type[Operation], Callable[[Any, str, str], tuple[str, str]]] = {
     Operation: lambda op, old, new: ("{}", _plain(op)),
     operations.CreateModel: lambda op, old, new: (CREATE, new),

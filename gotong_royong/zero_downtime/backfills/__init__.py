@@ -1,14 +1,17 @@
-"""How do data change over millions of rows while people use them? An app says what in its ``backfills.py``.
+"""How does a data change go through millions of rows while people use them?
+
+An app declares it in its ``backfills.py``.
 
 The rooms inside, in the order in which they may import one another:
 
 - ``declarations``: what an app writes.
-- ``ranges``: the parts of a table, and how one worker at a time holds one of them.
-- ``statements``: which rows a batch has, and how they are changed.
-- ``control``: starting, pausing and canceling, and what can be seen of it.
-- ``throttle``: what the database says about going slower. ``sizes``: of how many rows a batch is.
-- ``changes``: which rows of a batch cannot be changed. ``batches``: each is one transaction.
-- ``worker``: goes through the ranges until nothing is left to do. ``pool``: several of them in one process.
+- ``ranges``: the parts of a table, and the lease by which one worker holds a part.
+- ``statements``: which rows a batch has, and the SQL that changes them.
+- ``control``: starting, pausing and canceling, and the progress.
+- ``throttle``: reasons to go slower. ``sizes``: the number of rows of a batch.
+- ``changes``: the rows of a batch that fail. ``batches``: each is one transaction.
+- ``verification``: whether rows are left to do.
+- ``worker``: goes through the ranges until none are left. ``pool``: several workers in one process.
 - ``inline``: what a migration does with a backfill.
 """
 

@@ -1,9 +1,10 @@
-"""How does a worker change one batch of rows, and how many rows has the next one?
+"""How does a worker change one batch of rows, and how many rows has the next batch?
 
-A batch, where its range goes on, and what it counts are one transaction. Its size follows the time that it took. What
-got no lock or took too long changes nothing, and is the caller's to try again. While others are at work a batch goes on
-in slices of a few blocks with pauses in between: whoever commits waits until all WAL that was written before is on the
-disk, so that there should never be much of it.
+A batch is one transaction: it changes the rows, advances the range and adds to the counts. Its size follows the time
+that the last one took. A batch that gets no lock or takes too long is rolled back; the caller retries it.
+
+While others are at work a batch goes on in slices of a few blocks with pauses in between. A commit waits until all
+earlier WAL is on the disk, so slices keep that WAL small.
 """
 
 import time
@@ -24,29 +25,27 @@ from .changes import Changes, TooMany
 from .ranges import BLOCKS, LeaseLost
 from .sizes import AMONG_OTHERS, FEW, FIRST, FIRST_IN_PYTHON, GAP, LARGEST, READ, SLICE, Size
 from .statements import KEYS, Blocks
-from .throttle import LOOK_EVERY, Throttle
+from .throttle import Throttle
 
 T = TypeVar("T")
 
-LONGEST = 4  # times that a batch shall take, after which its statement is canceled
-SMALLEST = 5.0  # seconds after which that of the smallest batch is
-NOT_YET = 2  # times that blocks were changed, last, which are not yet tidied up
-IN_QUEUE = 5.0  # seconds that a look waits for its table before it asks whether it is to stop
-LEFT = 1_000  # rows that are done by their keys, as they were found, instead of in another sweep
+POLL = 0.1  # seconds between two attempts
+LONGEST = 4  # times the target of a batch, after which PostgreSQL cancels its statement
+SMALLEST = 5.0  # seconds after which it cancels the statement of a batch of one row or block
+NOT_YET = 2  # the last changes whose blocks are not pruned yet: other workers may still see the old rows
+IN_QUEUE = 5.0  # seconds that a verification waits for its table before it asks whether to stop
+LEFT = 1_000  # rows that a verification changes itself; for more it begins a sweep
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 NOT_NOW = {locks.LOCK_NOT_AVAILABLE, locks.DEADLOCK, locks.QUERY_CANCELED, "40001"}
 
-# https://www.postgresql.org/docs/current/transaction-iso.html#XACT-REPEATABLE-READ
-ONE_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-
 
 class Batches:
-    """The batches of one worker, which all lock rows FOR NO KEY UPDATE, and its range.
+    """The batches of one worker. Each locks its rows (FOR NO KEY UPDATE) and its range until it commits.
 
     Args:
-        stop: whether to let go after the batch at hand.
-        target: seconds that a batch shall take, which is how long others may wait for a row of it.
+        stop: whether to let go after the current batch.
+        target: seconds that a batch should take: others wait that long for one of its rows.
     """
 
     def __init__(
@@ -70,34 +69,34 @@ class Batches:
 
     @property
     def is_paced(self) -> bool:
-        """Whether there was a reason to go slower when it was looked last."""
+        """Whether the throttle gave a reason to go slower when it was asked last."""
         return bool(self.throttle.advice.reason)
 
     @property
     def size(self) -> Size:
-        """How many blocks or rows the next batch has; ``some`` is for rows that are changed by their keys."""
+        """The number of blocks or rows of the next batch; ``some`` is that of a batch by keys."""
         return self._sizes[self.row.order]
 
     def take_fewer(self) -> None:
-        """Make the next batch smaller, for the session of the last one was ended.
+        """Make the next batch smaller: PostgreSQL ended the session of the last one.
 
         Raises:
-            BackfillFailed: if there is nothing smaller.
+            BackfillFailed: if the last one was a single row.
         """
         if self.size.now == self.some.now == 1:
             raise BackfillFailed(
-                f"Its process did not use the database for more than {ranges.LEASE:g} s over a single row, which stays "
-                "locked meanwhile. Let it do there only what is quick."
+                f"Its process method did not use the database for more than {ranges.LEASE:g} s for a single row, which "
+                "stays locked meanwhile. Do only what is quick there."
             )
         self.size.divide(8)
         self.some.divide(8)
 
     @contextmanager
     def fenced(self, part: BackfillRange, size: int) -> Iterator[None]:
-        """Open a batch's transaction, unless the range is no longer ours.
+        """Open a batch's transaction. Locks the range's row (FOR UPDATE).
 
         Raises:
-            LeaseLost: if it is not.
+            LeaseLost: if another worker has the range now, or the backfill stops.
         """
         longest = SMALLEST if size == 1 else LONGEST * self.target
         with transaction.atomic(using=self.alias):
@@ -107,9 +106,9 @@ class Batches:
         self.committed += 1
 
     def unless_held_up(self, batch: Callable[[], T]) -> T | None:
-        """Do it; return None if it got no lock or took too long, for which ``held_up`` is PostgreSQL's code then.
+        """Return what the batch returns; None if it got no lock or took too long. ``held_up`` is the SQLSTATE then.
 
-        None as well if rows of it cannot be done, and there are too many to find them.
+        Also None if a row fails in a batch that is too large to search for it.
         """
         try:
             return batch()
@@ -123,26 +122,26 @@ class Batches:
             return None
 
     def why_held_up(self) -> str:
-        """Say what the last batch that was held up waited for, and what is to be done."""
+        """Say what held up the last batch, and what to do about it."""
         if self.held_up == locks.QUERY_CANCELED:
             return (
-                f"One of its last rows takes longer than {SMALLEST:g} s to change, after which that is canceled. See "
-                "what its update, or a trigger of the table, does there."
+                f"One of its last rows takes longer than {SMALLEST:g} s to change, so PostgreSQL cancels that. Make "
+                "its update, or the trigger of the table, faster."
             )
         return "Somebody keeps the table or its last rows locked. End that session."
 
     def by_blocks(self, part: BackfillRange, blocks: Blocks, *, to: int, size: int) -> float | None:
-        """Change the rows in these blocks; return the seconds that it took, or None if it was held up.
+        """Change the rows in these blocks; return the seconds that it took, None if it was held up.
 
         Args:
-            to: the block where the range goes on.
-            size: of how many blocks the batch is a part.
+            to: the block where the range continues.
+            size: the number of blocks of which this batch is a stripe.
         """
 
         def batch() -> float:
             with self.fenced(part, size):
-                self._tidy(part)
-                if self.is_paced and not blocks.stripe:  # lest each slice waits for the disk, with rows locked
+                self._prune(part)
+                if self.is_paced and not blocks.stripe:  # before a row is locked: no slice waits for the disk
                     self._read(blocks.lower, blocks.upper, part.partition)
                 started = time.monotonic()
                 rows = sum(self._slices(part, blocks))
@@ -157,9 +156,9 @@ class Batches:
         return took
 
     def _slices(self, part: BackfillRange, blocks: Blocks) -> Iterator[int]:
-        """Change the rows in these blocks, some after the other if others are at work; yield how many of some.
+        """Change the rows in these blocks, in slices if others are at work; yield the number of rows of each slice.
 
-        Should they take longer than a batch shall, all that are left come at once, for its rows are locked.
+        After the target time the last slice takes all blocks that are left, because the batch holds row locks.
         """
         is_paced, at = self.is_paced, blocks.lower
         until = time.monotonic() + self.target_now()
@@ -175,9 +174,9 @@ class Batches:
             at = end
 
     def changed(self, part: BackfillRange, lower: int, upper: int) -> None:
-        """Remember that these blocks were changed, and those by which the table has grown meanwhile.
+        """Remember these changed blocks, and the blocks by which the table has grown, to prune them later.
 
-        Locks it (ACCESS SHARE) for a moment, or remembers nothing if somebody else does.
+        Takes ACCESS SHARE on the table for a moment; remembers nothing if it does not get it.
         """
         blocks_of = partial(ranges.blocks_of, self.connection, self.changes.work.model, part.partition)
         with locks.session_settings(self.connection, lock_timeout=locks.milliseconds(conf.LOCK_TIMEOUT)):
@@ -187,25 +186,25 @@ class Batches:
         self._changed.append((part.partition, [(lower, upper), (self._blocks_before.get(part.partition, size), size)]))
         self._blocks_before[part.partition] = size
 
-    def _tidy(self, part: BackfillRange) -> None:
-        """Read the blocks that were changed, but for the last two times, whose rows other workers may still see.
+    def _prune(self, part: BackfillRange) -> None:
+        """Read the blocks of older changes, so that PostgreSQL prunes them.
 
-        Who reads them first frees what was deleted and notes what was committed. That writes the whole block to the
-        WAL, unless it has been there since the last checkpoint: so it is done soon, and not left to the look at the end
+        The first reader of a block frees its dead rows and sets hint bits. That writes the whole block to the WAL
+        unless it is there since the last checkpoint, so it is done soon, not by the verification at the end
         (https://www.postgresql.org/docs/current/storage-hot.html, runtime-config-wal).
         """
         while len(self._changed) > NOT_YET:
             partition, places = self._changed.popleft()
-            if partition == part.partition:  # another one may be gone
+            if partition == part.partition:  # another partition may be gone
                 for lower, upper in places:
                     self._read(lower, upper, partition)
 
     def _read(self, lower: int, upper: int, partition: str) -> None:
-        for some in self._reading(lower, upper):
+        for some in self.reading(lower, upper):
             statements.read(self.changes.work, some, partition)
 
-    def _reading(self, lower: int, upper: int) -> Iterator[Blocks]:
-        """Yield these blocks to be read, some after the other, with pauses in between if others are at work."""
+    def reading(self, lower: int, upper: int) -> Iterator[Blocks]:
+        """Yield these blocks in slices to read; pause between them if others are at work."""
         while lower < upper:
             started = time.monotonic()
             some = Blocks(lower, min(lower + self.some_to_read.now, upper))
@@ -216,73 +215,16 @@ class Batches:
                 time.sleep(GAP * seconds)
             lower = some.upper
 
-    def left_in_slices(self, most: int) -> list[Any] | None:
-        """Return the keys of rows that are left to do, as many as that, in slices, with pauses if others are at work.
-
-        They are those of one moment, as those of one statement would be: all is read in one snapshot. Locks none of
-        them (ACCESS SHARE on the table until the end).
-
-        Returns:
-            None if it is to stop, is paused or canceled, or if somebody waits for the table.
-        """
-        found = list[Any]()
-        with self._one_snapshot(), self._beside_it() as is_running:
-            for table in ranges.parts_of(self.connection, self.changes.work.model):
-                for some in self._reading(0, table.blocks):
-                    self.throttle.look()
-                    if self.stop() or self.throttle.is_waited_for or not is_running():
-                        return None
-                    found += statements.keys_of(self.changes.work, some, table.name, lock=False)
-                    if len(found) >= most:
-                        return found[:most]
-        return found
-
-    @contextmanager
-    def _one_snapshot(self) -> Iterator[None]:
-        """Read in one snapshot, taken once the table is ours to read: to an older one, what was rewritten is empty.
-
-        https://www.postgresql.org/docs/current/mvcc-caveats.html
-        """
-        settings = {
-            "lock_timeout": locks.milliseconds(IN_QUEUE),
-            "idle_in_transaction_session_timeout": locks.milliseconds(ranges.LEASE),
-            "backend_flush_after": ranges.FLUSH_AFTER,
-            **locks.no_transaction_timeout(self.connection),
-        }
-        table = self.connection.ops.quote_name(self.changes.work.model._meta.db_table)
-        with locks.session_settings(self.connection, **settings), transaction.atomic(using=self.alias):
-            with self.connection.cursor() as cursor:
-                cursor.execute(ONE_SNAPSHOT)
-                cursor.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
-            yield
-
-    @contextmanager
-    def _beside_it(self) -> Iterator[Callable[[], bool]]:
-        """Yield what says whether the backfill is running, each second: no snapshot knows what became of it since."""
-        other = self.connection.copy()
-        asked, is_running = time.monotonic(), True
-
-        def ask() -> bool:
-            nonlocal asked, is_running
-            if time.monotonic() - asked > LOOK_EVERY:
-                asked, is_running = time.monotonic(), ranges.is_running(other, self.row)
-            return is_running
-
-        try:
-            yield ask
-        finally:
-            other.close()
-
     def by_keys(self, part: BackfillRange, keys: Sequence[Any], cursor: Any = None) -> Iterator[tuple[int, float]]:
-        """Change the rows with these keys, some after the other; yield how many of some, and the seconds it took.
+        """Change the rows with these keys in batches; yield the rows and the seconds of each batch.
 
-        What is held up is tried again in half the size, at once, and left alone as a single row.
+        A batch that is held up is retried at once in half the size; a single row that is held up is left alone.
 
         Args:
-            cursor: where the range goes on, if that is to be written down.
+            cursor: where the range continues; None leaves that as it is.
 
         Raises:
-            LeaseLost: if the range is no longer ours.
+            LeaseLost: if another worker has the range now.
         """
         at = 0
         while at < len(keys) and not self.stop():
@@ -303,7 +245,7 @@ class Batches:
             self.rest(part, seconds)
 
     def _some(self, part: BackfillRange, keys: Sequence[Any], cursor: Any) -> int:
-        """Change those of the rows that nobody else has locked; return how many were."""
+        """Change the rows that no other session has locked; return their number."""
         started = time.monotonic()
         with self.fenced(part, len(keys)):
             rows = self.changes.of_keys(statements.unlocked_keys(self.changes.work, keys))
@@ -313,13 +255,13 @@ class Batches:
             return rows
 
     def next_keys(self, part: BackfillRange, at: Any, rows_in_a_range: Callable[[], float]) -> tuple[Any, int] | None:
-        """Change the rows with the next keys after ``at``; return the last of these keys and how many rows.
+        """Change the rows with the next keys after ``at``; return the last of these keys and the number of rows.
 
         Args:
-            rows_in_a_range: from which, and what it counted before, follows how much of the range is done.
+            rows_in_a_range: an estimate, from which the share that is done follows.
 
         Returns:
-            None if it was held up; the key is None at the end of the range.
+            None if it was held up. The key is None at the end of the range.
         """
         started = time.monotonic()
 
@@ -342,7 +284,7 @@ class Batches:
         return done
 
     def finish(self, part: BackfillRange, action: Callable[[BackfillRange], object]) -> bool:
-        """End a range with what is to be done then, in one transaction; return whether that got its locks."""
+        """Call the action and finish the range in one transaction; return whether that got its locks."""
 
         def batch() -> bool:
             with self.fenced(part, 1):
@@ -353,33 +295,33 @@ class Batches:
         return self.unless_held_up(batch) or False
 
     def go_on_at(self, part: BackfillRange, block: int) -> None:
-        """Leave what is before the block and not done, since somebody keeps it locked, to the next sweep."""
+        """Continue the range at the block; the next sweep changes what others keep locked before it."""
         with self.fenced(part, 1):
             ranges.advance(self.connection, part, to=block, share=share(part, block), rows=0, seconds=0.0)
 
     def target_now(self) -> float:
-        """Return the seconds that the next batch shall take."""
+        """Return the seconds that the next batch should take."""
         return min(self.target, AMONG_OTHERS) if self.is_paced else self.target
 
     def rest(self, part: BackfillRange, seconds: float) -> None:
-        """Pause for as long as there is a reason to, and keep the range meanwhile.
+        """Pause while there is a reason to, and renew the lease of the range.
 
         Args:
             seconds: how long the last batch or slice took.
         """
         self.is_resting = True
         self.throttle.hold_back(seconds, self.say, lambda: self.stop() or not ranges.renew(self.connection, part))
-        self.is_resting = self.throttle.advice.wait  # so that who was told to stop meanwhile does
+        self.is_resting = self.throttle.advice.wait  # a verification stops then, too
 
     def say(self, reason: str) -> None:
-        """Show why the backfill is held back, or that it is not."""
+        """Record why the backfill is held back; an empty reason says that it is not."""
         if reason != self._said:
             running = Backfill.objects.using(self.alias).filter(pk=self.row.pk, status=Backfill.Status.RUNNING)
             running.exclude(throttle=reason).update(throttle=reason)
             self._said = reason
 
     def forget_what_was_said(self) -> None:
-        """Say the reason again, for others may have said another one meanwhile."""
+        """Record the next reason even if it is the same: another worker may have recorded another one."""
         self._said = None
 
 

@@ -1,7 +1,7 @@
 """Which rows of a batch cannot be changed, and why?
 
-A batch is done plainly. If a row may be what made it fail, it is done again with savepoints, half by half, until that
-row is found; it is set aside, and left alone from then on.
+A batch runs without savepoints first. If a row may have made it fail, it runs again with savepoints, half by half,
+until that row is found. The row is set aside: the backfill leaves it alone from then on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 
 class TooMany(Exception):
-    """A row of the batch may be what made it fail, and there are too many to find it while all of them are locked."""
+    """A row of the batch may have made it fail, and the batch is too large to search while all its rows are locked."""
 
 
 MOST_SET_ASIDE = 1_000
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-OF_NO_ROW = {"08", "0A", "25", "3F", "40", "42", "53", "55", "57", "58", "XX"}  # classes
+OF_NO_ROW = {"08", "0A", "25", "3F", "40", "42", "53", "55", "57", "58", "XX"}  # classes of SQLSTATE
 
 
 class Changes:
@@ -42,10 +42,10 @@ class Changes:
         self._careful = self._again = False
 
     def carefully(self, batch: Callable[[], T], *, are_few: bool) -> T:
-        """Do a batch; where a row of it may be what failed, do it again and set that row aside.
+        """Run a batch; if a row of it may have failed, run it again and set that row aside.
 
         Raises:
-            TooMany: if they are not few enough for that.
+            TooMany: if the batch is too large for that.
         """
         try:
             return batch()
@@ -58,13 +58,13 @@ class Changes:
         try:
             return batch()
         except BaseException:
-            self.work = before  # no row was set aside then
+            self.work = before  # the rollback undid the rows set aside
             raise
         finally:
             self._careful = False
 
     def of(self, here: Any, partition: str = "") -> int:
-        """Change the rows there and set aside those of them that cannot be; return how many were changed."""
+        """Change the rows there, set aside those that fail; return the number of changed rows."""
         try:
             with self._savepoint():
                 return statements.change(self.work, here, partition)
@@ -74,10 +74,7 @@ class Changes:
         return self.of_keys(statements.keys_of(self.work, here, partition))
 
     def of_keys(self, keys: Sequence[Any]) -> int:
-        """Change the rows with these keys, all at once or else half by half; set aside those that cannot be.
-
-        Return how many were changed.
-        """
+        """Change the rows with these keys, set aside those that fail; return the number of changed rows."""
         if not keys:
             return 0
         try:
@@ -98,7 +95,7 @@ class Changes:
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
-        """Undo what failed, if we are careful; check now what otherwise is checked at the end of the transaction."""
+        """Open a savepoint in the second run of a batch, and check deferred constraints at its end."""
         if not self._careful:
             yield
             return
@@ -110,7 +107,7 @@ class Changes:
             cursor.execute("SET CONSTRAINTS ALL DEFERRED")
 
     def _is_of_a_row(self, error: Exception) -> bool:
-        """Whether a row may be what makes the error, so that others can be done without it."""
+        """Whether a row may have caused the error, so that the other rows can be changed without it."""
         if isinstance(error, BackfillFailed | LeaseLost | InterfaceError):
             return False
         if isinstance(error, DatabaseError):
@@ -118,7 +115,7 @@ class Changes:
         return self.work.declaration.has_process()
 
     def _set_aside(self, key: Any, error: Exception) -> None:
-        """Leave the row alone from now on, and let other workers do so from their next range on."""
+        """Leave the row alone from now on. Other workers do so from their next range on."""
         row = SetAside(backfill=self.row, key=statements.as_text(self.work.model, key), error=summary(error))
         rows = SetAside.objects.using(self.alias)
         rows.bulk_create(
@@ -129,21 +126,21 @@ class Changes:
             raise BackfillFailed(f"More than {MOST_SET_ASIDE} rows cannot be changed; the last {row}")
 
     def leave_alone_what_is_set_aside(self) -> None:
-        """Leave alone from now on what any worker has set aside.
+        """Leave alone from now on the rows that any worker has set aside.
 
         Raises:
-            BackfillFailed: if the key of such a row is none that its model can have.
+            BackfillFailed: if a key of such a row does not fit the model.
         """
         self.work = replace(self.work, set_aside=tuple(self._keys_set_aside(again=False)))
 
     def to_try_again(self) -> list[Any]:
-        """Return the keys of rows that were set aside and are to be tried again, if they are still there."""
+        """Return the keys of the rows that ``retry`` marked to be tried again, if they still exist."""
         keys = self._keys_set_aside(again=True)
         self._again = bool(keys)
         return list(self.work.to_do.filter(pk__in=keys).values_list("pk", flat=True)) if keys else []
 
     def given_up(self) -> int:
-        """Return how many rows stay set aside once all are done; forget those that are gone, or done by others."""
+        """Return the number of rows that stay set aside; forget those that are gone or done by now."""
         self._rows_set_aside(again=True).delete()
         rows = self._rows_set_aside(again=False)
         keys = self._keys_set_aside(again=False)

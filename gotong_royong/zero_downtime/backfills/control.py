@@ -1,6 +1,6 @@
 """How is a backfill started, paused and canceled, and how far is it?
 
-Everything stands in the database, so that any process may ask and control; workers look before every batch.
+The database holds all of it, so any process can ask and control. Workers read the status before every batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from ..exceptions import BackfillRefused, NoLedger
 from ..models import Backfill, BackfillEvent, BackfillRange, SetAside
 from ..postgres import catalog
 from .declarations import declared, takes_back
-from .ranges import HELD, cancel_look
+from .ranges import HELD, cancel_verification
 from .statements import KEYS
 
 Status = Backfill.Status
@@ -30,11 +30,11 @@ AT_WORK = Q(finished_at=None) & Q(RawSQL(HELD, (), output_field=BooleanField()))
 
 
 pending = Signal()
-"""Sent with ``name`` and ``alias`` of a backfill that is left to the workers."""
+"""Sent with ``name`` and ``alias`` of a backfill that workers should take up."""
 
 
 def who_takes_up(name: str) -> str:
-    """Say who goes on with a backfill that is pending."""
+    """Say who takes up a pending backfill."""
     if not pending.has_listeners(Backfill):
         return f"no queue is installed, so it waits for backfill run {name}"
     if not _queue_is_there():
@@ -44,7 +44,7 @@ def who_takes_up(name: str) -> str:
 
 
 def _queue_is_there() -> bool:
-    """Ask for the table of Procrastinate, if that is installed: a receiver of ``pending`` does not say."""
+    """Whether the queue's table exists; True without Procrastinate, because another receiver may be any queue."""
     if not apps.is_installed("procrastinate.contrib.django"):
         return True
     try:
@@ -55,7 +55,7 @@ def _queue_is_there() -> bool:
 
 
 class Progress(NamedTuple):
-    """How far a backfill is: ``share`` of the sweep that it is in, from 0 to 1; times in seconds."""
+    """How far a backfill is: ``share`` of its current sweep, from 0 to 1; times in seconds."""
 
     share: float
     rows: int
@@ -68,7 +68,7 @@ class Progress(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Rows in a second since it began."""
+        """Rows a second since it began."""
         return self.rows / self.seconds if self.seconds else 0.0
 
 
@@ -86,11 +86,11 @@ def _recorded(name: str, alias: str) -> Backfill | None:
 
 
 def get_or_create(name: str, alias: str) -> Backfill:
-    """Return what the database knows of the backfill; make a pending one if it knows nothing.
+    """Return the row of the backfill; create a pending one if there is none.
 
     Raises:
         UnknownBackfill: if neither the database nor the code knows it.
-        NoLedger: if the tables are not there.
+        NoLedger: if the tables of backfills do not exist.
     """
     if not is_recorded(alias):
         raise NoLedger(f"The tables of backfills are not in the database {alias}. Run migrate, and then this again.")
@@ -102,11 +102,11 @@ def get_or_create(name: str, alias: str) -> Backfill:
 
 
 def known(name: str, alias: str) -> Backfill:
-    """Return what the database knows of the backfill. Nothing is locked or changed.
+    """Return the row of the backfill. Locks and changes nothing.
 
     Raises:
         UnknownBackfill: if neither the database nor the code knows it.
-        BackfillRefused: if it is not started.
+        BackfillRefused: if it was never started.
     """
     row = _recorded(name, alias)
     if row is None:
@@ -115,12 +115,12 @@ def known(name: str, alias: str) -> Backfill:
 
 
 def names(alias: str) -> list[str]:
-    """Return the backfills that the database knows, also those that this release of the code does not."""
+    """Return the names of the backfills in the database, including those that this code no longer declares."""
     return list(Backfill.objects.using(alias).values_list("name", flat=True)) if is_recorded(alias) else []
 
 
 def status(name: str, alias: str) -> tuple[Backfill, Progress]:
-    """Return how a backfill is, without making it known to the database if it is not."""
+    """Return the row and the progress of a backfill; create no row if there is none."""
     row = _recorded(name, alias)
     if row is None:
         of = takes_back(name)
@@ -129,27 +129,27 @@ def status(name: str, alias: str) -> tuple[Backfill, Progress]:
 
 
 def refresh(row: Backfill, rows: QuerySet[Backfill] | None = None) -> None:
-    """Read the row anew, from ``rows`` if they are given.
+    """Read the row again, from ``rows`` if given.
 
     Raises:
-        BackfillRefused: if it is forgotten.
+        BackfillRefused: if the row is gone.
     """
     try:
         row.refresh_from_db(using=row._state.db, from_queryset=rows)
     except Backfill.DoesNotExist:
-        told = f"Somebody has taken the backfill {row} back, so it has ended. backfill run {row} would start it anew."
+        told = f"Somebody has taken the backfill {row} back, so it has ended. backfill run {row} would start it again."
         raise BackfillRefused(told) from None
 
 
 def become(row: Backfill, status: Status, **values: Any) -> None:
-    """Change the status, if that may be. Locks the row of the backfill, and waits for that.
+    """Change the status. Waits for the lock of the row (FOR NO KEY UPDATE).
 
     Raises:
-        BackfillRefused: if a backfill of its present status cannot become that, or is forgotten.
+        BackfillRefused: if the current status does not allow that, or the row is gone.
     """
     from_those = [before for before, after in Backfill.TRANSITIONS.items() if status in after]
     if status not in {Status.PENDING, Status.RUNNING}:
-        values["finished_at"] = Coalesce("finished_at", Now())  # what was paused and is canceled stopped back then
+        values["finished_at"] = Coalesce("finished_at", Now())  # a paused one stopped when it was paused
     rows = Backfill.objects.using(row._state.db).filter(pk=row.pk)
     changed = rows.filter(status__in=from_those).update(status=status, throttle="", **values)
     refresh(row)
@@ -160,24 +160,24 @@ def become(row: Backfill, status: Status, **values: Any) -> None:
     if status == Status.PENDING:
         transaction.on_commit(lambda: pending.send(Backfill, name=row.name, alias=alias), using=alias)
     elif status in {Status.PAUSED, Status.CANCELED}:
-        transaction.on_commit(lambda: cancel_look(connections[alias], row), using=alias)
+        transaction.on_commit(lambda: cancel_verification(connections[alias], row), using=alias)
 
 
-# As ``become``: every worker stops after the batch at hand, and what they have done stays.
+# As ``become``: every worker stops after its current batch; changed rows stay changed.
 pause = partial(become, status=Status.PAUSED)
 cancel = partial(become, status=Status.CANCELED)
 
 
 def retry(row: Backfill) -> None:
-    """Let one that has ended begin anew with the rows that are still to do, those that were set aside included.
+    """Start an ended backfill again with the rows that are still to do, including those set aside.
 
-    Without a ``where`` nobody can say which those are. So one that failed or was canceled goes on where it was, and
-    then with the rows that were set aside; only one that succeeded does all rows a second time. Locks the rows of the
-    backfill, of its ranges and of what it has set aside.
+    Without a ``where`` nothing says which rows those are. So one that failed or was canceled continues where it was,
+    then retries the rows set aside; one that succeeded changes all rows a second time. Locks the rows of the backfill,
+    of its ranges and of what it has set aside.
 
     Raises:
         BackfillRefused: while it has not ended.
-        UnknownBackfill: if it goes in the order of keys, and the code does not say whether it has a ``where``.
+        UnknownBackfill: if it goes in the order of keys and the code does not declare it.
     """
     alias = row._state.db
     with _locked(row):
@@ -187,8 +187,8 @@ def retry(row: Backfill) -> None:
         if is_half_done and declared(row.name).where is None:
             _go_on(row, error="")
             row.set_aside.using(alias).update(again=True)
-            last_look = row.ranges.using(alias).filter(sweep=row.sweep, sweep__gt=1, number=0)
-            last_look.update(finished_at=None, leased_until=None)  # so that somebody looks for those
+            verification = row.ranges.using(alias).filter(sweep=row.sweep, sweep__gt=1, number=0)
+            verification.update(finished_at=None, leased_until=None)  # a worker then retries those
             return
         fresh = {"sweep": 0, "error": "", "verified_at": None, "finished_at": None, "started_at": None, "order": ""}
         become(row, Status.PENDING, **fresh)
@@ -197,7 +197,7 @@ def retry(row: Backfill) -> None:
 
 
 def resume(row: Backfill) -> None:
-    """Let a paused one go on where it was. Locks its row.
+    """Let a paused backfill continue where it was. Locks its row (FOR NO KEY UPDATE).
 
     Raises:
         BackfillRefused: if it is not paused.
@@ -210,7 +210,7 @@ def resume(row: Backfill) -> None:
 
 @contextmanager
 def _locked(row: Backfill) -> Iterator[None]:
-    """Keep the row as it is now (FOR NO KEY UPDATE) until what depends on that is committed."""
+    """Read and lock the row (FOR NO KEY UPDATE) until the block commits."""
     alias = row._state.db
     with transaction.atomic(using=alias):
         refresh(row, Backfill.objects.using(alias).select_for_update(no_key=True))
@@ -218,7 +218,7 @@ def _locked(row: Backfill) -> Iterator[None]:
 
 
 def _go_on(row: Backfill, **values: Any) -> None:
-    """Let it go on where it was. For its rate it began later, by as long as nobody was to be at it."""
+    """Let it continue where it was. Its start moves by the idle time, which its rate does not count."""
     idle = Now() - Coalesce("finished_at", Now())
     become(row, Status.PENDING, started_at=F("started_at") + idle, finished_at=None, **values)
 
@@ -227,14 +227,14 @@ ACTIONS: dict[str, Callable[[Backfill], None]] = {"pause": pause, "resume": resu
 
 
 def apply(row: Backfill, action: str, who: str, *, all_again: bool = True) -> None:
-    """Go one of the ``ACTIONS``, and write down who did. Locks as that does, and the row of the backfill before it.
+    """Carry out one of the ``ACTIONS`` and record who did. Locks the row of the backfill, then what the action locks.
 
     Args:
-        all_again: whether ``retry`` may do rows a second time because nobody can say which are done.
+        all_again: whether ``retry`` may change rows a second time where nothing says which are done.
 
     Raises:
-        BackfillRefused: if that is not open now.
-        UnknownBackfill: as ``retry`` does, and there also of one that succeeded unless it may do all again.
+        BackfillRefused: if the status does not allow the action.
+        UnknownBackfill: as ``retry`` does.
     """
     with _locked(row):
         has_done_all = row.status == Status.SUCCEEDED and row.order == KEYS
@@ -248,28 +248,27 @@ def apply(row: Backfill, action: str, who: str, *, all_again: bool = True) -> No
 
 
 def by_whom(row: Backfill) -> str:
-    """Say who has paused or canceled it, and when, if that is why it stands still, and was written down."""
+    """Say who paused or canceled it, and when; nothing if it is neither, or nobody recorded that."""
     last = row.events.using(row._state.db).first()
     stopped = {"pause": Status.PAUSED, "cancel": Status.CANCELED}
     return f" ({last})" if last and stopped.get(last.action) == row.status else ""
 
 
 def again(row: Backfill) -> str:
-    """Return which of the ``ACTIONS`` makes one pending that is not."""
+    """Return the action that makes a stopped backfill pending."""
     return "resume" if row.status == Status.PAUSED else "retry"
 
 
 def actions(row: Backfill) -> list[str]:
-    """Return which of the ``ACTIONS`` to control a backfill it may go now."""
+    """Return the ``ACTIONS`` that its status allows."""
     to = {Status.PAUSED: "pause", Status.PENDING: again(row), Status.CANCELED: "cancel"}
     return [action for status, action in to.items() if status in Backfill.TRANSITIONS[Status(row.status)]]
 
 
 def forget(name: str, alias: str) -> None:
-    """Delete what the database knows of a backfill, so that it may be done again from the start.
+    """Delete the rows of a backfill, so that it can start again from nothing.
 
-    Locks its rows in all tables of backfills, its own first (FOR UPDATE), so that no worker adds to them; waits for the
-    batches that are under way.
+    Locks its row (FOR UPDATE), then its rows in the other tables of backfills; waits for running batches.
     """
     rows = Backfill.objects.using(alias).filter(name=name)
     with transaction.atomic(using=alias):
@@ -278,12 +277,12 @@ def forget(name: str, alias: str) -> None:
 
 
 def progress(row: Backfill) -> Progress:
-    """Return how far the backfill is; ``remaining`` is a guess from the sweep that it is in, or None."""
+    """Return how far the backfill is; ``remaining`` is an estimate from its first sweep, or None."""
     return progress_of([row])[row.pk]
 
 
 def progress_of(rows: Sequence[Backfill]) -> dict[int, Progress]:
-    """Return by its primary key how far each of these is, in two queries. All must be of the same database."""
+    """Return the progress of each by its primary key, in two queries. All must be in the same database."""
     if not rows:
         return {}
     alias = rows[0]._state.db
@@ -295,7 +294,7 @@ def progress_of(rows: Sequence[Backfill]) -> dict[int, Progress]:
         longest=Max("longest_batch"),
         done=Avg("share", filter=here & Q(number__gt=0)),
         workers=Count("worker", filter=here & AT_WORK, distinct=True),
-        now=Max(Now()),  # by the server's clock, which also said when it began
+        now=Max(Now()),  # started_at is from the server's clock, too
     )
     of: dict[int, Any] = {each["backfill"]: each for each in told}
     counts = SetAside.objects.using(alias).filter(backfill__in=rows).values_list("backfill").annotate(Count("pk"))
@@ -307,7 +306,7 @@ def _progress(row: Backfill, told: dict[str, Any], set_aside: int) -> Progress:
     ended: datetime | None = row.finished_at or told.get("now") or row.started_at
     seconds = (ended - row.started_at).total_seconds() if ended and row.started_at else 0.0
     is_done, sweep, done = row.status == Status.SUCCEEDED, told.get("backfill__sweep", row.sweep), told.get("done")
-    # A later sweep that has no ranges yet looks for what the one before, which has gone through all, has left.
+    # A later sweep without ranges verifies what the sweep before, which is complete, has left.
     share = 1.0 if is_done or (done is None and sweep > 1) else done or 0.0
     first = sweep == 1 and share > 0 and row.status == Status.RUNNING
     return Progress(

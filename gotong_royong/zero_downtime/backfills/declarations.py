@@ -13,22 +13,22 @@ from django.utils.module_loading import autodiscover_modules
 
 from ..exceptions import BackfillRefused, UnknownBackfill, meant
 
-WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")  # MarkovUserIDs is markov_user_ids
+WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")  # MarkovUserIDs becomes markov_user_ids
 DECLARED: dict[str, "type[BackfillDeclaration]"] = {}
 
 
 class BackfillDeclaration:
-    """A change of data, declared in an app's ``backfills.py``: what to do with the rows that are still to do.
+    """A change of data, declared in an app's ``backfills.py``.
 
-    It is called ``app_label.name_of_the_class``. What it changes in a row must make ``where`` false for that row::
+    Its name is ``app_label.name_of_the_class``. The change of a row must make ``where`` false for that row::
 
         class PopulateMarkovUserIDs(BackfillDeclaration):
             model = "accounts.User"
             where = Q(markov_user_id=None)
             update = {"markov_user_id": Concat(Value("markov:"), Cast("id", TextField()))}
 
-    Instead of ``update`` it may have a method ``process``. Without a ``where``, every row that was there when it
-    began is changed once, in the order of the primary key.
+    A method ``process`` may replace ``update``. Without a ``where``, the backfill changes every row that exists when it
+    begins once, in the order of the primary key.
     """
 
     model: ClassVar[str]
@@ -38,18 +38,16 @@ class BackfillDeclaration:
     """The rows that are still to do."""
 
     update: ClassVar[Mapping[str, Any]] = {}
-    """What to set, as ``QuerySet.update`` takes it: done by PostgreSQL, without fetching the rows."""
+    """What to set, as ``QuerySet.update`` takes it. PostgreSQL changes the rows; no row is fetched."""
 
     reverse: ClassVar[str] = ""
-    """The backfill that takes this one back, if there is one."""
+    """The name of the backfill that takes this one back, or nothing."""
 
     def process(self, batch: QuerySet[Any]) -> None:
-        """Change the rows of ``batch``, which are locked (FOR NO KEY UPDATE) until the batch is committed with them.
+        """Change the rows of ``batch``, which are locked (FOR NO KEY UPDATE) until the batch commits.
 
-        So is what an inherited model has of them in the tables of its parents, but not what ``where`` joins to them.
-
-        Whatever it raises is written down for the row that it cannot do, once that is found. Its session is ended if
-        it does not use the database for 30 seconds.
+        The lock includes the rows of parent models, but not the rows that ``where`` joins. An exception is recorded
+        for the row that causes it. PostgreSQL ends the session if it does not use the database for 30 seconds.
         """
         batch.update(**self.update)
 
@@ -63,6 +61,7 @@ class BackfillDeclaration:
 
     @classmethod
     def has_process(cls) -> bool:
+        """Whether the class has a ``process`` method of its own."""
         return cls.process is not BackfillDeclaration.process
 
 
@@ -70,8 +69,8 @@ def declared(name: str) -> type[BackfillDeclaration]:
     """Return the declaration of that name.
 
     Raises:
-        UnknownBackfill: if there is none in this release of the code.
-        BackfillRefused: if it does not say what to do to what, or names a reverse that is not there.
+        UnknownBackfill: if this release of the code declares none.
+        BackfillRefused: if it lacks a model, or an update or process, or names an unknown reverse.
     """
     autodiscover_modules("backfills")
     if name not in DECLARED:
@@ -83,19 +82,18 @@ def declared(name: str) -> type[BackfillDeclaration]:
     if not re.fullmatch(r"\w+\.\w+", str(getattr(found, "model", None))):
         raise BackfillRefused(f'{name} does not say whose rows it changes. Write model = "app.Model" in its class.')
     if found.reverse and found.reverse not in DECLARED:
-        raise BackfillRefused(f"{name} names {found.reverse} as its reverse, which is not declared. Mend its class.")
+        raise BackfillRefused(f"{name} names {found.reverse} as its reverse, which is not declared. Correct its class.")
     return found
 
 
 def model_of(declaration: type[BackfillDeclaration], alias: str = DEFAULT_DB_ALIAS) -> type[Model]:
-    """Return the model as the code has it now. Asks no database anything.
+    """Return the current model. No database is asked.
 
     Args:
-        alias: of the database whose SQL it is to be.
+        alias: the database whose SQL checks the declaration.
 
     Raises:
-        BackfillRefused: if there is none, or it lacks a field that the declaration names, or such a field cannot have
-            the value that it is given.
+        BackfillRefused: if there is no such model, it lacks a field of the declaration, or a value does not fit.
     """
     try:
         model = apps.get_model(declaration.model)
@@ -111,16 +109,17 @@ def model_of(declaration: type[BackfillDeclaration], alias: str = DEFAULT_DB_ALI
         reason = " ".join(error.messages) if isinstance(error, ValidationError) else str(error)
         raise BackfillRefused(
             f"{declaration.name} does not fit the models of the code that runs here: {reason.rstrip('.')}. "
-            f"Mend its class, or run it with the code that it was written for; until then it stays as it is."
+            f"Correct its class, or run it with the code that it was written for; until then it stays as it is."
         ) from None
     return model
 
 
 def all_declared() -> list[str]:
+    """Return the names of the backfills that this release of the code declares, sorted."""
     autodiscover_modules("backfills")
     return sorted(DECLARED)
 
 
 def takes_back(name: str) -> str:
-    """Return which backfill names this one as its reverse; nothing if none does."""
+    """Return the name of the backfill whose reverse is this one; nothing if there is none."""
     return next((other for other in all_declared() if DECLARED[other].reverse == name), "")

@@ -1,6 +1,7 @@
 """What does a migration do with a backfill: all of it at once, or leave it to a worker?
 
-It is done at once if the table is small, and wherever backfills are not recorded, as in the databases of tests.
+A migration does all of it if the table is small, and in databases without the tables of backfills, such as those of
+tests.
 """
 
 import time
@@ -15,12 +16,12 @@ from ..exceptions import BackfillFailed, BackfillRefused, counted
 from ..models import Backfill
 from ..postgres import catalog, locks
 from . import control, ranges, statements
-from .batches import LEFT
+from .batches import LEFT, POLL
 from .declarations import declared
 from .statements import Work
-from .worker import POLL, Worker
+from .worker import Worker
 
-ROWS_IN_A_BLOCK = 50  # of a table that was never analyzed
+ROWS_IN_A_BLOCK = 50  # estimate for a table that was never analyzed
 
 Status = Backfill.Status
 
@@ -29,11 +30,11 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
     """Do the backfill now if its table is small, else leave it to a worker.
 
     Args:
-        model: the one to change, as it was at that migration.
+        model: the historical model at this migration.
 
     Raises:
-        BackfillFailed: if it was done here and failed, or rows were set aside.
-        BackfillRefused: in a transaction, which would hold its row locks to the end.
+        BackfillFailed: if it fails here, or rows are set aside.
+        BackfillRefused: in a transaction, which would keep the row locks of all batches.
     """
     if not _is_recorded(connection) or (rows := _rows(connection, model)) <= conf.BACKFILL_INLINE:
         finish(name, connection, model)
@@ -48,14 +49,14 @@ def start(name: str, connection: BaseDatabaseWrapper, model: type[models.Model])
 
 
 def finish(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
-    """Do the backfill now, however large its table is: for what a later migration of the same run builds upon.
+    """Do the backfill now, however large its table is: a later migration of the same run needs it.
 
     Args:
-        model: the one to change, as it was at that migration.
+        model: the historical model at this migration.
 
     Raises:
-        BackfillFailed: if it failed, or rows were set aside.
-        BackfillRefused: in a transaction, or if somebody has paused it.
+        BackfillFailed: if it fails, or rows are set aside.
+        BackfillRefused: in a transaction, or if it is paused.
     """
     if not _is_recorded(connection):
         with locks.session_settings(connection, **locks.ALL_ROWS):
@@ -67,11 +68,11 @@ def finish(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]
 
 
 def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
-    """Make sure that the backfill is done; do the rest now if that is little.
+    """Make sure that the backfill is done; do the rest now if that is at most ``BACKFILL_INLINE`` rows.
 
     Raises:
-        BackfillRefused: if it is not done and more than a little is left.
-        BackfillFailed: if the rest was done here and failed.
+        BackfillRefused: if more rows are left, or it is paused or canceled.
+        BackfillFailed: if the rest fails here.
     """
     if not _is_recorded(connection):
         with locks.session_settings(connection, **locks.ALL_ROWS):
@@ -84,18 +85,18 @@ def require(name: str, connection: BaseDatabaseWrapper, model: type[models.Model
             return
         control.retry(row)
     if rest > conf.BACKFILL_INLINE or row.status in {Status.PAUSED, Status.CANCELED}:
-        way = control.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
+        action = control.again(row) if row.status in {Status.PAUSED, Status.CANCELED, Status.FAILED} else "run"
         raise BackfillRefused(
             f"The backfill {name} must be done before this, but it is {row.status}, and about {rest:,.0f} rows may be "
-            f"left. See to it with backfill {way} {name}, and migrate again."
+            f"left. Run backfill {action} {name}, then migrate."
         )
     _to_its_end(_pending_or_ended(name, connection), model, at_full_speed=True)
 
 
 def _have_come(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
-    """Return how many rows to do are there again, for code that does not fill them has run since; reads the table.
+    """Return how many rows to do old code has written since the backfill ended. Reads the table.
 
-    Counts no further than is done at once.
+    Counts to one more than ``BACKFILL_INLINE``.
     """
     work = Work(declared(name), model, connection.alias)
     if work.declaration.where is None:
@@ -105,25 +106,25 @@ def _have_come(name: str, connection: BaseDatabaseWrapper, model: type[models.Mo
 
 
 def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
-    """Do the backfill that this one names as its reverse, whatever the size of its table, and forget both.
+    """Do the reverse of this backfill, however large its table is, and forget both.
 
-    What has not ended of it is canceled before, and its ranges are taken from its workers. Locks the rows of both in
-    the tables of backfills.
+    A backfill that has not ended is canceled first, and its ranges are taken from its workers. Locks the rows of both
+    in the tables of backfills.
 
     Raises:
-        BackfillRefused: if it names none, or one whose model is not there, in a transaction, or if a worker is too long
-            in the middle of a batch.
-        BackfillFailed: if that fails.
+        BackfillRefused: without a reverse, without the reverse's model, in a transaction, or if a worker stays in a
+            batch for longer than PATIENCE.
+        BackfillFailed: if the reverse fails.
     """
     reverse = declared(name).reverse
     if not reverse:
         raise BackfillRefused(f"{name} names no reverse, so it cannot be taken back.")
     try:
-        model = model._meta.apps.get_model(declared(reverse).model)  # which may be another one
+        model = model._meta.apps.get_model(declared(reverse).model)  # may be another model
     except LookupError:
         raise BackfillRefused(
             f"{reverse}, which takes {name} back, changes {declared(reverse).model}, which is not there at this "
-            "migration. Let it depend on the one that makes that, and migrate again."
+            "migration. Let the migration depend on the one that creates that model, then migrate."
         ) from None
     if not _is_recorded(connection):
         finish(reverse, connection, model)
@@ -133,22 +134,22 @@ def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Mod
     if name in control.names(alias):
         _stop(control.known(name, alias))
     if (row := control.get_or_create(reverse, alias)).status == Status.SUCCEEDED:
-        control.retry(row)  # that was another time
+        control.retry(row)  # it ran for an earlier rollback
     finish(reverse, connection, model)
     for each in (name, reverse):
         control.forget(each, alias)
 
 
 def _stop(row: Backfill) -> None:
-    """Let nobody go on with it, and wait until no worker is in the middle of a batch of it."""
-    with suppress(BackfillRefused):  # it has ended
+    """Cancel it, and wait until no worker is in a batch of it."""
+    with suppress(BackfillRefused):  # it has ended already
         control.cancel(row)
     until = time.monotonic() + conf.PATIENCE
     while worker := ranges.take_away(row):
         if time.monotonic() > until:
             raise BackfillRefused(
                 f"{row} is {row.status}, but {worker} is still in the middle of a batch of it after {conf.PATIENCE:g} "
-                "s. End that process, and migrate again."
+                "s. End that process, then migrate."
             )
         time.sleep(POLL)
 
@@ -174,7 +175,7 @@ def _refuse_in_a_transaction(name: str, connection: BaseDatabaseWrapper) -> None
 
 
 def _rows(connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
-    """Return how many rows the table has about."""
+    """Return the estimated number of rows of the table."""
     name = connection.ops.quote_name(model._meta.db_table)
     table = catalog.tables(connection, [name]).get(name)
     if table is not None and table.rows is not None:
@@ -183,19 +184,17 @@ def _rows(connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
 
 
 def _to_its_end(row: Backfill, model: type[models.Model], *, at_full_speed: bool) -> None:
-    # Who waits for one of its rows shall wait no longer than for a lock of the migration, with something to spare.
+    # Half the lock budget: others wait for one of its rows no longer than for a lock of the migration.
     row = Worker(row, model=model, target=conf.LOCK_TIMEOUT / 2, at_full_speed=at_full_speed).run()
     if row.status == Status.FAILED:
         raise BackfillFailed(f"{row} failed. {row.error}")
     if row.status != Status.SUCCEEDED:
-        raise BackfillRefused(
-            f"{row} is {row.status}. See to it with backfill {control.again(row)} {row}, and migrate again."
-        )
+        raise BackfillRefused(f"{row} is {row.status}. Run backfill {control.again(row)} {row}, then migrate.")
     _say(control.progress(row).rows)
 
 
 def _at_once(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> int:
-    """Do the backfill without writing down how far it is; return how many rows it had. Locks them FOR NO KEY UPDATE."""
+    """Do the backfill without recording progress; return the number of rows. Locks them (FOR NO KEY UPDATE)."""
     work, done = Work(declared(name), model, connection.alias), 0
     if work.declaration.where is None:
         with transaction.atomic(using=connection.alias):
@@ -214,6 +213,6 @@ def _say(rows: int) -> None:
 
 
 def _print(text: str) -> None:
-    """Print beside the step; an output that is closed must not make it fail."""
+    """Print beside the step. A closed output does not make the step fail."""
     with suppress(OSError, ValueError):
         print(f"\n    {text}", end="", flush=True)

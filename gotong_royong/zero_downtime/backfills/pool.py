@@ -1,4 +1,4 @@
-"""How do several workers of one process go through a backfill together, and how does one see how far they are?"""
+"""How do several workers of one process go through a backfill together?"""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from .control import Progress
 from .throttle import BACKFILL
 from .worker import Worker
 
-LOOK = 0.25  # seconds between two looks at how far it is
+SHOW_EVERY = 0.25  # seconds
 
 
 def run(
@@ -24,13 +24,16 @@ def run(
     at_full_speed: bool = False,
     show: Callable[[Backfill, Progress], object] = lambda row, progress: None,
 ) -> Backfill:
-    """Let workers, each in a thread with a connection of its own, go through the backfill; return how it is then.
+    """Go through the backfill with workers, each in a thread with its own connection; return its row at the end.
 
-    Ctrl-C lets each finish the batch at hand, and ends the statement of one that looks for what is left.
+    After Ctrl-C each worker finishes its current batch; a statement that verifies is canceled.
+
+    Args:
+        show: takes the row and its progress four times a second.
 
     Raises:
-        BackfillFailed: when it cannot go on.
-        BackfillRefused: when somebody has taken it back meanwhile.
+        BackfillFailed: if it cannot go on.
+        BackfillRefused: if somebody has taken it back meanwhile.
     """
     row = control.get_or_create(name, alias)
     stop = threading.Event()
@@ -54,22 +57,22 @@ def run(
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            threads[-1].join(LOOK)
+            threads[-1].join(SHOW_EVERY)
             try:
                 control.refresh(row)
                 show(row, control.progress(row))
-            except (InterfaceError, OperationalError):  # the workers know how long to go on trying
+            except (InterfaceError, OperationalError):  # the workers raise this after PATIENCE
                 connections[alias].close()
     finally:
         stop.set()
         while any(thread.is_alive() for thread in threads):
             for worker in at_work:
-                worker.cancel_look()
-            threads[-1].join(LOOK)
+                worker.cancel_verification()
+            threads[-1].join(SHOW_EVERY)
         settings.close()
     if errors:
         with suppress(Error):
-            control.refresh(row)  # what a worker says of one that is gone is another thing
+            control.refresh(row)  # raises BackfillRefused if it was taken back, in place of the worker's error
         raise errors[0]
     control.refresh(row)
     return row

@@ -1,8 +1,8 @@
-"""Into which parts is a table cut, and how does one worker at a time hold one of them?
+"""Into which ranges is a table cut, and how does one worker hold a range?
 
-A worker claims a range under a lease and gets a token. Each of its batches begins with locking the range's row, if that
-still has the token: so nobody takes the range over in the middle of a batch, and a worker that was given up for dead
-cannot commit what another one is doing. All times are the server's, so no clock but one matters.
+A worker claims a range with a lease and gets a token. Each of its batches first locks the range's row, if that still
+has the token. So no other worker takes the range in the middle of a batch, and a worker that lost its lease cannot
+commit. All times are from the server's clock.
 """
 
 import itertools
@@ -20,23 +20,23 @@ from ..models import Backfill, BackfillRange
 from ..postgres import locks
 
 LEASE = 30.0  # seconds that a worker may be silent
-FLUSH_AFTER = "256kB"  # that a worker has written while others are at work
-BLOCKS, FEWEST = 2_048, 256  # of a table's file in a range, at most and at least: 16 and 2 MB
-RANGES, MOST_RANGES = 64, 1_000  # that a sweep has: the workers that are done wait for the last of them
-SAMPLE = 20_000  # rows from which the bounds of key ranges are chosen
+FLUSH_AFTER = "256kB"  # backend_flush_after while others are at work
+BLOCKS, FEWEST = 2_048, 256  # of a range, at most and at least: 16 and 2 MB
+RANGES, MOST_RANGES = 64, 1_000  # of a sweep: idle workers wait for the last of them
+SAMPLE = 20_000  # rows that give the bounds of key ranges
 
 RANGE, BACKFILL = BackfillRange._meta.db_table, Backfill._meta.db_table
 
 LEASED_UNTIL = "clock_timestamp() + %(lease)s * interval '1 second'"
 
-# A range is free if nobody has it, or if who had it is gone: its session, or its lease. A look for what is left reads
-# the whole table in one transaction, which its lease need not outlast.
+# A range is free without a worker, without the worker's session, or after its lease. A verification may read the table
+# in one transaction that outlasts the lease.
 HELD = """(leased_until IS NOT NULL AND EXISTS (
     SELECT FROM pg_stat_activity WHERE pid = backend AND (
         leased_until > clock_timestamp() OR (state <> 'idle' AND xact_start < leased_until)
     )
 ))"""
-# A crash that takes a claim back takes back all that was done under it, so it need not wait for the disk.
+# A crash that loses the claim also loses its batches, so the claim need not wait for the disk.
 CLAIM = f"""
     UPDATE {RANGE} SET token = token + 1, worker = %(worker)s, backend = pg_backend_pid(),
                        leased_until = {LEASED_UNTIL}
@@ -49,11 +49,10 @@ CLAIM = f"""
     RETURNING *, set_config('synchronous_commit', 'off', true)
 """  # noqa: S608
 
-# Takes a row lock on the range until the end of the transaction. What a crash takes back is done again, so that a batch
-# need not wait for the disk; the look that finds nothing left does.
-# Among others it has what it writes brought to the disk piece by piece, for what waits there comes all at once after
-# half a minute, and a commit after it (https://www.postgresql.org/docs/current/runtime-config-resource.html). Alone it
-# would take a tenth longer.
+# Locks the range's row (FOR UPDATE). A batch that a crash loses is done again, so it need not wait for the disk; a
+# verification waits for it. While others are at work, backend_flush_after spreads the writes; else the kernel writes
+# them all at once after half a minute, and commits wait. Alone, the setting would take a tenth longer
+# (https://www.postgresql.org/docs/current/runtime-config-resource.html).
 FENCE = f"""
     SELECT whole.status, set_config('synchronous_commit', CASE WHEN number > 0 THEN 'off' ELSE
                                     current_setting('synchronous_commit') END, true),
@@ -82,14 +81,14 @@ RENEW = f"""
 RELEASE = f"UPDATE {RANGE} SET leased_until = NULL WHERE id = %s AND token = %s AND finished_at IS NULL"  # noqa: S608
 
 # https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL
-CANCEL_LOOK = f"""
+CANCEL_VERIFICATION = f"""
     SELECT pg_cancel_backend(backend) FROM {RANGE} WHERE backfill_id = %(backfill)s AND number = 0
     AND finished_at IS NULL AND backend <> pg_backend_pid() AND {HELD} AND EXISTS (
         SELECT FROM pg_stat_activity WHERE pid = backend AND pg_has_role(usesysid, 'USAGE')
     )
 """  # noqa: S608
 
-# The sweep is named, so that of two workers one begins the next.
+# The condition on the sweep lets only one of two workers begin the next.
 NEXT_SWEEP = f"""
     WITH next AS (
         UPDATE {BACKFILL} whole SET sweep = sweep + 1
@@ -102,7 +101,7 @@ NEXT_SWEEP = f"""
     INSERT INTO {RANGE} (backfill_id, sweep, number) SELECT id, sweep, 0 FROM next
 """  # noqa: S608
 
-# A table itself, the tables that inherit from it, or the partitions in which its rows are
+# A table, the tables that inherit from it, or its partitions
 # (https://www.postgresql.org/docs/current/catalog-pg-inherits.html).
 LEAVES = """
     SELECT pg_class.* FROM pg_class WHERE oid IN (
@@ -124,13 +123,13 @@ PARTS = f"""
 
 
 class LeaseLost(Exception):
-    """The range is another worker's now, or the backfill is not to go on."""
+    """Another worker has the range now, or the backfill no longer runs."""
 
 
 class Part(NamedTuple):
-    """A table (``name`` is empty then), a partition of it or what inherits from it, and its size in blocks.
+    """A table (``name`` is empty then), a partition or an inheriting table, and its size in blocks.
 
-    ``is_table`` is not said of views and foreign tables, which have none.
+    ``is_table`` is False for views and foreign tables, which have no blocks.
     """
 
     name: str
@@ -139,20 +138,21 @@ class Part(NamedTuple):
 
 
 def worker_name() -> str:
+    """Return the host, process and thread of this worker, as the table of ranges shows them."""
     return f"{socket.gethostname()}, process {os.getpid()}, thread {threading.get_native_id()}"
 
 
 def claim(connection: BaseDatabaseWrapper, row: Backfill) -> BackfillRange | None:
-    """Take the first range that nobody holds; None if there is none now."""
+    """Claim the first free range; None if there is none now. Waits for no lock (SKIP LOCKED)."""
     values = {"worker": worker_name(), "lease": LEASE, "backfill": row.pk}
     return next(iter(BackfillRange.objects.using(connection.alias).raw(CLAIM, values)), None)
 
 
 def is_still_ours(connection: BaseDatabaseWrapper, part: BackfillRange, longest: float, *, paced: bool) -> bool:
-    """Lock the range until the end of the transaction, and bound that; False if we are to let go of the range.
+    """Lock the range until the end of the transaction and set its timeouts; False if the lease is lost.
 
     Args:
-        longest: seconds that a statement may take.
+        longest: seconds until a statement is canceled.
         paced: whether others are at work.
     """
     settings = {
@@ -170,7 +170,7 @@ def is_still_ours(connection: BaseDatabaseWrapper, part: BackfillRange, longest:
 def advance(
     connection: BaseDatabaseWrapper, part: BackfillRange, *, to: Any, share: float, rows: int, seconds: float
 ) -> None:
-    """Write down in the batch's own transaction how far the range is done; it is finished when ``share`` is 1."""
+    """Record the progress of the range in the batch's transaction; ``share`` 1 finishes it."""
     json = BackfillRange._meta.get_field("cursor").get_db_prep_value(to, connection)
     values = {"cursor": json, "share": share, "rows": rows, "seconds": seconds, "lease": LEASE, "range": part.pk}
     with connection.cursor() as cursor:
@@ -178,22 +178,22 @@ def advance(
 
 
 def renew(connection: BaseDatabaseWrapper, part: BackfillRange) -> bool:
-    """Keep the range for another lease; False if we are to let go of it. Takes a row lock on it for a moment."""
+    """Renew the lease; False if it is lost. Locks the range's row for a moment."""
     with connection.cursor() as cursor:
         cursor.execute(RENEW, {"range": part.pk, "token": part.token, "lease": LEASE})
         return bool(cursor.rowcount)
 
 
 def release(connection: BaseDatabaseWrapper, part: BackfillRange) -> None:
-    """Let others have the range."""
+    """Give the range back."""
     with connection.cursor() as cursor:
         cursor.execute(RELEASE, [part.pk, part.token])
 
 
 def take_away(row: Backfill) -> str:
-    """Take the ranges from the workers that hold them; return one that is in the middle of a batch, and so keeps its.
+    """Take the ranges from their workers; return the name of a worker in a batch, which keeps its range, or nothing.
 
-    Locks the rows of those ranges (FOR UPDATE) for a moment, and waits for no lock.
+    Locks the rows of the ranges (FOR UPDATE) for a moment; waits for no lock (SKIP LOCKED).
     """
     alias = row._state.db
     held = row.ranges.using(alias).filter(finished_at=None, leased_until__isnull=False)
@@ -204,25 +204,26 @@ def take_away(row: Backfill) -> str:
 
 
 def is_running(connection: BaseDatabaseWrapper, row: Backfill) -> bool:
+    """Whether the backfill has the status ``running`` in the database now."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT FROM {BACKFILL} WHERE id = %s AND status = 'running'", [row.pk])
         return bool(cursor.rowcount)
 
 
-def cancel_look(connection: BaseDatabaseWrapper, row: Backfill) -> None:
-    """End the statement that reads the table for what is left, if there is one and the role may: it takes long."""
+def cancel_verification(connection: BaseDatabaseWrapper, row: Backfill) -> None:
+    """Cancel the statement that verifies, if there is one and the role may: it takes long."""
     with connection.cursor() as cursor:
-        cursor.execute(CANCEL_LOOK, {"backfill": row.pk})
+        cursor.execute(CANCEL_VERIFICATION, {"backfill": row.pk})
 
 
 def begin_next_sweep(connection: BaseDatabaseWrapper, row: Backfill) -> None:
-    """Begin another sweep if every range of this one is finished and nobody else has begun it."""
+    """Begin the next sweep if every range of this one is finished and no other worker has begun it."""
     with connection.cursor() as cursor:
         cursor.execute(NEXT_SWEEP, {"backfill": row.pk, "sweep": row.sweep})
 
 
 def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
-    """Return the table, or its partitions, and what inherits from it."""
+    """Return the table or its partitions, and the tables that inherit from it."""
     name = connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(PARTS, {"table": name})
@@ -230,7 +231,7 @@ def parts_of(connection: BaseDatabaseWrapper, model: type[Model]) -> list[Part]:
 
 
 def is_part(connection: BaseDatabaseWrapper, model: type[Model], name: str) -> bool:
-    """Whether the table still has a partition of that name; the table itself has none."""
+    """Whether the table still has a partition of that name; the empty name is the table itself."""
     if not name:
         return True
     with connection.cursor() as cursor:
@@ -239,7 +240,7 @@ def is_part(connection: BaseDatabaseWrapper, model: type[Model], name: str) -> b
 
 
 def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: str = "") -> int:
-    """Return the size of the table, or of a partition of it."""
+    """Return the size of the table or the partition in blocks."""
     name = partition or connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(BLOCKS_OF, {"table": name})
@@ -247,10 +248,9 @@ def blocks_of(connection: BaseDatabaseWrapper, model: type[Model], partition: st
 
 
 def cut_by_blocks(parts: list[Part], *, striped: bool) -> list[dict[str, Any]]:
-    """Return the ranges of a sweep in physical order, one partition after the other.
+    """Return the ranges of a sweep in physical order, partition by partition.
 
-    With more of them the workers that are done wait less for the last ones; but they cut batches short, which costs a
-    batch in stripes more than that.
+    With more ranges the workers end at about the same time; but ranges cut batches short, which costs more in stripes.
     """
     whole = sum(part.blocks for part in parts)
     most = BLOCKS if striped else min(BLOCKS, max(FEWEST, whole // RANGES))
@@ -263,9 +263,9 @@ def cut_by_blocks(parts: list[Part], *, striped: bool) -> list[dict[str, Any]]:
 
 
 def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list[Part]) -> list[dict[str, Any]]:
-    """Return ranges that together hold every key, each about as many rows as the others.
+    """Return ranges that together hold every key and about the same number of rows each.
 
-    The bounds come from a sample of the table, so that it need not be read as a whole; what cannot be sampled is one.
+    A sample of the table gives the bounds. A table that cannot be sampled is one range.
     """
     blocks = sum(part.blocks for part in parts)
     count = min(MOST_RANGES, blocks // BLOCKS + 1)
@@ -273,7 +273,7 @@ def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list
         return [{"lower": None, "upper": None}]
     names = [connection.ops.quote_name(field.column) for field in key_fields(model)]
     table = connection.ops.quote_name(model._meta.db_table)
-    # With its table, for a bare name would mean the text that is selected, in whose order 10 comes before 9.
+    # Qualified: the bare name would be the selected text, which sorts 10 before 9.
     columns, texts = ", ".join(f"{table}.{name}" for name in names), ", ".join(f"{name}::text" for name in names)
     percent = min(100.0, 100.0 * SAMPLE / max(1, blocks * 50))
     with connection.cursor() as cursor:
@@ -285,5 +285,5 @@ def cut_by_keys(connection: BaseDatabaseWrapper, model: type[Model], parts: list
 
 
 def key_fields(model: type[Model]) -> list[Any]:
-    """Return the fields of the primary key, several where it is composite."""
+    """Return the fields of the primary key; several if it is composite."""
     return list(getattr(model._meta, "pk_fields", None) or [model._meta.pk])

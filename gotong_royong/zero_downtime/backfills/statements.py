@@ -1,8 +1,8 @@
-"""Which rows does a batch have, and how are they changed: by one statement, or by their keys once they are locked?
+"""Which rows does a batch have, and by which statements are they changed?
 
-In physical order a batch is a range of the table's blocks, which PostgreSQL reads by a TID range scan. Where no index
-covers what is written, it goes over them in stripes: each pass takes some of the rows of every block, and the space
-that it frees lets the next one write its rows into the same block. In the order of keys a batch is a range of those.
+In physical order a batch is a range of the table's blocks, which PostgreSQL reads by a TID range scan. If no index
+covers a written column, the batch goes in stripes: each pass changes some rows of every block, and the next pass writes
+into the space that it frees. In the order of keys a batch is a range of keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ from .ranges import LEAVES, key_fields
 STRIPES, PHYSICAL, KEYS = "stripes", "physical", "keys"
 PASSES = 8  # over the same blocks in stripes; a power of two
 
-# An index that stands on a column, or whose expressions or condition name it, keeps updates of it from staying in
-# their block (https://www.postgresql.org/docs/current/storage-hot.html).
+# No HOT update is possible for a column of an index, or one that its expressions or condition name
+# (https://www.postgresql.org/docs/current/storage-hot.html).
 INDEXED = f"""
     SELECT EXISTS (
         SELECT FROM ({LEAVES}) AS leaves JOIN pg_index ON indrelid = leaves.oid
@@ -38,9 +38,9 @@ INDEXED = f"""
     )
 """  # noqa: S608
 
-# May one go through the blocks of the table, or of its partitions? Those are addressed themselves, by the name of the
-# table, so rights and policies of the table do not hold for them, and a schema in its name is in the way. What inherits
-# from a table has blocks of its own, but an update of the table reaches them.
+# Whether a batch can be a range of blocks. A partition is addressed directly, under the alias of its table: privileges
+# and policies of the table do not apply to it, and the alias cannot hold a schema. An inheriting table has blocks of
+# its own, but an update of the table reaches them.
 PLAIN = f"""
     SELECT count(*) > 0 AND bool_and(leaves.relkind = 'r' AND (leaves.oid = whole.oid OR (
         leaves.relispartition AND NOT leaves.relrowsecurity AND NOT whole.relrowsecurity
@@ -55,7 +55,7 @@ TID.set_attributes_from_name("ctid")
 
 
 class Blocks(NamedTuple):
-    """Some blocks of a table, from ``lower`` to before ``upper``, or of all their rows one stripe."""
+    """The blocks of a table from ``lower`` to before ``upper``, or one stripe of their rows."""
 
     lower: Any
     upper: Any
@@ -63,19 +63,19 @@ class Blocks(NamedTuple):
 
     @property
     def tids(self) -> list[Any]:
-        """The places of the first rows of the first block, and of the one after the last."""
+        """The ctid of the first row of the first block, and of the block after the last."""
         return [at if isinstance(at, Place) else f"({at},0)" for at in self[:2]]
 
 
 class Place(Enum):
-    """What stands in a statement that is written once for all batches, in place of what each batch has."""
+    """A placeholder for a batch's value in a statement that is compiled once for all batches."""
 
     LOWER, UPPER, STRIPE = range(3)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done in which database; ``set_aside`` are the keys of rows to leave alone."""
+    """What to change in which database; ``set_aside`` holds the keys of the rows to leave alone."""
 
     declaration: type[BackfillDeclaration]
     model: type[models.Model]
@@ -84,31 +84,31 @@ class Work:
 
     @cached_property
     def rows(self) -> models.QuerySet[Any]:
-        """All rows of the model: it is asked past its managers, which may hide some."""
+        """All rows of the model. Its managers are not used, because they may hide rows."""
         return models.QuerySet(self.model, using=self.alias)
 
     @property
     def to_do(self) -> models.QuerySet[Any]:
-        """The rows that are still to do, each once, in no order, as far as SQL can say."""
+        """The rows that are still to do, each once, in no order."""
         rows = self.rows.order_by()
         if self.declaration.where is not None:
             rows = rows.filter(self.declaration.where)
         fields = [getattr(join, "join_field", None) for join in rows.query.alias_map.values()]
-        if any(getattr(field, "multiple", False) for field in fields):  # a join to many
+        if any(getattr(field, "multiple", False) for field in fields):  # such a join repeats rows
             rows = rows.distinct()
         return rows.exclude(pk__in=self.set_aside) if self.set_aside else rows
 
     @cached_property
     def parents(self) -> list[type[models.Model]]:
-        """The models that this one inherits from, in whose tables its rows have columns; the uppermost first."""
+        """The parent models (multi-table inheritance), the topmost first."""
         return list(reversed(self.model._meta.concrete_model._meta.all_parents))  # type: ignore[union-attr]
 
     @cached_property
     def is_of_one_table(self) -> bool:
-        """Whether ``where`` asks nothing but the row that it is asked of, and all of that row is in one table.
+        """Whether ``where`` reads only the row itself, and the row is in one table.
 
-        If so, one statement may find and change the rows: where it has waited for one, PostgreSQL asks again of what
-        that is now. What it has joined to the row, or found in a subquery, it takes for what it was
+        Then one statement can find and change the rows: after waiting for a row lock, PostgreSQL evaluates the
+        condition again on the new row. It does not read joined rows and subqueries again
         (https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED).
         """
         query = self.to_do.query
@@ -116,11 +116,11 @@ class Work:
 
     @cached_property
     def updates(self) -> dict[tuple[str, bool], tuple[str, list[Any]]]:
-        """The statements that change the rows of some blocks, once they were written."""
+        """The compiled statements that change the rows of some blocks."""
         return {}
 
     def order(self) -> str:
-        """Choose in which order to go through the table: the cheapest in which no row can be missed."""
+        """Return the cheapest order that cannot miss a row."""
         if self.declaration.where is None or self.to_do.query.count_active_tables() > 1:
             return KEYS
         connection = connections[self.alias]
@@ -138,7 +138,7 @@ class Work:
 
 
 def _asks_more(expression: Any) -> bool:
-    """Whether a query is within the expression, or may be."""
+    """Whether the expression contains a query, or raw SQL that may be one."""
     if isinstance(expression, Query | RawSQL):
         return True
     return hasattr(expression, "get_source_expressions") and any(map(_asks_more, expression.get_source_expressions()))
@@ -147,8 +147,8 @@ def _asks_more(expression: Any) -> bool:
 def batches_in(lower: int, upper: int, *, striped: bool) -> list[Blocks]:
     """Return the batches that go through these blocks.
 
-    A pass takes one half after the other. So the space that it frees in a block has aged by a batch when the next pass
-    comes, and is not kept for another worker's batch, which may be older.
+    Each pass goes through one half, then the other. So a batch lies between the pass that frees space in a block and
+    the pass that uses it, and an older snapshot of another worker no longer keeps that space.
     """
     if not striped:
         return [Blocks(lower, upper)]
@@ -158,7 +158,7 @@ def batches_in(lower: int, upper: int, *, striped: bool) -> list[Blocks]:
 
 
 class InBlocks(models.Func):
-    """The condition for the rows in some blocks."""
+    """The condition that a row is in some blocks."""
 
     output_field = models.BooleanField()
 
@@ -175,7 +175,7 @@ class InBlocks(models.Func):
 
 
 def in_keys(model: type[models.Model], lower: Sequence[str] | None, upper: Sequence[str] | None) -> models.Q:
-    """Return the condition for the rows with keys after ``lower`` up to ``upper``; None is the end."""
+    """Return the condition for keys after ``lower`` up to ``upper``; None is no bound."""
     columns = [Col(model._meta.db_table, field) for field in key_fields(model)]
     condition = models.Q()
     for sign, bound in ((">", lower), ("<=", upper)):
@@ -185,7 +185,7 @@ def in_keys(model: type[models.Model], lower: Sequence[str] | None, upper: Seque
 
 
 class KeyBound(models.Func):
-    """Compares a key, of several columns perhaps, with values whose types PostgreSQL takes from the columns."""
+    """Compares a key of one or more columns with values; PostgreSQL takes their types from the columns."""
 
     output_field = models.BooleanField()
 
@@ -199,7 +199,7 @@ class KeyBound(models.Func):
 
 
 def key_at(work: Work, lower: Sequence[str] | None, upper: Sequence[str] | None, size: int) -> list[str] | None:
-    """Return the key of the row that ends a batch of so many rows; None if there are fewer."""
+    """Return the last key of a batch of ``size`` rows; None if there are fewer rows."""
     fields = key_fields(work.model)
     texts = {
         f"_key_{place}": Cast(Col(work.model._meta.db_table, field), models.TextField())
@@ -210,10 +210,10 @@ def key_at(work: Work, lower: Sequence[str] | None, upper: Sequence[str] | None,
 
 
 def change(work: Work, condition: Any, partition: str = "") -> int:
-    """Change the rows to do that meet the condition, or are in the ``Blocks``; return how many.
+    """Change the rows to do that meet the condition or are in the ``Blocks``; return their number.
 
-    Locks them, and what they have in the tables of inherited models: FOR NO KEY UPDATE, and as PostgreSQL has it FOR
-    UPDATE where a column of a unique index is changed. Rows that ``where`` joins to them are not locked.
+    Locks them and their rows in the tables of parent models: FOR NO KEY UPDATE, or FOR UPDATE if a column of a unique
+    index changes (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-ROWS). Locks no joined rows.
 
     Raises:
         BackfillFailed: if ``where`` is still true for a row after ``process``, or after an update of several tables.
@@ -232,9 +232,9 @@ def change(work: Work, condition: Any, partition: str = "") -> int:
 
 
 def _update_of_blocks(work: Work, partition: str, *, striped: bool) -> tuple[str, list[Any]]:
-    """Return the statement that changes the rows of some blocks, in whose parameters there are ``Place``s.
+    """Return the statement that changes the rows of some blocks, with ``Place``s among its parameters.
 
-    To have Django write it each time would take as long as PostgreSQL takes for a hundred rows.
+    Compiling it for every batch would take as long as PostgreSQL takes for a hundred rows.
     """
     if (partition, striped) not in work.updates:
         blocks = Blocks(Place.LOWER, Place.UPPER, Place.STRIPE if striped else None)
@@ -245,9 +245,9 @@ def _update_of_blocks(work: Work, partition: str, *, striped: bool) -> tuple[str
 
 
 def keys_of(work: Work, condition: Any, partition: str = "", *, lock: bool = True) -> list[Any]:
-    """Return the keys of the rows to do that meet the condition, or are in the ``Blocks``.
+    """Return the keys of the rows to do that meet the condition or are in the ``Blocks``.
 
-    Locks those rows, and what they have in the tables of inherited models (FOR NO KEY UPDATE), unless told not to.
+    With ``lock``, locks these rows and their rows in the tables of parent models (FOR NO KEY UPDATE).
     """
     if lock and not work.is_of_one_table:
         return _locked(work, keys_of(work, condition, partition, lock=False))
@@ -270,7 +270,7 @@ def keys_of(work: Work, condition: Any, partition: str = "", *, lock: bool = Tru
 
 
 def read(work: Work, blocks: Blocks, partition: str = "") -> None:
-    """Read all rows in these blocks. Locks none of them (ACCESS SHARE on the table)."""
+    """Read all rows in these blocks (ACCESS SHARE on the table, no row lock)."""
     connection = connections[work.alias]
     table = partition or connection.ops.quote_name(work.model._meta.db_table)
     with connection.cursor() as cursor:
@@ -278,7 +278,7 @@ def read(work: Work, blocks: Blocks, partition: str = "") -> None:
 
 
 def _written(work: Work, query: Any, partition: str, here: str, there: str) -> tuple[str, list[Any]]:
-    """Return what Django makes of a query of one table; of one of its partitions, under the table's name."""
+    """Return the SQL of a query of one table, or of one of its partitions under the table's name."""
     sql, parameters = query.get_compiler(work.alias).as_sql()
     table = connections[work.alias].ops.quote_name(work.model._meta.db_table)
     if partition:
@@ -287,15 +287,15 @@ def _written(work: Work, query: Any, partition: str, here: str, there: str) -> t
 
 
 def unlocked_keys(work: Work, keys: Sequence[Any]) -> list[Any]:
-    """Lock those of the rows that are to do and that nobody else has locked; return their keys.
+    """Lock the rows to do that no other session has locked (FOR NO KEY UPDATE); return their keys.
 
-    Locks what they have in the tables of inherited models, too (FOR NO KEY UPDATE).
+    Locks their rows in the tables of parent models, too.
     """
     return _locked(work, keys, skip_locked=True)
 
 
 def _locked(work: Work, keys: Sequence[Any], *, skip_locked: bool = False) -> list[Any]:
-    """Lock the rows to do with these keys in all of their tables; return the keys of those that still are to do."""
+    """Lock the rows with these keys in all of their tables; return the keys of those that are still to do."""
 
     def locked(rows: models.QuerySet[Any]) -> list[Any]:
         rows = rows.order_by().select_for_update(no_key=True, skip_locked=skip_locked)
@@ -314,7 +314,7 @@ def _locked(work: Work, keys: Sequence[Any], *, skip_locked: bool = False) -> li
 
 
 def change_keys(work: Work, keys: Sequence[Any]) -> None:
-    """Change the rows with these keys, which are locked by us.
+    """Change the rows with these keys, which this transaction has locked.
 
     Raises:
         BackfillFailed: if ``where`` is still true for one of them.
@@ -327,24 +327,25 @@ def change_keys(work: Work, keys: Sequence[Any]) -> None:
             told = ", ".join(map(str, as_text(work.model, key)))
             raise BackfillFailed(
                 f"The where of {declaration.name} is still true for row {told} after its {did}, so it would go on for "
-                "ever. Nothing of this batch is left."
+                "ever. This batch is rolled back."
             )
 
 
 def as_text(model: type[models.Model], key: Any) -> list[Any]:
-    """Return the values of a key as fixtures have them: as texts, but for JSON, which stays what it is."""
+    """Return the values of a key as fixtures hold them: as texts, except JSON."""
     values = key if isinstance(key, tuple) else (key,)
     pairs = zip(_key_values(model), values, strict=True)
     return [field.value_to_string(SimpleNamespace(**{field.attname: value})) for field, value in pairs]
 
 
 def from_text(model: type[models.Model], texts: Sequence[Any]) -> Any:
+    """Return the key whose values ``as_text`` gave; a tuple for a composite key."""
     values = tuple(field.to_python(text) for field, text in zip(_key_values(model), texts, strict=True))
     return values if len(values) > 1 else values[0]
 
 
 def _key_values(model: type[models.Model]) -> Iterator[Any]:
-    """Yield for each field of the key the one that knows its values: for a foreign key, what that points to."""
+    """Yield each field of the key; for a foreign key, the field that it refers to."""
     for field in key_fields(model):
         while field.remote_field:
             field = field.target_field

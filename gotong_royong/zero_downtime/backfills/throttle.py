@@ -1,8 +1,8 @@
-"""Should a backfill go slower, and why? The database says so; a worker asks between two batches.
+"""Should a backfill go slower, and why? A worker asks the database between two batches.
 
-What makes it wait: sessions that wait for a backfill, a replica that lags, too much WAL, a vacuum against wraparound on
-its table, a function of the project's own. What makes it pause after each slice of a batch: others at work in the same
-database, an autovacuum on its table. Each has a name in ``REASONS``, by which it can be switched off.
+A backfill waits for sessions that wait for a backfill, a replica that lags, too much WAL, a vacuum against wraparound
+on its table, and a function of the project. It goes at half speed while others are at work in the same database, or an
+autovacuum is on its table. ``REASONS`` names each, and ZERO_DOWNTIME_BACKFILL_IGNORE switches it off.
 """
 
 import time
@@ -20,13 +20,13 @@ from .ranges import LEAVES
 
 BACKFILL = "backfill"
 OURS = [BACKFILL, "migrate", "migrate: ledger", "migrate: watchdog", "migrate: backstop"]
-"""The names of our sessions, by which only the pace is judged: anybody may take one."""
-LOOK_EVERY = 1.0  # seconds
-PAUSE = 0.4  # of the time of a batch, after it
-WAIT = 0.5  # seconds until it is looked again whether the reason to wait has gone
-RECENTLY = "5 seconds"  # in which others must have done nothing, lest we pause for them
-# The last statements of sessions that every few seconds look for tasks, or how far backfills are, which is no work.
-LOOKS = [r"%procrastinate\_%", r"%zero\_downtime\_%"]
+"""The names of the engine's sessions. They affect only the pace, because any session may take such a name."""
+ASK_EVERY = 1.0  # seconds
+PAUSE = 0.4  # of the time of a batch
+WAIT = 0.5  # seconds until it asks again whether the reason to wait is gone
+RECENTLY = "5 seconds"  # others that did nothing for so long are not at work
+# The last statements of sessions that poll for tasks or progress every few seconds: they are not at work.
+MONITORING = [r"%procrastinate\_%", r"%zero\_downtime\_%"]
 REASONS = ("waiting", "replica_lag", "wal_rate", "wraparound", "load", "autovacuum", "others")
 
 # https://www.postgresql.org/docs/current/progress-reporting.html
@@ -39,8 +39,8 @@ AUTOVACUUMS = f"""
           AND relid IN (SELECT oid FROM ({LEAVES}) AS leaves)
 """  # noqa: S608
 
-# As long as an ANALYZE lasts no space is used again that a pass has freed, and autovacuum's lasts seconds where another
-# takes a moment, for it rests in between. Autovacuum makes up for it within a minute. Who may not cancel it lets it be
+# While an ANALYZE runs, its snapshot keeps the space of dead rows from reuse. Autovacuum's ANALYZE sleeps in between,
+# so it takes seconds; autovacuum repeats it within a minute. A role that may not cancel it leaves it alone
 # (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL).
 CANCEL_ANALYZE = f"""
     SELECT pg_cancel_backend(pid) FROM {AUTOVACUUMS} AND analyzes AND (
@@ -48,7 +48,7 @@ CANCEL_ANALYZE = f"""
     )
 """  # noqa: S608
 
-# Sessions of other roles have no state for who is no member of pg_read_all_stats, so that they may be at work.
+# Without pg_read_all_stats the state of other roles' sessions is NULL: they count as at work.
 # https://www.postgresql.org/docs/current/monitoring-stats.html
 LOAD = f"""
     SELECT (SELECT count(*) FROM pg_stat_activity waiting WHERE wait_event_type = 'Lock' AND application_name <> %(us)s
@@ -58,7 +58,8 @@ LOAD = f"""
             )),
            (SELECT count(*) FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND datname = current_database()
-                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s) AND query NOT LIKE ALL(%(looks)s)
+                  AND pid <> pg_backend_pid() AND application_name <> ALL(%(ours)s)
+                  AND query NOT LIKE ALL(%(monitoring)s)
                   AND (state IS NULL OR state = 'active' OR state_change > clock_timestamp() - %(recently)s::interval)),
            (SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) / 1048576 FROM pg_stat_replication
             WHERE state IN ('streaming', 'catchup')),
@@ -70,7 +71,7 @@ LOAD = f"""
 
 
 class Facts(NamedTuple):
-    """What the database says; sizes in megabytes, ``wal`` a second, ``vacuum`` is the statement of one on the table."""
+    """What the database says: ``lag`` in MB, ``wal`` in MB a second, ``vacuum`` the statement of one on the table."""
 
     waiting: int = 0
     others: int = 0
@@ -80,7 +81,7 @@ class Facts(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What to do before the next batch; ``reason`` is empty if there is none to hold back."""
+    """What to do before the next batch; ``reason`` is empty if nothing holds it back."""
 
     wait: bool
     reason: str
@@ -90,14 +91,13 @@ GO_ON = Advice(wait=False, reason="")
 
 
 class Throttle:
-    """Asks the database once a second how it is, and remembers what it said.
+    """Asks the database at most once a second whether to go slower.
 
     Args:
-        at_full_speed: whether to pass over all reasons, and not only those of ``ZERO_DOWNTIME_BACKFILL_IGNORE``, and to
-            end autovacuum's ANALYZE of the table.
+        at_full_speed: whether to ignore all reasons, and to cancel autovacuum's ANALYZE of the table.
 
     Raises:
-        ImproperlyConfigured: if that names what is no reason.
+        ImproperlyConfigured: if ``ZERO_DOWNTIME_BACKFILL_IGNORE`` names an unknown reason.
     """
 
     def __init__(self, alias: str, table: str, *, at_full_speed: bool = False) -> None:
@@ -106,50 +106,51 @@ class Throttle:
         self.reasons = () if at_full_speed else reasons()
         self.advice = GO_ON
         self.is_waited_for = False
-        self._looked_at = float("-inf")
+        self._asked_at = float("-inf")
         self._wal = 0.0
 
-    def look(self) -> Advice:
+    def ask(self) -> Advice:
+        """Return what to do before the next batch; at full speed also cancel autovacuum's ANALYZE of the table."""
         now = time.monotonic()
-        if now - self._looked_at < (WAIT if self.advice.wait else LOOK_EVERY):
+        if now - self._asked_at < (WAIT if self.advice.wait else ASK_EVERY):
             return self.advice
         if self.at_full_speed:
             with connections[self.alias].cursor() as cursor:
                 cursor.execute(CANCEL_ANALYZE, {"table": self.table})
-            self._looked_at = now
+            self._asked_at = now
             return GO_ON
-        values: dict[str, Any] = {"us": BACKFILL, "ours": OURS, "looks": LOOKS}
+        values: dict[str, Any] = {"us": BACKFILL, "ours": OURS, "monitoring": MONITORING}
         values |= {"recently": RECENTLY, "table": self.table}
         with connections[self.alias].cursor() as cursor:
-            cursor.execute("SELECT pg_stat_clear_snapshot()")  # what it said earlier in this transaction
+            cursor.execute("SELECT pg_stat_clear_snapshot()")  # statistics are cached for a transaction
             cursor.execute(LOAD, values)
             waiting, others, lag, wal, self.is_waited_for, vacuum = cursor.fetchone()
-        rate = (float(wal) - self._wal) / (now - self._looked_at) if self._wal else 0.0
-        self._wal, self._looked_at = float(wal), now
+        rate = (float(wal) - self._wal) / (now - self._asked_at) if self._wal else 0.0
+        self._wal, self._asked_at = float(wal), now
         facts = Facts(waiting, others, float(lag or 0), rate, vacuum or "")
         self.advice = next((advice for name, advice in _advised(facts, self.alias) if name in self.reasons), GO_ON)
         return self.advice
 
     def hold_back(self, seconds: float, say: Callable[[str], object], stop: Callable[[], bool]) -> None:
-        """Pause for as long as there is a reason to.
+        """Pause while there is a reason to.
 
         Args:
-            seconds: how long the last batch took.
-            say: is told the reason, and nothing once there is none.
-            stop: whether to pause no longer.
+            seconds: the time of the last batch.
+            say: takes the reason; an empty one says that there is none.
+            stop: whether to end the pause.
         """
-        advice = self.look()
+        advice = self.ask()
         say(advice.reason)
         if advice.reason and not advice.wait:
             time.sleep(PAUSE * seconds)
         while advice.wait and not stop():
             time.sleep(WAIT)
-            advice = self.look()
+            advice = self.ask()
             say(advice.reason)
 
 
 def reasons() -> tuple[str, ...]:
-    """Return the reasons to go slower, without those that the settings pass over."""
+    """Return the reasons to go slower that the settings do not ignore."""
     if unknown := set(conf.BACKFILL_IGNORE) - set(REASONS):
         raise ImproperlyConfigured(
             f"ZERO_DOWNTIME_BACKFILL_IGNORE names {', '.join(sorted(map(repr, unknown)))}, which holds no backfill "
@@ -159,7 +160,7 @@ def reasons() -> tuple[str, ...]:
 
 
 def _advised(facts: Facts, alias: str) -> Iterator[tuple[str, Advice]]:
-    """Yield each of the ``REASONS`` that there is now, the strongest first."""
+    """Yield each of the ``REASONS`` that applies now, the strongest first."""
     if facts.waiting:
         yield "waiting", Advice(wait=True, reason=f"{_sessions(facts.waiting)} for it")
     if conf.BACKFILL_REPLICA_LAG is not None and facts.lag > conf.BACKFILL_REPLICA_LAG:
@@ -185,14 +186,14 @@ def _sessions(count: int) -> str:
 
 
 def _said_by(load: str | Callable[[], Any], alias: str) -> str:
-    """Ask the project's own function, which returns a reason to wait, or nothing. That it cannot say is one, too.
+    """Ask the project's function for a reason to wait. If the function fails, that is a reason to wait.
 
-    In a transaction, as while a look goes in slices, what the function gets wrong is undone.
+    In the transaction of a verification, a savepoint undoes what a failed function did.
     """
     try:
         function = import_string(load) if isinstance(load, str) else load
         in_transaction = connections[alias].in_atomic_block
         with transaction.atomic(using=alias) if in_transaction else nullcontext():
             return str(function() or "")
-    except Exception as error:  # noqa: BLE001  whatever it is, somebody has to mend that function
+    except Exception as error:  # noqa: BLE001  (the function may raise anything)
         return f"ZERO_DOWNTIME_BACKFILL_LOAD cannot be asked: {summary(error)}"

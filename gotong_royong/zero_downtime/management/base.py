@@ -1,4 +1,4 @@
-"""How does every command of the engine end: with one sentence and an exit code, also where nobody reads its output?"""
+"""How do the engine's commands end? With one sentence and an exit code, even if nobody reads their output."""
 
 import errno
 import io
@@ -15,24 +15,24 @@ from django.core.management.base import OutputWrapper
 from ..running.diagnosis import sentence
 
 UNWRITTEN = {
-    errno.EPIPE: "Nobody reads what it writes any more, so it stopped.",
-    errno.ENOSPC: "There is no room on the device for what it writes, so it stopped.",
+    errno.EPIPE: "Nobody reads its output any more, so it stopped.",
+    errno.ENOSPC: "The device of its output is full, so it stopped.",
 }
 
 
 class ZeroDowntimeCommand(BaseCommand):
-    """A command that ends with one sentence and a non-zero exit, where others end with a traceback.
+    """A command that ends an error with one sentence and a non-zero exit status.
 
-    That is for the command line, unless it says --traceback; whoever calls the command from Python gets the error.
+    It does so only on the command line without --traceback. A caller in Python gets the exception.
     """
 
     goes_on_unread = False
-    """Whether it goes on to its end where nobody reads what it writes any more."""
+    """Whether it continues if nobody reads its output any more."""
     _called_from_command_line: bool  # Django's
 
     def run_from_argv(self, argv: list[str]) -> None:
         for name in ("stdout", "stderr"):
-            if (stream := getattr(sys, name)) is None:  # closed by who started the process
+            if (stream := getattr(sys, name)) is None:  # the parent process closed it
                 setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
             elif self.goes_on_unread:
                 setattr(sys, name, _unread(stream))
@@ -59,7 +59,7 @@ class ZeroDowntimeCommand(BaseCommand):
             said = UNWRITTEN.get(error.errno or 0)
             if not said or not self._called_from_command_line or options["traceback"]:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit
             raise CommandError(said) from error
         except Exception as error:
             if self._called_from_command_line and (said := sentence(error)):
@@ -68,7 +68,7 @@ class ZeroDowntimeCommand(BaseCommand):
 
 
 class _Unread(io.FileIO):
-    """Takes what nobody reads, and what finds no room, for written."""
+    """Ignores the errors of writing: nobody reads the output, or its device is full."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -77,23 +77,23 @@ class _Unread(io.FileIO):
 
 
 def _unread(stream: Any) -> Any:
-    """Return a stream to the same file that raises nothing when nobody reads it, or when it cannot show it all."""
+    """Return a stream to the same file that ignores the errors of writing and escapes what it cannot encode."""
     try:
         raw = _Unread(stream.fileno(), "w", closefd=False)
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # not a file
         return stream
     how: dict[str, Any] = {"errors": "backslashreplace", "line_buffering": stream.isatty() or stream is sys.stderr}
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, **how)
 
 
 def refuse_empty(args: Iterable[Any], options: dict[str, Any]) -> None:
-    """Make sure that nothing is empty that a command is told: a variable that is not set is not taken for left out.
+    """Refuse empty arguments and options: an unset shell variable must not count as an option that was left out.
 
     Raises:
         CommandError: names the argument or the option.
     """
     for name, value in {"args": args, **options}.items():
         is_list = isinstance(value, list | tuple)
-        if name not in {"settings", "pythonpath"} and "" in (value if is_list else [value]):  # those are Django's
+        if name not in {"settings", "pythonpath"} and "" in (value if is_list else [value]):  # Django's allow that
             what = "An argument" if name == "args" else f"The argument {name}"
-            raise CommandError(f"{what} is empty, as where a shell's variable is not set. Nothing was done.")
+            raise CommandError(f"{what} is empty, as with an unset shell variable. Nothing was done.")

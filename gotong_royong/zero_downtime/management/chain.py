@@ -1,8 +1,7 @@
-"""Which command would the project have without us, and how does ours go on top of it?
+"""How does an engine's command keep what another app adds to the same command?
 
-Django takes a command from the first app in INSTALLED_APPS that brings one of the name. What an app behind ours has
-added to Django's, a guard, an option or a method, is to live on: ours is Django's for whoever calls it, and the next
-one's for what ours calls.
+Django takes a command from the first app in INSTALLED_APPS that has one of that name. The engine's command subclasses
+the command of the next app, so that app's guards, options and methods stay.
 """
 
 from argparse import ArgumentParser
@@ -22,13 +21,13 @@ DJANGO = "django.core.management.commands."
 
 
 class Chained(ZeroDowntimeCommand):
-    """Our form of one of Django's commands. It is made on the command that the project would have without us."""
+    """The engine's form of one of Django's commands, made on the command that the project would have without it."""
 
     innermost: tuple[type[BaseCommand], ...] = ()
-    """What goes between the others' and Django's: its ``handle`` is what they call once it is our turn to work."""
+    """Bases between the other apps' command and Django's: the other command calls their ``handle``."""
 
     replaced: tuple[str, ...] = ()
-    """Options of the others that ours has taken, known once the arguments were added."""
+    """Options of the other command that this one replaces; known after ``add_arguments``."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         made: Self = super().__new__(on_top(cls))
@@ -36,7 +35,7 @@ class Chained(ZeroDowntimeCommand):
 
     @contextmanager
     def taking(self, parser: ArgumentParser) -> Iterator[None]:
-        """Let options that are added win over others of the same name; what these are called keeps its default."""
+        """Let the options added in the block replace others of the same name; their ``dest`` keeps its default."""
         before, spelled = list(parser._actions), dict(parser._option_string_actions)
         parser._optionals.conflict_handler = "resolve"
         yield
@@ -49,7 +48,7 @@ class Chained(ZeroDowntimeCommand):
 
 
 def on_top(ours: type[Chained]) -> Any:
-    """Return ours on the class of the first other app that brings the command; ours alone if that cannot be."""
+    """Return our class on the command class of the next app; our class alone if that is not possible."""
     bases: tuple[type[BaseCommand], ...] = (ours,)
     if (found := next_to(ours)) and can_carry(other := found[1], ours):
         bases = (other,) if issubclass(other, ours) else (ours, other)
@@ -58,7 +57,7 @@ def on_top(ours: type[Chained]) -> Any:
 
 
 def next_to(ours: type[Chained]) -> tuple[AppConfig, type[BaseCommand]] | None:
-    """Return the first app whose command of that name ours is not made on yet, and its class; None if there is none."""
+    """Return the next app that brings the command and is not a base of ours yet, and its class; None without one."""
     name = _djangos(ours).__module__.removeprefix(DJANGO)
     for config in bringing(name):
         other = command(config.name, name)
@@ -68,17 +67,17 @@ def next_to(ours: type[Chained]) -> tuple[AppConfig, type[BaseCommand]] | None:
 
 
 def command(app: str, name: str) -> Any:
-    """Return the class of the command of that name that the app of that name brings."""
+    """Return the class of the app's command of that name."""
     return import_module(f"{app}.management.commands.{name}").Command
 
 
 def can_carry(other: type[BaseCommand], ours: type[Chained]) -> bool:
-    """Whether what ours leaves to Django's gets to the other one: it must be one of Django's, too."""
+    """Whether ours can call the other command as it calls Django's: it must subclass Django's, too."""
     return issubclass(other, _djangos(ours))
 
 
 def bringing(name: str) -> Iterator[AppConfig]:
-    """Yield the apps that bring a command of that name, in the order of INSTALLED_APPS."""
+    """Yield the apps with a command of that name, in the order of INSTALLED_APPS."""
     for config in apps.get_app_configs():
         if name in find_commands(str(Path(config.path, "management"))):
             yield config

@@ -1,7 +1,7 @@
 """Has somebody agreed to what a way back destroys?
 
-It is named before it is done, and counted again after the answer. Without a terminal nobody is asked, so the options of
-the command have to say it.
+A command names the losses first, asks, and counts them again after the answer. Without a terminal, the options of the
+command must agree.
 """
 
 import sys
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Consent:
-    """What the options of a command agree to, and how it tells what there is to agree to.
+    """What the options of a command agree to.
 
     Args:
-        say: is told each line.
-        data: whether the losses are agreed to.
-        all: whether nothing may be left of the database; None if that is as good as anything that is lost.
-        edited: whether to go back by what an edited file says now.
-        option: that with which losses are agreed to.
+        say: prints a line.
+        data: whether losses are agreed to.
+        all: whether an empty database is agreed to; None treats that as any other loss.
+        edited: whether to go back by the current text of an edited file.
+        option: the option that agrees to losses.
     """
 
     say: Callable[[str], object]
@@ -40,12 +40,12 @@ class Consent:
     def show(
         self, executor: Executor, done: list[Applied], chosen: list[Applied], *, only_losses: bool = False
     ) -> "tuple[Plan, Reader]":
-        """Say what is taken back and what is lost with it; return the steps, and that.
+        """Print what is taken back and what is lost with it; return the plan and the losses.
 
         Args:
-            done: all that is applied.
-            chosen: what of it to take back.
-            only_losses: whether to say nothing if nothing is lost.
+            done: all applied migrations.
+            chosen: those to take back.
+            only_losses: whether to print nothing if nothing is lost.
 
         Raises:
             NotUndoable: names what cannot be taken back.
@@ -53,7 +53,7 @@ class Consent:
         rollback.refuse_unknown(executor, done, chosen, accept_edited=self.edited)
         executor.faked |= {one.key for one in chosen if one.is_faked}
         plan = rollback.plan_of(executor, {one.key for one in chosen}, executor.faked)
-        found = self._look(executor, plan)
+        found = self._losses(executor, plan)
         half = {one.key: one.runs[-1] for one in chosen if one.is_half}
         if only_losses and not found.losses:
             return plan, found
@@ -68,14 +68,14 @@ class Consent:
         return plan, found
 
     def agree(self, executor: Executor, plan: Plan, found: "Reader", *, is_all: bool) -> None:
-        """Make sure that somebody has agreed to what goes; look again after the answer, for that may take long.
+        """Ask for agreement to the losses; count them again after the answer, which may take long.
 
         Args:
-            found: what ``show`` has said.
-            is_all: whether all that is applied goes.
+            found: the losses that ``show`` printed.
+            is_all: whether all applied migrations go.
 
         Raises:
-            NotUndoable: if nobody has, or the way back must fail.
+            NotUndoable: without agreement, or if the way back must fail.
         """
         while True:
             if any(loss.must_fail for loss in found.losses):
@@ -88,7 +88,7 @@ class Consent:
             elif found.losses and not self.data:
                 lost, question = "Data would be lost, as listed above.", "These data will be lost. Type yes"
                 self._ask(lost, question, "yes", f"{self.option} to lose them")
-            again = found if self.data or not found.losses else self._look(executor, plan)
+            again = found if self.data or not found.losses else self._losses(executor, plan)
             if again.losses == found.losses:
                 executor.agreed = again.goes_along
                 return
@@ -97,8 +97,8 @@ class Consent:
             for loss in found.losses:
                 self.say(f"  {loss.migration} {loss}")
 
-    def _look(self, executor: Executor, plan: Plan) -> "Reader":
-        from ..running import losses  # a way forwards does without
+    def _losses(self, executor: Executor, plan: Plan) -> "Reader":
+        from ..running import losses  # a way forwards does not need it
 
         return losses.way_back(executor, [step for step in plan if key_of(step[0]) not in executor.faked])
 
@@ -115,10 +115,10 @@ class Consent:
 
 
 class Asking(Executor):
-    """One whose plan leads back only if somebody has agreed to what that destroys; that of Django's migrate.
+    """The executor of ``migrate``, whose plan goes back only with agreement to the losses.
 
-    ``--no-input`` agrees, as with Django's other commands. What is only recorded destroys nothing, and of the ledger's
-    own tables nothing is told.
+    ``--no-input`` agrees, as with Django's other commands. A faked migration destroys nothing. Losses in the
+    ledger's own tables are not named.
     """
 
     consent: Consent | None = None

@@ -1,4 +1,4 @@
-"""What may stand in a migration beside Django's own operations? Migration files import it from here."""
+"""Which operations does the engine add to Django's? Migration files import them from here."""
 
 from .backfills import RequireBackfill, RunBackfill
 from .python import repeatable
@@ -6,5 +6,5 @@ from .waivers import IgnoreRules
 
 __all__ = ["IgnoreRules", "RequireBackfill", "RunBackfill", "repeatable"]
 
-# A migration file names an operation by its module, which is to be this one wherever the class stands.
+# The writer of migration files imports an operation from its ``__module__``.
 IgnoreRules.__module__ = RequireBackfill.__module__ = RunBackfill.__module__ = __name__

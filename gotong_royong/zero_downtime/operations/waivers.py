@@ -1,4 +1,4 @@
-"""How does a migration say that it breaks a rule of the linter on purpose?"""
+"""How does a migration waive a rule of the linter?"""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ DIRECTIONS = {"up", "down"}
 
 
 class IgnoreRules(Operation):
-    """Let this migration break some rules of the linter; does nothing to the database or the models.
+    """Waive rules of the linter for this migration; changes neither the database nor the models.
 
     Args:
         rules: their ids, such as ``"E101"``.
-        reason: why that does no harm here; somebody will read it.
-        direction: on which way they may be broken: ``"up"`` or ``"down"``.
+        reason: why that does no harm here.
+        direction: the direction in which they may be broken: ``"up"`` or ``"down"``.
 
     Raises:
-        ValueError: without a rule or without a reason, or for another direction.
+        ValueError: without a rule, without a reason, or for another direction.
     """
 
     reduces_to_sql = True

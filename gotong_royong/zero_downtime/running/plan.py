@@ -22,7 +22,8 @@ from django.db.migrations.state import ProjectState
 from django.db.transaction import atomic, set_rollback
 
 from ..conf import conf
-from ..exceptions import in_full
+from ..exceptions import ZeroDowntimeError, in_full
+from ..operations import RunBackfill
 from ..postgres import catalog, locks
 from ..postgres.catalog import Table
 from ..postgres.effects import dependents
@@ -262,13 +263,16 @@ class Told(Operation):
         operation, said, look = self.operation, editor.collected_sql, self.look
         known, own_model = len(said), _model_of(operation, app, self.before)
         look.asked.clear()
-        if isinstance(operation, RunPython):
+        if isinstance(operation, RunPython) and not isinstance(operation, RunBackfill):
             if code is not RunPython.noop and router.allow_migrate(editor.connection.alias, app, **operation.hints):
                 code = getattr(code, "func", code)  # of a functools.partial
                 said.append(f"-- Python: {code.__module__}.{getattr(code, '__qualname__', code)}")
                 look.models |= _models_got(code, self.before)
         elif not operation.reduces_to_sql:
             said.append(f"-- Not SQL: {operation.describe()}")
+            if isinstance(operation, RunBackfill):
+                with suppress(ZeroDowntimeError):  # it is not declared
+                    look.models |= _tables(self.before, [operation.model])
         else:
             try:
                 act(app, editor, *states)

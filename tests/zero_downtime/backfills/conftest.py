@@ -62,7 +62,7 @@ def in_jobs(row, seconds):
     """Work on a backfill as the queue does, until it has ended; return how many jobs it took."""
 
     def is_over():
-        return time.monotonic() > over_at and not worker.looks
+        return time.monotonic() > over_at and not worker.verifies
 
     for count in range(1, 61):
         over_at = time.monotonic() + seconds

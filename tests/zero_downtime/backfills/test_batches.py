@@ -8,9 +8,10 @@ import pytest
 from django.db.models import Func, TextField, Value
 
 from gotong_royong.zero_downtime.backfills import batches, control
+from gotong_royong.zero_downtime.backfills.verification import Verification
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed
-from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import TWICE, UNDONE
 from tests.zero_downtime.load import holding, load
@@ -74,7 +75,7 @@ def test_what_they_write_goes_to_the_disk_at_once_while_others_are_at_work(skill
     assert ask("SELECT count(*) FROM skills WHERE description = '0'") == 10
 
 
-def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare, ask):
+def test_a_verification_finds_a_row_that_moves_behind_it(skills, fill, declare, ask):
     fill(2_000)
     ask("UPDATE skills SET description = ''")
     ask("INSERT INTO skills (name) VALUES ('to do')")
@@ -90,8 +91,8 @@ def test_a_look_in_slices_finds_a_row_that_moves_behind_it(skills, fill, declare
                 user.execute("UPDATE skills SET filler = repeat('y', 6000) WHERE name = 'to do'")
 
         worker = Worker(control.get_or_create(declare(), skills.alias), stop=move)
-        assert worker.throttle.look().reason == "1 other session at work: half speed"
-        found = worker.batches.left_in_slices(1_000)
+        assert worker.throttle.ask().reason == "1 other session at work: half speed"
+        found = Verification(worker.batches, BackfillRange(number=0)).left()
     assert ask(block) == 0 < before
     assert found == [ask("SELECT id FROM skills WHERE name = 'to do'")]
 
@@ -110,7 +111,7 @@ def test_a_row_that_takes_too_long_is_told_apart_from_one_that_somebody_keeps_lo
         run(declare(**where))
 
 
-def test_a_lock_timeout_of_the_role_does_not_end_a_look(skills, fill, declare, run, ask, monkeypatch):
+def test_a_lock_timeout_of_the_role_does_not_end_a_verification(skills, fill, declare, run, ask, monkeypatch):
     fill(100)
     options = {**skills.settings_dict["OPTIONS"], "options": "-c lock_timeout=50ms"}
     monkeypatch.setitem(skills.settings_dict, "OPTIONS", options)

@@ -11,7 +11,7 @@ from django.db import connections
 from django.db.models import Q
 from django.db.models.functions import Upper
 
-from gotong_royong.zero_downtime.backfills import control, pool, ranges, worker
+from gotong_royong.zero_downtime.backfills import control, pool, ranges, verification, worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused
 from gotong_royong.zero_downtime.models import Backfill, BackfillRange
 from tests.databases import conninfo
@@ -116,7 +116,7 @@ def test_rows_to_do_that_keep_coming_are_told_of_and_not_chased_for_ever(skills,
 
 
 def test_sweeps_that_leave_as_much_as_they_find_come_to_an_end(skills, fill, declare, run, ask, monkeypatch):
-    monkeypatch.setattr(worker, "LEFT", 4)
+    monkeypatch.setattr(verification, "LEFT", 4)
     fill(10)
     trigger = "INSERT INTO skills (name) SELECT md5(random()::text) FROM generate_series(1, 4); RETURN NULL"
     ask(f"CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {trigger}; END $$")
@@ -214,7 +214,7 @@ def test_a_zombie_cannot_commit(skills, fill, declare, ask, monkeypatch):
     while (part := ranges.claim(skills, row)) is None or part.number == 0:
         if part:
             row.order = "stripes"
-            one._look(part)
+            one._verify(part)
         row.refresh_from_db()
     monkeypatch.setattr(ranges, "LEASE", -1.0)
     assert ranges.claim(skills, row) is None  # the lease lasts, and so does our session

@@ -160,7 +160,7 @@ def test_rows_to_do_that_have_come_since_it_had_succeeded(skills, fill, ask, dec
     run_operations(skills, RequireBackfill(name), atomic=False)
     assert ask(UNDONE) == ask(TWICE) == 0
     fill(101)
-    with pytest.raises(ZeroDowntimeError, match=r"but it is pending, and about 101 rows may be left. See to it"):
+    with pytest.raises(ZeroDowntimeError, match=r"but it is pending, and about 101 rows may be left. Run backfill"):
         run_operations(skills, RequireBackfill(name), atomic=False)
 
 
@@ -173,7 +173,7 @@ def test_the_rest_is_done_if_it_is_little(skills, fill, ask, declare):
 def test_one_that_was_never_started_is_required(skills, fill, declare, settings):
     settings.ZERO_DOWNTIME_BACKFILL_INLINE = 1_000
     fill(2_500)
-    wanted = r"it is not started, and about 2,500 rows may be left. See to it with backfill run accounts.trial"
+    wanted = r"it is not started, and about 2,500 rows may be left. Run backfill run accounts.trial, then migrate"
     with pytest.raises(ZeroDowntimeError, match=wanted):
         run_operations(skills, RequireBackfill(declare()), atomic=False)
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from gotong_royong.zero_downtime.backfills import control, worker
+from gotong_royong.zero_downtime.backfills import control, verification
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
 from tests.databases import conninfo
@@ -67,7 +67,7 @@ class Change:
 )
 def test_partitions_change_at_any_moment(skills, declare, ask, monkeypatch, statement, to_do, declaration):
     """Each time a moment later, until the backfill has ended before that. It is paced, for somebody else is at work."""
-    monkeypatch.setattr(worker, "LEFT", 10)
+    monkeypatch.setattr(verification, "LEFT", 10)
     name = declare(**DECLARATIONS[declaration])
     ask("ALTER TABLE skills RENAME TO old")
     with psycopg.connect(**conninfo(skills), autocommit=True) as session:
@@ -86,7 +86,7 @@ def test_partitions_change_at_any_moment(skills, declare, ask, monkeypatch, stat
 
 
 def test_a_lock_of_one_of_them_fails_no_other(skills, declare, ask, monkeypatch):
-    monkeypatch.setattr(worker, "LEFT", 10)
+    monkeypatch.setattr(verification, "LEFT", 10)
     ask("ALTER TABLE skills RENAME TO old")
     ask(LAID_OUT.format("abc"))
     row = control.get_or_create(declare(), skills.alias)

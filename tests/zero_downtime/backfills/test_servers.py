@@ -138,13 +138,13 @@ def test_it_goes_slower_during_an_analyze_of_autovacuum_which_full_speed_ends_if
     who = "SELECT max(pid) FROM pg_stat_progress_analyze WHERE relid = 'skills'::regclass"  # takes two minutes
     until(lambda: ask(who))
     first = ask(who)
-    asked = Throttle(skills.alias, "skills").look()
+    asked = Throttle(skills.alias, "skills").ask()
     assert asked == (False, "an autovacuum is at work on the table: half speed")
     ask("SET ROLE onlooker")
-    assert Throttle(skills.alias, "skills", at_full_speed=True).look() == (False, "")
+    assert Throttle(skills.alias, "skills", at_full_speed=True).ask() == (False, "")
     ask("RESET ROLE")
     assert ask(who) == first
-    assert Throttle(skills.alias, "skills", at_full_speed=True).look() == (False, "")
+    assert Throttle(skills.alias, "skills", at_full_speed=True).ask() == (False, "")
     until(lambda: ask(who) != first)  # another one may have begun it again
 
 
@@ -161,7 +161,7 @@ def test_what_was_changed_is_tidied_up_before_somebody_else_reads_it(skills, fil
     part = SimpleNamespace(partition="", lower=0, upper=5 * step)
     for at in range(0, 4 * step, step):
         with transaction.atomic(using=skills.alias):
-            batches._tidy(part)
+            batches._prune(part)
             assert sum(batches._slices(part, Blocks(at, at + step, None)))
         batches.changed(part, at, at + step)
 

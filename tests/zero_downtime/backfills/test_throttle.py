@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.db.migrations import RunPython
 
 from accounts.models import Skill
-from gotong_royong.zero_downtime.backfills import control, inline, ranges
+from gotong_royong.zero_downtime.backfills import control, ranges
 from gotong_royong.zero_downtime.backfills.throttle import REASONS, Facts, Throttle, _advised
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.operations import RunBackfill
 from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import going, until
 from tests.zero_downtime.load import load
@@ -24,20 +24,20 @@ from tests.zero_downtime.steps import run as run_operations
 pytestmark = pytest.mark.once
 
 
-def look(database, **options):
-    return Throttle(database.alias, '"skills"', **options).look()
+def ask_throttle(database, **options):
+    return Throttle(database.alias, '"skills"', **options).ask()
 
 
 def test_nothing_holds_it_back_where_it_is_alone(skills):
-    assert look(skills) == (False, "")
+    assert ask_throttle(skills) == (False, "")
 
 
 def test_half_speed_while_others_are_at_work(skills, settings):
     with load(conninfo(skills), "SELECT 1"):
-        assert look(skills) == (False, "1 other session at work: half speed")
-        assert look(skills, at_full_speed=True) == (False, "")
+        assert ask_throttle(skills) == (False, "1 other session at work: half speed")
+        assert ask_throttle(skills, at_full_speed=True) == (False, "")
         settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["others"]
-        assert look(skills) == (False, "")
+        assert ask_throttle(skills) == (False, "")
 
 
 @pytest.mark.once
@@ -77,13 +77,13 @@ def test_the_sessions_of_a_run_are_no_others(skills, fill, declare, settings):
     reasons = set()
 
     def process(self, batch):
-        reasons.add(look(skills).reason)
+        reasons.add(ask_throttle(skills).reason)
         batch.update(description="")
 
     name = declare(process=process)
     run_operations(
         skills,
-        RunPython(lambda apps, _: inline.finish(name, skills, apps.get_model("accounts", "Skill"))),
+        RunBackfill(name, wait=True),
         atomic=False,
     )
     assert reasons == {""}
@@ -100,10 +100,10 @@ def test_it_waits_while_somebody_waits_for_a_backfill(skills, fill):
         ours.execute("UPDATE skills SET category = 'x'")
         user.pgconn.send_query(b"UPDATE skills SET category = 'y'")
         deadline = time.monotonic() + 30
-        while not (advice := look(skills)).wait:
+        while not (advice := ask_throttle(skills)).wait:
             assert time.monotonic() < deadline, advice
         assert advice.reason == "1 session waits for it"
-        assert not Throttle("default", '"skills"').look().wait  # another database, in which nobody does
+        assert not Throttle("default", '"skills"').ask().wait  # another database, in which nobody does
         ours.rollback()
         while user.pgconn.get_result():
             pass
@@ -111,9 +111,9 @@ def test_it_waits_while_somebody_waits_for_a_backfill(skills, fill):
 
 def test_the_projects_own_reason(skills, settings):
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "the queue of mails is long"
-    assert look(skills) == (True, "the queue of mails is long")
+    assert ask_throttle(skills) == (True, "the queue of mails is long")
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = "tests.zero_downtime.backfills.test_throttle.nothing"
-    assert look(skills) == (False, "")
+    assert ask_throttle(skills) == (False, "")
 
 
 def nothing():
@@ -130,7 +130,7 @@ def fails():
 )
 def test_a_reason_of_the_project_that_cannot_be_asked_is_one(skills, settings, load, told):
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = load
-    assert look(skills) == (True, f"ZERO_DOWNTIME_BACKFILL_LOAD cannot be asked: {told}")
+    assert ask_throttle(skills) == (True, f"ZERO_DOWNTIME_BACKFILL_LOAD cannot be asked: {told}")
 
 
 ALL = Facts(2, 3, 65.0, 11.0, "autovacuum: VACUUM x (to prevent wraparound)")
@@ -158,35 +158,35 @@ def test_what_each_fact_means_and_which_is_the_strongest(settings):
 def test_each_can_be_switched_off(skills, settings):
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do"
     with load(conninfo(skills), "SELECT 1"):
-        assert look(skills).reason == "much to do"
+        assert ask_throttle(skills).reason == "much to do"
         settings.ZERO_DOWNTIME_BACKFILL_IGNORE = {"load"}
-        assert look(skills).reason == "1 other session at work: half speed"
+        assert ask_throttle(skills).reason == "1 other session at work: half speed"
         settings.ZERO_DOWNTIME_BACKFILL_IGNORE = set(REASONS)
-        assert look(skills) == (False, "")
+        assert ask_throttle(skills) == (False, "")
 
 
 def test_what_is_switched_off_is_not_asked(skills, settings):
     asked = []
     settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: asked.append("load")
-    look(skills)
+    ask_throttle(skills)
     assert asked == ["load"]
     settings.ZERO_DOWNTIME_BACKFILL_IGNORE = {"load"}
-    look(skills)
+    ask_throttle(skills)
     assert asked == ["load"]
 
 
 def test_what_is_no_reason_cannot_be_switched_off(skills, settings):
     settings.ZERO_DOWNTIME_BACKFILL_IGNORE = ["replica"]
     with pytest.raises(ImproperlyConfigured, match=r"names 'replica', which holds no .* Choose from waiting, "):
-        look(skills)
+        ask_throttle(skills)
 
 
 def test_sessions_of_the_queue_that_look_for_tasks_are_not_at_work(skills):
     with psycopg.connect(**conninfo(skills), autocommit=True) as queue:
         queue.execute("SELECT 'procrastinate_jobs'")
-        assert look(skills) == (False, "")
+        assert ask_throttle(skills) == (False, "")
         queue.execute("SELECT 'procrastinates'")
-        assert look(skills).reason == "1 other session at work: half speed"
+        assert ask_throttle(skills).reason == "1 other session at work: half speed"
 
 
 def test_who_watches_how_far_it_is_is_not_at_work(skills, declare):
@@ -194,10 +194,10 @@ def test_who_watches_how_far_it_is_is_not_at_work(skills, declare):
     row = control.get_or_create(declare(), skills.alias)
     with ThreadPoolExecutor(1) as page:
         try:
-            page.submit(control.look, row.name, skills.alias).result()
-            assert look(skills) == (False, "")
+            page.submit(control.status, row.name, skills.alias).result()
+            assert ask_throttle(skills) == (False, "")
             page.submit(Skill.objects.using(skills.alias).count).result()
-            assert look(skills).reason == "1 other session at work: half speed"
+            assert ask_throttle(skills).reason == "1 other session at work: half speed"
         finally:
             page.submit(lambda: connections[skills.alias].close()).result()
 
@@ -224,7 +224,7 @@ class TestHeldBack:
             finally:
                 held["reason"] = ""
 
-    def test_the_few_rows_of_a_look_are_held_back_too(self, skills, fill, declare, run, settings):
+    def test_the_few_rows_of_a_verification_are_held_back_too(self, skills, fill, declare, run, settings):
         fill(900)
         calls = itertools.count()
         settings.ZERO_DOWNTIME_BACKFILL_LOAD = lambda: "much to do" if next(calls) in {1, 2} else ""

@@ -5,7 +5,7 @@ from django.db import connections, models
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Upper
 
-from gotong_royong.zero_downtime.backfills import control, declarations, ranges, worker
+from gotong_royong.zero_downtime.backfills import control, declarations, ranges, verification, worker
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.exceptions import BackfillFailed, BackfillRefused, UnknownBackfill
 from gotong_royong.zero_downtime.models import Backfill
@@ -323,13 +323,13 @@ class TestRetryWithoutWhere:
         return declare(where=None, update={"category": Concat(F("category"), F("name"))})
 
     def test_only_the_rows_set_aside_are_done(self, name, run, ask, monkeypatch):
-        monkeypatch.setattr(worker, "LEFT", 5)  # which are no reason to go through the table again
+        monkeypatch.setattr(verification, "LEFT", 5)  # which are no reason to go through the table again
         ask("ALTER TABLE skills ADD CONSTRAINT few CHECK (category NOT LIKE '%77' AND category NOT LIKE '%88')")
         row = run(name)
         assert (row.status, row.set_aside.count(), ask(self.ONCE)) == (Status.FAILED, 6, 294)
         ask("ALTER TABLE skills DROP CONSTRAINT few, ADD CONSTRAINT few CHECK (category NOT LIKE '%177')")
         ask("DELETE FROM skills WHERE name LIKE '%277'")
-        for _ in range(worker.MOST_SWEEPS + 1):
+        for _ in range(verification.MOST_SWEEPS + 1):
             control.retry(row)
             row = run(name)
             assert (row.status, row.set_aside.count(), ask(self.ONCE)) == (Status.FAILED, 1, 298)

@@ -31,14 +31,14 @@ def run(database):
 def test_an_argument_that_is_empty_is_refused_before_anything_is_done(shop, scratch, arguments):
     said = shop.fail("migrate", *arguments)
     assert said.startswith("CommandError: The argument ")
-    assert "is empty, as where a shell's variable is not set. Nothing was done." in said
+    assert "is empty, as with an unset shell variable. Nothing was done." in said
     assert said.count("\n") == 1
     assert look(scratch)["columns"] == set()
 
 
 @pytest.mark.parametrize("command", ["showmigrations", "lintmigrations --since", "backfill run"])
 def test_it_is_by_the_other_commands_too(shop, command):
-    assert "is empty, as where a shell's variable is not set" in shop.fail(*command.split(), "")
+    assert "is empty, as with an unset shell variable" in shop.fail(*command.split(), "")
 
 
 @pytest.fixture
@@ -150,7 +150,8 @@ def test_sqlite_is_migrated_as_django_does(two, scratch, tmp_path):
     assert "Applying notes.0001_note... OK" in two.succeed("migrate", "--database", "other")
     assert "[X] 0001_note" in two.succeed("showmigrations", "notes", "--database", "other")
     said = two.fail("rollback", "--database", "other")
-    assert said == "NotUndoable: other is not a PostgreSQL database, so no run on it was recorded.\n"
+    told = "other is not a PostgreSQL database, so no run on it was recorded. Name one with --database."
+    assert said == f"NotUndoable: {told}\n"
     two.succeed("migrate", "notes", "zero", "--database", "other")
 
 

@@ -126,13 +126,13 @@ def test_there_is_no_room_for_the_output(migrated, command, options):
             text=True,
             check=False,
         )
-    room = "CommandError: There is no room on the device for what it writes, so it stopped.\n"
+    room = "CommandError: The device of its output is full, so it stopped.\n"
     assert (done.returncode, done.stderr) == ((0, "") if command == "migrate --plan" else (1, room))
 
 
 def test_nobody_reads_the_output_to_its_end(shop):
     process = shop.start("lintmigrations", "--rules")
     process.stdout.close()
-    assert process.stderr.read() == "CommandError: Nobody reads what it writes any more, so it stopped.\n"
+    assert process.stderr.read() == "CommandError: Nobody reads its output any more, so it stopped.\n"
     assert process.wait() == 1
     process.stderr.close()

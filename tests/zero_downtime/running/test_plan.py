@@ -152,7 +152,7 @@ class TestSteps:
         assert touched["stop_syncing_profiles"] == ["users"]
         assert {step["direction"] for step in steps} == {"down"}
         python = next(step for step in steps if step["name"].endswith("populate_markov_user_ids"))
-        assert python["statements"] == ["-- Python: accounts.migrations.20260210160000_populate_markov_user_ids.clear"]
+        assert python["statements"] == ["-- Not SQL: Run the backfill accounts.populate_markov_user_ids"]
         assert not python["atomic"]
 
     def test_a_state_without_effect_touches_nothing(self, migrated):
@@ -334,7 +334,7 @@ class TestCommand:
             plan(migrated, capsys, "nope")
         with pytest.raises(CommandError, match="Cannot find a migration matching '1999' from app 'tasks'"):
             plan(migrated, capsys, "tasks", "1999")
-        with pytest.raises(CommandError, match="--plan only looks"):
+        with pytest.raises(CommandError, match="--plan changes nothing"):
             plan(migrated, capsys, "tasks", prune=True)
 
     def test_it_leaves_the_transaction_of_its_caller_as_it_was(self, migrated, capsys):

@@ -224,7 +224,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("which", "said"),
         [
-            (["--to", ""], "CommandError: The argument to is empty, as where a shell's variable is not set."),
+            (["--to", ""], "CommandError: The argument to is empty, as with an unset shell variable."),
             (["--to", "20260101000000"], "NotUndoable: No migration has the timestamp 20260101000000."),
             (["--steps", "-1"], "NotUndoable: Cannot take back -1 steps: 0 are applied."),
             (["--steps", "0"], "NotUndoable: Cannot take back 0 steps: 0 are applied."),

@@ -1,4 +1,4 @@
-"""See and control the backfills: what is done to the rows of large tables in the background."""
+"""Show and control backfills: data changes that go through large tables in the background."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from .migrate import sigterm_like_ctrl_c
 
 Status = Backfill.Status
 ACTIONS = {
-    "list": "All backfills, and how far they are.",
-    "show": "One backfill: how far it is, its ranges, the rows that were set aside.",
-    "run": "Go through it here, together with whoever is at it already.",
-    "pause": "Let every worker stop after the batch at hand.",
-    "resume": "Let a paused one go on.",
-    "cancel": "End it; what it has done stays.",
+    "list": "All backfills and their progress.",
+    "show": "One backfill: its progress, its ranges and the rows set aside.",
+    "run": "Work on it here. Workers elsewhere go on, too.",
+    "pause": "Stop every worker after its current batch.",
+    "resume": "Continue a paused one.",
+    "cancel": "End it; changed rows stay changed.",
     "retry": (
-        "Let one that has ended begin anew, with the rows that are still to do. Without a where, one that failed or "
-        "was canceled goes on where it was, and then with the rows set aside; one that succeeded does all rows again."
+        "Start an ended one again with the rows that are still to do. Without a where, one that failed or was "
+        "canceled continues where it was, then retries the rows set aside; one that succeeded changes all rows again."
     ),
 }
 
 
 class Command(ZeroDowntimeCommand):
-    help = "Shows and controls backfills: changes of data that go through large tables in the background."
+    help = "Shows and controls backfills: data changes that go through large tables in the background."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: Any) -> None:
@@ -36,10 +36,12 @@ class Command(ZeroDowntimeCommand):
             action = actions.add_parser(name, help=text, description=text)
             action.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
             if name != "list":
-                action.add_argument("name", help="The app and the backfill, such as accounts.populate_markov_user_ids.")
+                action.add_argument("name", help="The backfill, such as accounts.populate_markov_user_ids.")
             if name == "run":
-                action.add_argument("--workers", type=int, default=1, metavar="N", help="How many at once (default 1).")
-                told = "Pass over all reasons to go slower, and end autovacuum's ANALYZE of the table, if the role may."
+                action.add_argument(
+                    "--workers", type=int, default=1, metavar="N", help="Number of workers (default 1)."
+                )
+                told = "Ignore all reasons to go slower; cancel autovacuum's ANALYZE of the table, if allowed."
                 action.add_argument("--full-speed", action="store_true", help=told)
 
     def handle(self, *args: Any, action: str, database: str, **options: Any) -> None:
@@ -66,7 +68,7 @@ class Command(ZeroDowntimeCommand):
             raise BackfillRefused("--workers must be 1 or more.")
         row = control.get_or_create(name, database)
         if row.status == Status.SUCCEEDED:
-            self.stdout.write(f"{row} has succeeded already. backfill retry {row} looks whether rows to do are there.")
+            self.stdout.write(f"{row} has succeeded already. backfill retry {row} checks for new rows to do.")
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
             told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "
@@ -76,9 +78,9 @@ class Command(ZeroDowntimeCommand):
         if row.status == Status.FAILED:
             raise BackfillFailed(f"{row} failed. {row.error}")
         if row.status != Status.SUCCEEDED:
-            way = "run" if row.status in {Status.PENDING, Status.RUNNING} else control.again(row)
+            action = "run" if row.status in {Status.PENDING, Status.RUNNING} else control.again(row)
             raise BackfillRefused(
                 f"{row} is {row.status}{control.by_whom(row)}, so it was left before its end. "
-                f"backfill {way} {row} lets it go on."
+                f"backfill {action} {row} lets it go on."
             )
         self.stdout.write(reports.backfill_line(row, control.progress(row)))

@@ -1,4 +1,4 @@
-"""Say what migrations lock, scan, rewrite and break, by running them in a scratch database."""
+"""Show what migrations lock, scan, rewrite and break, by running them in a scratch database."""
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -30,29 +30,27 @@ FORMATS = {"json": reports.as_json, "github": reports.github, "sarif": reports.s
 
 
 class Command(ZeroDowntimeCommand):
-    help = (
-        "Runs migrations in a scratch database, up and down, and says whom they would keep waiting and what they break."
-    )
+    help = "Runs migrations in a scratch database, up and down, and says whom they would block and what they break."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("app_label", nargs="?", help="Only this app's migrations.")
-        parser.add_argument("migration_name", nargs="?", help="Only the one whose name begins so.")
+        parser.add_argument("migration_name", nargs="?", help="Only the one whose name begins with this.")
         which = parser.add_mutually_exclusive_group()
         which.add_argument(
-            "--all", action="store_true", help="Those of installed packages, too, and of before LINT_AFTER."
+            "--all", action="store_true", help="Also those of installed packages, and those before LINT_AFTER."
         )
         which.add_argument(
             "--since", metavar="REV", help="Those whose files changed since the branch left this revision."
         )
-        which.add_argument("--unapplied", action="store_true", help="Those that the database has not.")
+        which.add_argument("--unapplied", action="store_true", help="Those that are not applied to the database.")
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
         parser.add_argument("--format", default="text", choices=["text", *FORMATS])
         parser.add_argument("--fail-level", default="ERROR", choices=["ERROR", "WARNING"], help="Default: ERROR.")
         parser.add_argument(
-            "--explain", action="store_true", help="Show every statement, what it locks, scans and changes."
+            "--explain", action="store_true", help="Show every statement and what it locks, scans and changes."
         )
-        parser.add_argument("--rules", action="store_true", help="Only print what the rules are.")
+        parser.add_argument("--rules", action="store_true", help="Only print the rules.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["rules"]:
@@ -62,7 +60,10 @@ class Command(ZeroDowntimeCommand):
             raise ZeroDowntimeError("--explain prints a table to read. Leave out --explain or --format.")
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
-            raise ZeroDowntimeError(f"Database {connection.alias!r} is not PostgreSQL, whose locks are what is judged.")
+            raise ZeroDowntimeError(
+                f"Database {connection.alias!r} is not PostgreSQL, whose locks the linter judges. Name one with "
+                "--database."
+            )
         applied: Collection[Key] = MigrationRecorder(connection).applied_migrations() if options["unapplied"] else ()
         known = sizes(connection) if options["unapplied"] else {}
         found, seen = [], 0
@@ -121,7 +122,7 @@ class Command(ZeroDowntimeCommand):
 
 
 def loaded() -> MigrationLoader:
-    """Load all migrations, and say which before each: its module may do anything, too."""
+    """Load all migrations; name each to the watching process first, because a module may do anything."""
     with without_collecting():
         for path in diagnosis.files():
             watch.go_on(f"loading {path}")

@@ -1,4 +1,4 @@
-"""Django's ``makemigrations``, with names that say when and what; the autodetector finds them."""
+"""Django's ``makemigrations``, with names of a timestamp and a description."""
 
 import warnings
 from contextlib import nullcontext
@@ -25,13 +25,13 @@ class Command(chain.Chained, makemigrations.Command):
             super().handle(*app_labels, **options)
 
     def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
-        """Say in one line what Django warns of, such as a database whose history it cannot look at."""
+        """Print Django's warning in one line, such as that of a database whose history it cannot read."""
         self.stderr.write(f"Warning: {' '.join(str(message).split())}", self.style.WARNING)
 
     def write_migration_files(
         self, changes: dict[str, Any], update_previous_migration_paths: dict[str, str] | None = None
     ) -> None:
-        """Rename what ``--update`` changed: Django keeps four characters of the old name as its number."""
+        """Rename the migration that ``--update`` changed: Django keeps only four characters of its old name."""
         updated = [*filter(None, [update_previous_migration_paths])]  # Django passes it for --update only
         for paths in updated:
             loader = MigrationLoader(connection)
@@ -41,7 +41,7 @@ class Command(chain.Chained, makemigrations.Command):
         super().write_migration_files(changes, *updated)
 
     def handle_merge(self, loader: MigrationLoader, conflicts: dict[str, Any]) -> None:
-        """Merge app by app: Django adds one to the highest number that ``parse_number`` finds in an app's leaves."""
+        """Merge app by app: Django adds one to the highest ``parse_number`` of an app's leaves."""
         name, stamps = self.migration_name, timestamps(loader.graph, MigrationAutodetector.now())
         for app_label, leaves in sorted(conflicts.items()):
             before = int(next(stamps)) - 1

@@ -1,4 +1,4 @@
-"""Django's ``migrate``, carried out by our executor: one run at a time, under the lock budget, recorded."""
+"""Django's ``migrate`` with the engine's executor: one run at a time, under the lock budget, recorded."""
 
 import argparse
 import gc
@@ -30,7 +30,7 @@ from ..consent import Asking, Consent
 
 
 class Innermost(migrate.Command):
-    """Django's, at work as ours has it. What others' commands wait for before that, they wait for without a lock."""
+    """Django's command within the run's lock, which other apps' commands do not hold while they wait."""
 
     within: Callable[[], AbstractContextManager[None]]
 
@@ -62,7 +62,7 @@ class Command(chain.Chained, migrate.Command):
             action="store_const",
             const=Stage.PRE_DEPLOY,
             dest="stage",
-            help="Apply only what must be there before the new code ships.",
+            help="Apply only what the new code needs before it ships.",
         )
         stages.add_argument(
             "--post-deploy",
@@ -77,10 +77,10 @@ class Command(chain.Chained, migrate.Command):
             help="Undo what this run applied if a step fails; the default is the setting ZERO_DOWNTIME_AUTO_ROLLBACK.",
         )
         parser.add_argument(
-            "--backup", metavar="DIR", help="Write the database into a file in this folder before the first step."
+            "--backup", metavar="DIR", help="Dump the database into a file in this folder before the first step."
         )
         parser.add_argument(
-            "--format", choices=["text", "json"], default="text", help="How the plan or the run is printed."
+            "--format", choices=["text", "json"], default="text", help="The format of the plan or the run."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -106,7 +106,7 @@ class Command(chain.Chained, migrate.Command):
 
     @contextmanager
     def at_work(self, options: dict[str, Any]) -> Iterator[None]:
-        """Let Django's command use our executor, as the only runner."""
+        """Let Django's command use the engine's executor, as the only runner."""
         connection, kind = connections[options["database"]], options["format"]
         with ExitStack() as stack:
             keywords: dict[str, Any] = {"stage": options["stage"]}
@@ -134,7 +134,7 @@ class Command(chain.Chained, migrate.Command):
             yield
 
     def consent(self, agreed: bool, kind: str) -> Consent:
-        """Return what is agreed to of what a way back destroys: all of it or nothing."""
+        """Return the consent to the losses of a way back: to all or to none."""
 
         def say(text: str) -> None:
             if kind == "json":
@@ -145,7 +145,7 @@ class Command(chain.Chained, migrate.Command):
         return Consent(say, data=agreed, all=None, option="--no-input")
 
     def migration_progress_callback(self, action: str, migration: Any = None, fake: bool = False) -> None:
-        """Tell others in the chain what Django would; what Django prints of a recorded step, the reporter prints."""
+        """Call the other commands' callback as Django does; the reporter prints recorded steps."""
         shown = self.verbosity
         self.verbosity = 0 if migration and self.executor and self.executor.run else shown
         try:
@@ -162,7 +162,7 @@ class Command(chain.Chained, migrate.Command):
             )
 
     def sync_apps(self, connection: Any, app_labels: Any) -> None:
-        """Make the tables of apps without migrations as Django does, under the same guard as a step."""
+        """Create the tables of apps without migrations as Django does, guarded like a step."""
         if not self.guarded:
             super().sync_apps(connection, app_labels)
             return
@@ -171,10 +171,10 @@ class Command(chain.Chained, migrate.Command):
             guard.trying(lambda attempt: super(Command, self).sync_apps(connection, app_labels))
 
     def show_plan(self, *args: Any, **options: Any) -> None:
-        """Let Django find out what the plan is and whether it may be, and print it; nothing is locked or written."""
+        """Let Django find and check the plan, and print it; lock and write nothing."""
         if options["prune"]:
-            raise CommandError("--plan only looks. Run migrate --prune by itself.")
-        from ...running.plan import Planner, look_ahead, only_looking  # a deploy does without
+            raise CommandError("--plan changes nothing. Run migrate --prune without --plan.")
+        from ...running.plan import Planner, look_ahead, only_looking  # a deploy does not need it
 
         planners: list[Planner] = []
 
@@ -215,7 +215,7 @@ class Command(chain.Chained, migrate.Command):
 
 @contextmanager
 def in_place_of_djangos(executor: Any) -> Iterator[None]:
-    """Let Django's command build our executor and send our signals: it takes them from its module."""
+    """Put the engine's executor and signals into the module from which Django's command takes them."""
     ours = {
         "MigrationExecutor": executor,
         "emit_pre_migrate_signal": partial(signals.send, "pre_migrate"),
@@ -233,9 +233,9 @@ def in_place_of_djangos(executor: Any) -> Iterator[None]:
 
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: the statement is canceled, the ledger closed, the lock let go.
+    """End on SIGTERM as on Ctrl-C: cancel the statement, close the ledger, release the lock.
 
-    In another thread than the main one, where Python lets nobody handle signals, those of the process stay as they are.
+    Only the main thread can handle signals, so in another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Take back what was migrated: the last batch, the last steps, one run, or all that came after a timestamp."""
+"""Take back migrations: the last run, one run, the last steps, or all after a timestamp."""
 
 from typing import Any
 
@@ -19,22 +19,24 @@ from . import migrate
 
 
 class Command(ZeroDowntimeCommand):
-    help = "Takes back the migrations of the last run, or as many as you say, newest first."
+    help = "Takes back the migrations of the last run, or those that you name, newest first."
     goes_on_unread = True
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: Any) -> None:
         which = parser.add_mutually_exclusive_group()
-        which.add_argument("--steps", type=int, metavar="N", help="The last N migrations, whichever run applied them.")
-        which.add_argument("--to", metavar="TIMESTAMP", help="Everything later than this one, such as 20260210120000.")
-        which.add_argument("--run", type=int, metavar="ID", help="What this run applied.")
+        which.add_argument("--steps", type=int, metavar="N", help="The last N migrations of any run.")
+        which.add_argument(
+            "--to", metavar="TIMESTAMP", help="Every migration later than this one, such as 20260210120000."
+        )
+        which.add_argument("--run", type=int, metavar="ID", help="The migrations that this run applied.")
         parser.add_argument("--plan", action="store_true", help="Only show what would be done and lost.")
-        parser.add_argument("--yes", action="store_true", help="Lose the data that go with it without being asked.")
+        parser.add_argument("--yes", action="store_true", help="Lose the listed data without being asked.")
         parser.add_argument("--all", action="store_true", help="With --yes: even if nothing is left of the database.")
         parser.add_argument(
             "--accept-edited",
             action="store_true",
-            help="Go back by what a file says now, though it was edited after it was applied.",
+            help="Use the current text of a file that was edited after it was applied.",
         )
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
 
@@ -42,7 +44,10 @@ class Command(ZeroDowntimeCommand):
         self.verbosity = options["verbosity"]
         connection = connections[options["database"]]
         if connection.vendor != "postgresql":
-            raise NotUndoable(f"{connection.alias} is not a PostgreSQL database, so no run on it was recorded.")
+            raise NotUndoable(
+                f"{connection.alias} is not a PostgreSQL database, so no run on it was recorded. Name one with "
+                "--database."
+            )
         with only_looking(connection):
             executor = Executor(connection)
             done = rollback.applied(executor)
@@ -67,7 +72,7 @@ class Command(ZeroDowntimeCommand):
             if (done_now := rollback.applied(executor)) != done:
                 raise NotUndoable(
                     f"While this waited for its turn, {rollback.difference(alias, done, done_now)}. "
-                    "Nothing more was changed. Look what there is to take back now: rollback --plan."
+                    "Nothing more was changed. To see what is left to take back: rollback --plan."
                 )
             plan, found = consent.show(executor, done, chosen)
             is_all = len(chosen) == len(done) and not all(one.is_faked for one in chosen)
@@ -83,7 +88,7 @@ class Command(ZeroDowntimeCommand):
             between_signals(executor, plan, take_back, **how)
 
     def say(self, text: str) -> None:
-        """Write a line of what there is to agree to, each kind in its color."""
+        """Print a line of the plan in the color of its kind."""
         style = self.style.WARNING if text.startswith("    ") else str if text[0] == " " else self.style.MIGRATE_HEADING
         self.stdout.write(style(text))
 

@@ -1,4 +1,4 @@
-"""Django's ``showmigrations``, where each migration also says what the ledger remembers of it."""
+"""Django's ``showmigrations``, with what the ledger records of each migration."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +20,8 @@ SHOWN = re.compile(r" ?\[[X -]\] +(?:(?P<app>\w+)\.)?(?P<name>\w+)")
 
 class Command(chain.Chained, showmigrations.Command):
     help = (
-        "Shows all available migrations for the current project, of the applied ones also by which run, and which are "
-        "half done or half taken back, because a run failed in them."
+        "Shows all available migrations for the current project, the run that applied each, and which are half done or "
+        "half taken back because a run failed in them."
     )
 
     def show_list(self, connection: Any, app_names: Any = None) -> None:
@@ -31,7 +31,7 @@ class Command(chain.Chained, showmigrations.Command):
         self._show(super().show_plan, connection, app_names)
 
     def _show(self, show: Callable[..., None], connection: Any, app_names: Any) -> None:
-        """Catch the lines that Django would print, and print them with what else is known, in columns."""
+        """Catch the lines that Django would print, and print them in columns with the ledger's record."""
         stdout, lines, said = self.stdout, list[tuple[Any, ...]](), list[str]()
         cells: dict[Key, list[str]] = {}
         with only_looking(connection):
@@ -69,7 +69,7 @@ class Command(chain.Chained, showmigrations.Command):
 
 
 def _keys(texts: Iterable[str]) -> Iterator[Key]:
-    """Yield which migration each line shows; none with an empty name."""
+    """Yield the migration of each line; an empty name for a line without one."""
     app = ""
     for text in texts:
         if text.isidentifier():

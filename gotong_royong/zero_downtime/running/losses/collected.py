@@ -10,6 +10,7 @@ from django.db.migrations.operations import RunPython, RunSQL
 
 from ...apps import NAME
 from ...exceptions import summary
+from ...operations import RunBackfill
 from ...postgres.statements import Object, split
 from ...stages import Plan, key_of
 from ..executor import Executor
@@ -75,7 +76,7 @@ def _back(editor: Any, migration: Migration, move: Move) -> Iterator[tuple[str, 
     """Yield what the way back of an operation says, and whether it is SQL; what is not is said in words."""
     operation, before, after = move
     known, is_djangos = len(editor.collected_sql), type(operation).__module__.startswith("django.")
-    if isinstance(operation, RunPython):
+    if isinstance(operation, RunPython) and not isinstance(operation, RunBackfill):
         code: Any = operation.reverse_code
         allowed = router.allow_migrate(editor.connection.alias, migration.app_label, **operation.hints)
         if code is not RunPython.noop and allowed:
