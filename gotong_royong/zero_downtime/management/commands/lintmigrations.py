@@ -21,7 +21,6 @@ from ...linter.scratch import Place, place
 from ...linter.sizes import sizes, weighed
 from ...linter.trace import LIMIT
 from ...running import diagnosis
-from ...running.loader import without_collecting
 from ...stages import Key
 from ..base import ZeroDowntimeCommand
 from .migrate import sigterm_like_ctrl_c
@@ -122,9 +121,8 @@ class Command(ZeroDowntimeCommand):
 
 def loaded() -> MigrationLoader:
     """Load all migrations, and say which before each: its module may do anything, too."""
-    with without_collecting():
-        for path in diagnosis.files():
-            watch.go_on(f"loading {path}")
-            import_module(path)
-        watch.go_on("")
-        return MigrationLoader(None)
+    for path in diagnosis.files():
+        watch.go_on(f"loading {path}")
+        import_module(path)
+    watch.go_on("")
+    return MigrationLoader(None)
