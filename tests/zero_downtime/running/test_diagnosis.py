@@ -15,12 +15,12 @@ UNLOADABLE = "Migration sessions.new cannot be loaded: "
 BROKEN = {
     "syntax": (
         f"{HEAD}    dependencies = [\n",
-        f"{UNLOADABLE}SyntaxError: '[' was never closed, in line 5 of FILE. Correct that",
+        f"{UNLOADABLE}SyntaxError: '[' was never closed, in line 5 of FILE. Correct it",
     ),
-    "unreadable": ("\0", f"{UNLOADABLE}SyntaxError: source code string cannot contain null bytes. Correct that"),
+    "unreadable": ("\0", f"{UNLOADABLE}SyntaxError: source code string cannot contain null bytes. Correct it"),
     "import": (
         f"import nowhere\n{HEAD}    pass\n",
-        f"{UNLOADABLE}ModuleNotFoundError: No module named 'nowhere', in line 1 of FILE. Correct that",
+        f"{UNLOADABLE}ModuleNotFoundError: No module named 'nowhere', in line 1 of FILE. Correct it",
     ),
     "attribute": (
         f"{HEAD}    operations = [migrations.AddFeild()]\n",
