@@ -1,4 +1,4 @@
-"""What does Django call this app, and what did the settings say before anything changed them?"""
+"""What is this app called, and on which databases does it guard runs?"""
 
 from types import ModuleType
 from typing import Any
@@ -20,14 +20,14 @@ APP, NAME = "zero_downtime", __package__
 
 
 class ZeroDowntimeConfig(AppConfig):
-    """The app. Without psycopg 3 it brings no models and no commands, only the check that says so."""
+    """The app. Without psycopg 3 it has no models and no commands, only the check that reports it."""
 
     name = NAME
     label = APP
     default_auto_field = "django.db.models.BigAutoField"
     verbose_name = "Zero-downtime migrations"
     configured: dict[str, str] = {}
-    """The name of each database when Django started: test runners change it later."""
+    """The name of each database when Django started; test runners change it later."""
 
     def __init__(self, app_name: str, app_module: Any) -> None:
         super().__init__(app_name, app_module)
@@ -41,10 +41,10 @@ class ZeroDowntimeConfig(AppConfig):
 
 
 def why_not_guarded(connection: BaseDatabaseWrapper) -> str:
-    """Say why runs on this database are not guarded; nothing if they are.
+    """Return why runs on this database are not guarded; an empty text if they are.
 
-    A database is one of tests if its name was changed since Django started, as ``create_test_db`` and the clones of
-    parallel tests do, and is the name that these give. What the settings call ``test_…`` is a database like any other.
+    A test database is one whose name changed since Django started and is a name that ``create_test_db`` or the clones
+    of parallel tests give. A database that the settings call ``test_…`` is guarded.
     """
     if connection.vendor != "postgresql":
         return f"{connection.alias} is not a PostgreSQL database"

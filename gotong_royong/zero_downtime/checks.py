@@ -1,4 +1,4 @@
-"""What in the settings of a project would keep the engine from doing what it promises?"""
+"""Which settings of a project keep the engine from working?"""
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -16,17 +16,17 @@ from . import apps
 
 HERE = Path(__file__).parent
 OURS, LABEL = apps.NAME, apps.APP
-FIRST = "The one whose app comes first in INSTALLED_APPS is used: change that, or call one of them otherwise."
+FIRST = "Django uses the one whose app comes first in INSTALLED_APPS: change the order, or rename one of them."
 
 
 def _is_in_use() -> bool:
-    """Whether the app is installed, which tests may override, and works."""
+    """Whether the app is installed (tests may override that) and has its driver."""
     return apps.HAS_DRIVER and django_apps.is_installed(OURS)
 
 
 @register(Tags.database)
 def servers(databases: Sequence[str] | None = None, **_: Any) -> Iterator[CheckMessage]:
-    """Say which servers are too old. One that does not answer is not this check's to name."""
+    """Report servers that are too old. Skip those that do not answer."""
     for connection in map(connections.__getitem__, databases or ()):
         try:
             if connection.vendor == "postgresql":
@@ -43,10 +43,10 @@ def servers(databases: Sequence[str] | None = None, **_: Any) -> Iterator[CheckM
 
 @register(Tags.compatibility)
 def driver(**_: Any) -> Iterator[CheckMessage]:
-    """Say that the app is out of use without psycopg 3."""
+    """Report that psycopg 3 is missing."""
     if not apps.HAS_DRIVER:
         yield Error(
-            f"psycopg 3 cannot be imported, and psycopg2 does not do: {OURS} does nothing, its commands are Django's.",
+            f"psycopg 3 cannot be imported, and {OURS} does not work with psycopg2: its commands do what Django's do.",
             hint="pip install 'psycopg[binary]'. Django then uses it in place of psycopg2.",
             id="zero_downtime.E001",
         )
@@ -54,19 +54,19 @@ def driver(**_: Any) -> Iterator[CheckMessage]:
 
 @register(Tags.compatibility)
 def engines(**_: Any) -> Iterator[CheckMessage]:
-    """Say that no database is PostgreSQL. Where one of several is, a run on another one says so itself."""
+    """Report that no database is PostgreSQL. If only some are not, a run on one of those says so itself."""
     if not any(connection.vendor == "postgresql" for connection in connections.all()):
         yield Warning(
             f"None of DATABASES is PostgreSQL, so nothing is guarded or recorded: the commands of {OURS} do what "
             "Django's do.",
-            hint=f"Take {OURS!r} out of INSTALLED_APPS where the settings are for another database.",
+            hint=f"Remove {OURS!r} from INSTALLED_APPS in settings for another database.",
             id="zero_downtime.W004",
         )
 
 
 @register(Tags.models)
 def migrations(**_: Any) -> Iterator[CheckMessage]:
-    """Say which of our migrations are not where MIGRATION_MODULES says."""
+    """Report the engine's own migrations that MIGRATION_MODULES takes away."""
     module, is_set = MigrationLoader.migrations_module(LABEL) if _is_in_use() else ("", False)
     if not is_set:
         return
@@ -74,16 +74,16 @@ def migrations(**_: Any) -> Iterator[CheckMessage]:
     there = {found.name for found in iter_modules(folder.submodule_search_locations)} if folder else set()
     if missing := sorted({path.stem for path in HERE.glob("migrations/2*.py")} - there):
         yield Warning(
-            f"MIGRATION_MODULES takes {len(missing)} of the migrations of {OURS} away, from {missing[0]} on: without "
-            "its tables no run can be recorded, and none is begun.",
-            hint=f"Take {LABEL!r} out of MIGRATION_MODULES, but for settings of tests.",
+            f"MIGRATION_MODULES takes {len(missing)} of the migrations of {OURS} away, from {missing[0]} on. Without "
+            "its tables no run can be recorded, so no run begins.",
+            hint=f"Remove {LABEL!r} from MIGRATION_MODULES, except in the settings of tests.",
             id="zero_downtime.W005",
         )
 
 
 @register(Tags.commands)
 def commands(**_: Any) -> Iterator[CheckMessage]:
-    """Say which of our commands another app's keeps away, and which of another app's ours keeps away."""
+    """Report commands of this app and of others that replace one another."""
     if not _is_in_use():
         return
     from .management import chain
@@ -95,18 +95,18 @@ def commands(**_: Any) -> Iterator[CheckMessage]:
 
 
 def _together(name: str, used: str, other: str, ours: type) -> Iterator[CheckMessage]:
-    """Say what of one of our commands, and of that of the first other app, is lost.
+    """Report what is lost of our command, or of the first other app's command of that name.
 
     Args:
-        used: the app whose command of that name Django takes.
+        used: the app whose command Django takes.
     """
     from .management import chain
 
     is_chained, taken = issubclass(ours, chain.Chained), chain.command(used, name)
     if not issubclass(taken, ours):
-        then = "then both are used" if is_chained else f"then that of {used} is not used"
+        then = "then both work" if is_chained else f"then the command of {used} is not used"
         yield Warning(
-            f"manage.py {name} is the command of {used}, so that of {OURS} is not used and does nothing.",
+            f"manage.py {name} is the command of {used}, so the command of {OURS} is not used.",
             hint=f"Put {OURS!r} before {used!r} in INSTALLED_APPS; {then}.",
             id="zero_downtime.W001",
         )
@@ -114,8 +114,8 @@ def _together(name: str, used: str, other: str, ours: type) -> Iterator[CheckMes
         yield Warning(f"{OURS} and {other} both bring a command {name}.", hint=FIRST, id="zero_downtime.W002")
     elif (beneath := chain.next_to(taken)) and not chain.can_carry(beneath[1], taken):
         yield Warning(
-            f"manage.py {name} is the command of {used}, so that of {beneath[0].name} is not used: "
-            "nothing of it can be kept, as it is not made on Django's.",
+            f"manage.py {name} is the command of {used}, so the command of {beneath[0].name} is not used: "
+            "it does not subclass Django's, so the two cannot be combined.",
             hint=FIRST,
             id="zero_downtime.W002",
         )
@@ -124,7 +124,7 @@ def _together(name: str, used: str, other: str, ours: type) -> Iterator[CheckMes
         command.create_parser("manage.py", name)
         for option in command.replaced:
             yield Warning(
-                f"{OURS} and another app both bring the option {option} of {name}; the former's is used.",
-                hint=f"Nothing is to be done if both mean the same. If not: {FIRST}",
+                f"{OURS} and another app both bring the option {option} of {name}; the option of {OURS} is used.",
+                hint=f"If both mean the same, do nothing. If not: {FIRST}",
                 id="zero_downtime.W003",
             )

@@ -1,4 +1,4 @@
-"""Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read when it is asked for."""
+"""Which settings does the engine have? Each is ``ZERO_DOWNTIME_`` and its name here, read at each use."""
 
 import math
 from collections.abc import Callable, Collection
@@ -37,8 +37,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "BACKFILL_INLINE": (_number(0, is_whole=True), "a whole number of rows from 0 on"),
     "BACKFILL_WORKERS": (
         _number(1, is_whole=True),
-        "a whole number from 1 on, for with none no backfill would be taken up. "
-        "Who wants no queue does not install procrastinate.contrib.django",
+        "a whole number from 1 on. To run backfills without a queue, remove procrastinate.contrib.django from "
+        "INSTALLED_APPS",
     ),
     "BACKFILL_IGNORE": (_is_any(list, tuple, set, frozenset), "a list of reasons"),
     "BACKFILL_REPLICA_LAG": (_or_none(_number(0)), "a number of megabytes from 0 on, or to None"),
@@ -51,30 +51,30 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "SCRATCH_DATABASE": (_or_none(_is_any(str)), "an alias in DATABASES, the dotted path of a function, or None"),
     "LINT_AFTER": (_is_any(dict), "a dictionary of apps and the names of migrations"),
 }
-"""Of each setting what it may be, and that in words. DEFAULT_STAGE is a stage, and ``stages`` says so."""
+"""For each setting a test of its value, and that test in words. ``stages`` checks DEFAULT_STAGE."""
 
 
 class Settings:
     LOCK_TIMEOUT: float = 0.1
-    """Seconds that a statement may wait for a lock, and so hold up whoever queues behind it."""
+    """Seconds that a statement may wait for a lock; other sessions queue behind it meanwhile."""
 
     PATIENCE: float = 300.0
-    """Seconds to go on trying for a lock."""
+    """Seconds after which the engine stops trying for a lock."""
 
     BLOCK_BUDGET: float = 1.0
-    """Seconds that anybody may wait for a migration before its statement is canceled."""
+    """Seconds that a session may wait for a migration before the engine cancels its statement."""
 
     AUTO_ROLLBACK: bool = False
-    """Whether migrate undoes what it applied when a step fails, unless --auto-rollback or --no-auto-rollback says."""
+    """Whether migrate undoes what it applied when a step fails; --auto-rollback and --no-auto-rollback override it."""
 
     KEEP_RUNS: int | None = None
     """Days that the ledger keeps its runs; None keeps them all."""
 
     BACKFILL_INLINE: int = 100_000
-    """Rows, as the planner guesses, up to which a migration does a backfill itself, not leaving it to a worker."""
+    """Rows, as the planner estimates, up to which a migration does a backfill itself."""
 
     BACKFILL_WORKERS: int = 2
-    """How many workers of the queue go through one backfill at the same time, at least 1."""
+    """How many workers of the queue share one backfill, at least 1."""
 
     BACKFILL_IGNORE: Collection[str] = ()
     """Which of ``backfills.throttle.REASONS`` do not hold a backfill back."""
@@ -86,20 +86,20 @@ class Settings:
     """Megabytes of WAL a second above which backfills wait; None for any."""
 
     BACKFILL_LOAD: str | Callable[[], Any] | None = None
-    """A function of the project's own, or where it stands, that returns a reason for backfills to wait, or nothing."""
+    """A function, or its dotted path, that returns a reason for backfills to wait, or nothing."""
 
     DEFAULT_STAGE: str | None = None
-    """The stage of the migrations that say none; None for the one that their operations imply."""
+    """The stage of a migration without a ``stage``; None derives it from the operations."""
 
     POSTGRESQL_PROGRAMS: str | Path | None = None
     """The folder of pg_dump and pg_restore, and of the linter's server; None looks along the PATH."""
 
     SCRATCH_DATABASE: str | None = None
-    """A server on which the linter tries migrations, in place of one of its own: an alias in DATABASES or the path of a
-    function that returns such an entry."""
+    """The server for the linter's scratch databases: an alias in DATABASES, or the dotted path of a function that
+    returns such an entry; None starts a server."""
 
     LINT_AFTER: dict[str, str] = {}
-    """For each app the name of its last migration that the linter leaves alone."""
+    """For each app the name of the last migration that the linter skips."""
 
     def __getattribute__(self, name: str) -> Any:
         value = getattr(settings, f"ZERO_DOWNTIME_{name}", super().__getattribute__(name))
@@ -109,10 +109,10 @@ class Settings:
         return value
 
     def refuse_odd(self) -> None:
-        """Make sure, before anything is done, that each setting is what it may be.
+        """Check every setting.
 
         Raises:
-            ImproperlyConfigured: names the first that is not.
+            ImproperlyConfigured: names the first wrong one.
         """
         for name in RANGES:
             getattr(self, name)

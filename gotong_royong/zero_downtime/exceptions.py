@@ -1,6 +1,6 @@
-"""What can go wrong in a run, each said so that the reader knows what to do next.
+"""What can go wrong in a run, and what does the user do next?
 
-They are Django's ``CommandError``, so that a command ends with the sentence and a non-zero exit, without a traceback.
+Each error is a Django ``CommandError``: the command prints the message without a traceback and exits with 1.
 """
 
 import re
@@ -11,252 +11,254 @@ import psycopg
 from django.core.management import CommandError
 from django.db import Error
 
-# What PostgreSQL says beside the message of an error that one of ours quotes, to the end of the line.
+# The parts of a PostgreSQL error after its message; each lasts to the end of the line.
 DETAIL = re.compile(r"\s*\b(?:DETAIL|CONTEXT|HINT|QUERY): .*")
 
 # What to do about PostgreSQL's errors, by their codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 ADVICE = {
-    "42501": "Use the role that owns the tables, or GRANT this one what it lacks.",
-    "25006": "The server is a standby, or the database is set to be only read. Use one that takes writes.",
-    "55P03": "Another session has locked what this reads. End it, or do that again later: "
+    "42501": "Use the role that owns the tables, or GRANT this role the missing right.",
+    "25006": "The server is a standby, or the database is read-only. Use one that takes writes.",
+    "55P03": "Another session holds the lock. End that session, or try again later: "
     "SELECT pid, query FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE mode = 'AccessExclusiveLock' finds it.",
 }
 
-
 WAYS_OUT = (
-    "Rename or drop the one that is there, or change the migration, and migrate again. If the migration was "
+    "Rename or drop the existing one, or change the migration, and migrate again. If the migration was "
     "applied before and only its record is lost, record it: migrate APP NAME --fake, or --fake-initial."
 )
 
 
 class ZeroDowntimeError(CommandError):
-    """Anything that the engine refuses or gives up."""
+    """The engine refuses something or gives it up."""
 
     kept = ""
-    """What the ledger may say of it, if that is less than its text: nothing that a row says."""
+    """The text for the ledger, if the message may quote a row's data; else empty."""
 
     def saying(self, text: str, kind: "type[ZeroDowntimeError] | None" = None) -> "ZeroDowntimeError":
-        """Return the same error with another text, or an error of another kind of which the ledger says the same."""
+        """Return a copy with another text, of another class if ``kind`` is given; ``kept`` stays."""
         other = ZeroDowntimeError.__new__(kind or type(self), text)
         vars(other).update(vars(self))
         return other
 
 
 class LockNotObtained(ZeroDowntimeError):
-    """A lock could not be had within the patience, though it was tried again and again."""
+    """No try got its lock within ``ZERO_DOWNTIME_PATIENCE``."""
 
 
 class BlockedTooLong(ZeroDowntimeError):
-    """Somebody waited for us longer than the block budget, so our statement was canceled."""
+    """A session waited for us longer than ``ZERO_DOWNTIME_BLOCK_BUDGET``, so our statement was canceled."""
 
 
 class GaveWay(ZeroDowntimeError):
-    """Python of a migration was interrupted by us, and is to run again: nothing of it is committed."""
+    """The engine interrupted a migration's Python, which committed nothing and runs again."""
 
 
 class Interrupted(ZeroDowntimeError):
-    """Python of a migration, or a CALL or DO, came to no end, and some of it may be committed."""
+    """A migration's Python, or a CALL or DO, did not finish and may have committed a part."""
 
 
 class HalfCommitted(ZeroDowntimeError):
-    """Python of a migration has ended the transaction that it stood in."""
+    """A migration's Python ended the transaction around it."""
 
     def __init__(self, error: str) -> None:
         then = f" After that: {error.rstrip('.')}." if error else ""
         super().__init__(
-            "Its code ended the transaction that it stood in, so what was done by then may stay, and is not undone."
-            f"{then} Put right what is half done, take the COMMIT out or write atomic = False, and migrate again."
+            "Its code ended the transaction around it. What it did until then may stay and is not undone."
+            f"{then} Repair what is half done, remove the COMMIT or write atomic = False, and migrate again."
         )
 
 
 class Unwatched(ZeroDowntimeError):
-    """Nobody watches any more whom we block, so our statement was canceled."""
+    """The watchdog is gone, so our statement was canceled."""
 
     @classmethod
     def lost(cls, lost: str, refused: str) -> "Unwatched":
         return cls(
-            f"The session that watches whom it blocks was lost ({lost}), and another could not be opened: {refused}. "
-            "Nothing runs unwatched. Once the server takes new connections, migrate again."
+            f"The watchdog's session was lost ({lost}), and the server refuses another one: {refused}. "
+            "No statement runs without the watchdog. Once the server takes new connections, migrate again."
         )
 
     @classmethod
     def failed(cls, error: str) -> "Unwatched":
-        return cls(f"The watchdog, which looks whom it blocks, failed: {error}. Nothing runs unwatched.")
+        return cls(
+            f"The watchdog, which sees who waits for the migration, failed: {error}. "
+            "No statement runs without it. Correct the cause, and migrate again."
+        )
 
 
 class StepFailed(ZeroDowntimeError):
-    """A migration raised something that is none of ours."""
+    """A migration raised an error that is not the engine's."""
 
 
 class ReceiverFailed(ZeroDowntimeError):
-    """A receiver of pre_migrate or post_migrate raised something."""
+    """A receiver of pre_migrate or post_migrate raised an error."""
 
 
 class RolledBack(ZeroDowntimeError):
-    """A step failed, and what its run had applied before was undone."""
+    """A step failed, and the engine undid what its run had applied."""
 
 
 class NoLedger(ZeroDowntimeError):
-    """The ledger's tables are not there and cannot be made."""
+    """The ledger's tables do not exist and cannot be made."""
 
 
 class LedgerNotReadable(ZeroDowntimeError):
-    """The ledger's tables are there, and this role may not read them: what it does not see, it must not call unknown.
+    """The ledger's tables exist, but this role may not read them.
 
     Args:
-        tables: those that it may not read, with their schema, and the role, quoted.
+        tables: the unreadable ones, quoted and with their schema.
+        role: its name, quoted.
     """
 
     def __init__(self, tables: Iterable[str], role: str) -> None:
         names = ", ".join(tables)
         super().__init__(
-            f"The ledger is there, and this role may not read it: it lacks SELECT on {names}. "
+            f"This role may not read the ledger: it lacks SELECT on {names}. "
             f"Use the role that owns them, or GRANT SELECT ON {names} TO {role}."
         )
 
 
 class DefinitionDiffers(ZeroDowntimeError):
-    """What a migration wants to make is there already, and is something else."""
+    """An object that a migration makes exists already and differs."""
 
     def __init__(self, kind: str, name: str, found: str, wanted: str) -> None:
         self.kind, self.name, self.found, self.wanted = kind, name, found, wanted
         super().__init__(
-            f"There is a {kind} {name} already, and it is another one.\n  found:  {found}\n  wanted: {wanted}\n"
-            f"{WAYS_OUT}"
+            f"The {kind} {name} exists already and differs.\n  found:  {found}\n  wanted: {wanted}\n{WAYS_OUT}"
         )
 
 
 class OwnTransaction(ZeroDowntimeError):
-    """SQL that ends the transaction of a migration that is to be one."""
+    """SQL of an atomic migration would end its transaction."""
 
     def __init__(self, sql: str) -> None:
         super().__init__(
             f"The migration is one transaction, and its SQL would end that: {' '.join(sql.split())[:200]}. "
-            "That was not executed. Write atomic = False in the migration, or take out the COMMIT."
+            "That was not executed. Write atomic = False in the migration, or remove the COMMIT."
         )
 
 
 class LeftOpen(ZeroDowntimeError):
-    """An operation of a migration that is no transaction has left one open."""
+    """An operation of a migration with ``atomic = False`` left a transaction open."""
 
     def __init__(self) -> None:
         super().__init__(
-            "It left a transaction open, and what it did in that was rolled back. End it in the same operation, with "
-            "COMMIT, or leave out what begins it (BEGIN, set_autocommit(False)), and migrate again."
+            "It left a transaction open, which was rolled back. End the transaction in the same operation with "
+            "COMMIT, or remove what begins it (BEGIN, set_autocommit(False)), and migrate again."
         )
 
 
 class StillNeeded(ZeroDowntimeError):
-    """Something would be dropped on which something else depends, which nobody has said to drop."""
+    """A drop would take along dependent objects that the migration does not name."""
 
     def __init__(self, dropped: str, dependents: Iterable[str]) -> None:
         super().__init__(
-            f"Dropping {dropped} would take along what depends on it: {', '.join(dependents)}. That was not dropped. "
-            "Drop it first, in this migration or one before it, with a reverse that makes it again."
+            f"Dropping {dropped} would also drop what depends on it: {', '.join(dependents)}. Nothing was dropped. "
+            "Drop that first, in this migration or an earlier one, with a reverse that makes it again."
         )
 
 
 class HistoryLost(ZeroDowntimeError):
-    """Nothing says that an app's migrations are applied, but what they make is there."""
+    """The tables of an app exist, but no record says that its migrations are applied."""
 
     def __init__(self, made_by: object, table: str, data: object, app: str) -> None:
         super().__init__(
-            f"Of the app {app} nothing is recorded as applied, but the table {table}, which {made_by} makes, is there, "
-            f"and the ledger does not know whose it is. The SQL or Python of {data} would run a second time. "
-            "Nothing was changed. Restore django_migrations from the backup that the tables are from. Or say what is "
-            f"applied: migrate {app} NAME --fake, or --fake-initial if it is only the tables. If it is another table "
-            "of the same name, rename or drop it."
+            f"No migration of the app {app} is recorded as applied, but the table {table}, which {made_by} makes, "
+            f"exists, and the ledger does not know who made it. The SQL or Python of {data} would run a second time. "
+            "Nothing was changed. Restore django_migrations from the backup that the tables come from. Or record what "
+            f"is applied: migrate {app} NAME --fake, or --fake-initial if only the tables exist. If it is another "
+            "table of the same name, rename or drop it."
         )
 
 
 class EditedHalfway(ZeroDowntimeError):
-    """A migration that is half done, and whose file says by now something else than what was done."""
+    """A migration is half done, and its file no longer says what was done."""
 
 
 class HalfDone(ZeroDowntimeError):
-    """A migration of which a run left a half is to be recorded as done."""
+    """A half done migration would be recorded as done."""
 
 
 class TransactionPooling(ZeroDowntimeError):
-    """The connection goes through a proxy that hands every transaction to another session."""
+    """The connection goes through a proxy that gives each transaction another session."""
 
     def __init__(self) -> None:
         super().__init__(
             "This database connection goes through a proxy that pools transactions (such as PgBouncer with "
-            "pool_mode = transaction), where session settings and the lock that keeps deploys apart mean nothing. "
+            "pool_mode = transaction). Session settings and the lock that keeps deploys apart do not work there. "
             "Set DATABASE_URL to the server itself, or to a pool of sessions, and run this again."
         )
 
 
 class Nested(ZeroDowntimeError):
-    """A command that would wait for its own process."""
+    """A command would wait for its own process."""
 
     def __init__(self, run: str) -> None:
         super().__init__(
-            "A command that changes the schema was called by a migration or a thread of the process that is at work "
-            f"on this database already ({run}). It would wait for itself. Let the migration depend on the others "
-            "instead (dependencies = …), or call the command once that one has ended."
+            "A migration or a thread called a command that changes the schema, while its own process already works "
+            f"on this database ({run}). It would wait for itself. Make the migration depend on the others "
+            "(dependencies = …), or call the command after the run."
         )
 
 
 class LockLost(ZeroDowntimeError):
-    """The session with the runner's lock was ended, and so was the one that migrates."""
+    """The session with the runner's lock has ended, and another run works on the database."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The session that keeps other runs away was ended, and by now another run is at work on this database. "
-            "This one has stopped. Once that one has ended, migrate again."
+            "The session that keeps other runs away was ended, and another run now works on this database. "
+            "This run has stopped. Once the other has ended, migrate again."
         )
 
 
 class WithinTransaction(ZeroDowntimeError):
-    """A command that is called in a transaction."""
+    """The caller of a command has a transaction open."""
 
     def __init__(self) -> None:
         super().__init__(
-            "This command is called within a transaction (transaction.atomic). Should that be rolled back, what the "
-            "ledger says would not be so. Nothing was changed. Call it outside of a transaction."
+            "This command is called within a transaction (transaction.atomic). A rollback of that would make the "
+            "ledger wrong. Nothing was changed. Call the command outside of a transaction."
         )
 
 
 class NotUndoable(ZeroDowntimeError):
-    """A rollback that cannot be done, or not without a loss that nobody has agreed to."""
+    """A rollback cannot be done, or destroys something without consent."""
 
 
 class ImpossibleStage(ZeroDowntimeError):
-    """A migration that must come before a deploy needs one that must come after it."""
+    """A pre-deploy migration needs a post-deploy one, or a stage has no such name."""
 
 
 class BackupFailed(ZeroDowntimeError):
-    """The backup before a run could not be made, so there was no run."""
+    """The backup before a run failed, so the run did not begin."""
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(f"No backup: {reason}. Nothing was migrated. {advice}")
 
 
 class UnknownBackfill(ZeroDowntimeError):
-    """A backfill that this release of the code does not declare."""
+    """No installed app declares this backfill."""
 
 
 class BackfillRefused(ZeroDowntimeError):
-    """A backfill that cannot be started, controlled or needed as somebody asked for."""
+    """The state of a backfill does not allow what was asked for."""
 
 
 class BackfillFailed(ZeroDowntimeError):
-    """A backfill that cannot go on until somebody mends it."""
+    """A backfill cannot go on until its error is corrected."""
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Ask whether the known name that is nearest was meant, and say ``otherwise`` if none is near."""
+    """Return ``Did you mean …?`` with the nearest known name, or ``otherwise`` if none is near."""
     near = get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}?" if near else otherwise
 
 
 def summary(error: BaseException) -> str:
-    """Say an exception in one line, with its type where that is not one of ours.
+    """Return an exception in one line, with its type if it is not ours.
 
-    It may be kept, and be shown to who may not see the rows: of PostgreSQL's error it is the message alone, without the
-    detail, which quotes them (https://www.postgresql.org/docs/current/error-style-guide.html).
+    The line quotes no row: it has the message of a PostgreSQL error without the detail
+    (https://www.postgresql.org/docs/current/error-style-guide.html).
     """
     said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
     primary = said_by.diag.message_primary if isinstance(said_by, psycopg.Error) else None
@@ -264,9 +266,9 @@ def summary(error: BaseException) -> str:
 
 
 def for_the_ledger(error: BaseException) -> str:
-    """Say an exception in one line that may be kept: of one that is neither ours nor PostgreSQL's the type alone.
+    """Return an exception in one line for the ledger, which keeps no row's data.
 
-    What Python says may quote a row (``ValueError("bad row: …")``). It stays on the screen of who sees the run.
+    The message of a Python error may quote a row (``ValueError("bad row: …")``), so the line has its type alone.
     """
     if isinstance(error, ZeroDowntimeError):
         return error.kept or summary(error)
@@ -274,7 +276,7 @@ def for_the_ledger(error: BaseException) -> str:
 
 
 def in_full(error: BaseException) -> str:
-    """Say an exception as ``summary`` does, with all that PostgreSQL says of it: for who is to mend a migration."""
+    """Return an exception in one line with PostgreSQL's detail, for the screen of the migration's author."""
     return _in_one_line(error, str(error))
 
 
@@ -286,5 +288,5 @@ def _in_one_line(error: BaseException, text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Say how many there are: ``1 row``, ``2,000 rows``."""
+    """Return ``1 row``, ``2,000 rows``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"

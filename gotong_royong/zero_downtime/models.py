@@ -1,7 +1,7 @@
-"""What did each run do to this database? Run and Step are the ledger, which the engine writes and all others read.
+"""What did each run and each backfill do to this database?
 
-A run is one command that changes the schema, a step is one migration in it, up or down. Which migrations are applied,
-Django's own table says; here stands who applied them, when, and who had to wait for it.
+Runs, steps and effects are the ledger. A run is one command that changes the schema; a step is one migration in it, up
+or down. Django's own table says which migrations are applied; the ledger says who applied them, when, and who waited.
 """
 
 import getpass
@@ -15,17 +15,19 @@ from .postgres.journal import Kind
 
 
 class Status(models.TextChoices):
-    """Of a run or a step, which begins as running and ends as one of the others."""
+    """The status of a run or a step."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
-    FAILED = "failed"  # what came before it stays
-    ROLLED_BACK = "rolled_back"  # a step failed, and those before it were undone
+    FAILED = "failed"  # the steps before it stay
+    ROLLED_BACK = "rolled_back"  # a step failed, and the steps before it were undone
     INTERRUPTED = "interrupted"  # by Ctrl-C or SIGTERM
-    DIED = "died"  # its process is gone and could not say why; the next run says so
+    DIED = "died"  # its process was killed; the next run writes this
 
 
 class Run(models.Model):
+    """One command that changes the schema."""
+
     command = models.CharField(max_length=50)
     status = models.CharField(max_length=20, choices=Status, db_default=Status.RUNNING)
     who = models.CharField(max_length=255, help_text="The system user and the host.")
@@ -47,11 +49,13 @@ class Run(models.Model):
 
     @property
     def described(self) -> str:
-        """Who runs what since when, for those who wait for it."""
+        """The run, who started it, and when."""
         return f"{self} by {self.who}, process {self.process}, since {self.started_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class Step(models.Model):
+    """One migration of a run, up or down."""
+
     class Direction(models.TextChoices):
         UP = "up"
         DOWN = "down"
@@ -88,7 +92,7 @@ class Step(models.Model):
 
 
 class Effect(models.Model):
-    """What an operation of a step did to the database, written down before and after it: see ``journal``."""
+    """What an operation of a step did to the database: an entry of the ``journal``."""
 
     step = models.ForeignKey(Step, models.CASCADE, related_name="effects")
     operation = models.IntegerField(help_text="Its number in the migration, from 1.")
@@ -106,16 +110,16 @@ class Effect(models.Model):
 
 
 def whoami() -> str:
-    """Return the system user and the host, as they stand in the ledger."""
+    """Return ``user@host`` for the ledger."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a user id that has no name; OSError since Python 3.13
+    except (KeyError, OSError):  # a container's user id may have no name; OSError since Python 3.13
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
 
 
 class Backfill(models.Model):
-    """A change of data that goes through a table in the background; what it does is declared in the code."""
+    """A change of data that goes through a table in the background; an app's ``backfills.py`` declares it."""
 
     class Status(models.TextChoices):
         PENDING = "pending"
@@ -127,24 +131,24 @@ class Backfill(models.Model):
 
     TRANSITIONS = {
         Status.PENDING: {
-            Status.RUNNING,  # a worker has taken it up
-            Status.PAUSED,  # before anybody has
-            Status.FAILED,  # its declaration or its table no longer allows the order in which it went before
+            Status.RUNNING,  # a worker claims it
+            Status.PAUSED,
+            Status.FAILED,  # its declaration or its table no longer allows its order
             Status.CANCELED,
         },
         Status.RUNNING: {
-            Status.PAUSED,  # effective within one batch of each worker
-            Status.SUCCEEDED,  # no row is left to do, and somebody has looked
-            Status.FAILED,  # it cannot go on, or rows were set aside
-            Status.CANCELED,  # what it has done stays
+            Status.PAUSED,  # within one batch of each worker
+            Status.SUCCEEDED,  # the verification finds no row left to do
+            Status.FAILED,  # it cannot go on, or rows are set aside
+            Status.CANCELED,  # the rows that are done stay
         },
         Status.PAUSED: {
             Status.PENDING,  # resume: it goes on where it was
             Status.CANCELED,
         },
-        Status.FAILED: {Status.PENDING},  # retry: over the rows still to do, from the start if SQL can say which
+        Status.FAILED: {Status.PENDING},  # retry: the rows still to do, from the start if SQL can tell which
         Status.CANCELED: {Status.PENDING},  # retry
-        Status.SUCCEEDED: {Status.PENDING},  # retry: rows to do have appeared since
+        Status.SUCCEEDED: {Status.PENDING},  # retry: new rows are to do
     }
 
     name = models.CharField(max_length=255, unique=True, help_text="The app and the declaration.")
@@ -166,7 +170,7 @@ class Backfill(models.Model):
 
 
 class BackfillRange(models.Model):
-    """A part of a table that one worker at a time goes through. Number 0 of a sweep looks for what is left to do.
+    """A part of a table, for one worker at a time. Number 0 of a sweep is the verification range.
 
     ``lower``, ``upper`` and ``cursor`` are blocks of the table or keys, as JSON; ``token`` rises with every claim.
     """
@@ -199,7 +203,7 @@ class BackfillRange(models.Model):
 
     @property
     def place(self) -> str:
-        """Which part of the table it is, in words."""
+        """The part of the table, in words."""
         if self.number == 0:
             return "what was left to do"
         if isinstance(self.upper, int):
@@ -227,7 +231,7 @@ class SetAside(models.Model):
 
 
 class BackfillEvent(models.Model):
-    """That somebody has paused, resumed, canceled or retried a backfill."""
+    """Somebody paused, resumed, canceled or retried a backfill."""
 
     backfill = models.ForeignKey(Backfill, models.CASCADE, related_name="events")
     action = models.CharField(max_length=20)

@@ -1,4 +1,4 @@
-"""When does a migration run: before the code that needs it ships, or after the code that used what it takes away?"""
+"""Does a migration run before the deploy of its code, or after it?"""
 
 import math
 import re
@@ -11,11 +11,12 @@ from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration, operations
 from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ModelState
 from django.db.models import NOT_PROVIDED
 
 from .conf import conf
 from .exceptions import ImpossibleStage
-from .postgres.statements import Statement, only_adds, split
+from .postgres.statements import Statement, of_raw_sql, only_adds
 
 Plan = list[tuple[Migration, bool]]
 Key = tuple[str, str]
@@ -27,9 +28,9 @@ TAKING_AWAY = (
     operations.AlterModelTable,
     operations.AddConstraint,
 )
-# What takes all values of what, beside itself.
+# The first type takes every value of the second.
 WIDER = {("IntegerField", "PositiveIntegerField"), ("ForeignKey", "OneToOneField")}
-# Outlines of statements, and of actions of ALTER TABLE, that code which knows nothing of them does not mind.
+# Outlines of statements, and of actions of ALTER TABLE, after which old code still works.
 SAFE = re.compile(r"UPDATE\b|DROP INDEX\b|ALTER INDEX\b|ALTER TYPE \S+ ADD VALUE\b")
 SAFE_ACTION = re.compile(
     r"ADD (?!(?:CONSTRAINT|UNIQUE|CHECK|EXCLUDE|PRIMARY|FOREIGN)\b)(?!.*\bPRIMARY KEY\b)"
@@ -37,27 +38,27 @@ SAFE_ACTION = re.compile(
     r"|(?:DROP|VALIDATE|RENAME) CONSTRAINT\b|(?:RE)?SET \("
     r"|ALTER (?:COLUMN )?\S+ (?:DROP (?:DEFAULT|NOT NULL)\b|SET (?:DEFAULT|STATISTICS|STORAGE)\b)"
 )
-# What adds something that old code may run into.
+# Statements that add something on which old code may fail.
 STRICT = re.compile(r"CREATE (?:UNIQUE|TRIGGER|CONSTRAINT|RULE|POLICY)\b")
 
 
 class Stage(StrEnum):
-    """Set as ``stage`` on a migration: expand before the deploy, contract after it."""
+    """The ``stage`` of a migration: expand before the deploy, contract after it."""
 
     PRE_DEPLOY = "pre_deploy"
     POST_DEPLOY = "post_deploy"
 
 
 def key_of(migration: Migration) -> Key:
-    """Return what the graph and django_migrations call the migration."""
+    """Return the key of the migration in the graph and in django_migrations."""
     return migration.app_label, migration.name
 
 
 def said_stage(migration: Migration) -> Stage | None:
-    """Return the stage that the migration says, or that the setting gives to all which say none.
+    """Return the migration's ``stage``, or else ZERO_DOWNTIME_DEFAULT_STAGE.
 
     Raises:
-        ImpossibleStage: if what it or the setting says is no stage.
+        ImpossibleStage: if that is not a stage.
     """
     said = getattr(migration, "stage", None)
     stage: Any = conf.DEFAULT_STAGE if said is None else said
@@ -68,18 +69,21 @@ def said_stage(migration: Migration) -> Stage | None:
     except ValueError:
         where = "ZERO_DOWNTIME_DEFAULT_STAGE is" if said is None else f"{migration} has stage"
         raise ImpossibleStage(
-            f"{where} {stage!r}. Write 'pre_deploy' or 'post_deploy' in its place, or leave it out."
+            f"{where} {stage!r}. Write 'pre_deploy' or 'post_deploy' instead, or remove it."
         ) from None
 
 
 def stages_of(plan: Plan, graph: MigrationGraph, there: Collection[str]) -> dict[Key, Stage]:
-    """Return when each migration of a plan may run: as it says, as the setting says, or as its operations imply.
+    """Return the stage of each migration of a plan: its own, the setting's, or the one that its operations imply.
 
-    What takes away something that the code names is POST_DEPLOY, and so is SQL of which it cannot be told that it does
-    not. No code names what the plan makes itself.
+    A migration that takes away something that running code names is POST_DEPLOY; so is one with SQL that may do so.
+    Running code names nothing that the plan itself makes.
 
     Args:
-        there: the names of the tables that the database has.
+        there: the names of the tables in the database.
+
+    Raises:
+        ImpossibleStage: if a migration or the setting names a stage that does not exist.
     """
     known, stages = Known(plan, graph, there), dict[Key, Stage]()
     for migration, _ in plan:
@@ -90,26 +94,26 @@ def stages_of(plan: Plan, graph: MigrationGraph, there: Collection[str]) -> dict
 
 
 class Known:
-    """What may running code know? All but the tables and columns that a plan makes, and the apps that it begins."""
+    """What may running code know? Everything but the new tables, columns and apps of the plan."""
 
     def __init__(self, plan: Plan, graph: MigrationGraph, there: Collection[str]) -> None:
         self.graph, self.there = graph, there
         self.new: set[tuple[str, ...]] = set()
         for migration, backwards in plan:
             app, node = migration.app_label, graph.node_map.get(key_of(migration))
-            made = [one for one in _on_database(migration.operations) if isinstance(one, operations.CreateModel)]
+            made = [one for one in on_database(migration.operations) if isinstance(one, operations.CreateModel)]
             if node and not backwards and not any(parent.key[0] == app for parent in node.parents):
                 self.new |= set() if any(map(self._is_there, [app] * len(made), made)) else {(app,)}
 
     def loses(self, migration: Migration, number: int) -> bool:
-        """Whether that operation of the migration, counted from 0, takes away something that running code knows."""
-        found = [self._loses(one, migration, number) for one in _on_database(migration.operations[number : number + 1])]
+        """Whether an operation of the migration, counted from 0, takes away something that running code knows."""
+        found = [self._loses(one, migration, number) for one in on_database(migration.operations[number : number + 1])]
         return any(found)
 
     def _loses(self, one: Any, migration: Migration, number: int) -> bool:
         app = migration.app_label
         if isinstance(one, operations.RunSQL):
-            return (app,) not in self.new and not all(map(_is_safe, _statements(one)))
+            return (app,) not in self.new and not all(map(_is_safe, of_raw_sql(one.sql)))
         model = str(getattr(one, "model_name", getattr(one, "old_name", getattr(one, "name", "")))).lower()
         if isinstance(one, operations.CreateModel):
             self.new |= set() if self._is_there(app, one) else {(app, model)}
@@ -136,10 +140,10 @@ class Known:
         return False
 
     def _is_there(self, app: str, made: operations.CreateModel) -> bool:
-        return (made.options.get("db_table") or truncate_name(f"{app}_{made.name_lower}", 63)) in self.there
+        return table_of(app, made) in self.there
 
     def _field(self, migration: Migration, number: int, model: str, name: str) -> Any:
-        """Return the field as the last operation before that one defined it; None if none is found."""
+        """Return the field as the last operation before that one defined it, or None."""
         for one in self._before(migration, number):
             if isinstance(one, operations.RenameModel) and one.new_name_lower == model:
                 model = one.old_name_lower
@@ -154,7 +158,7 @@ class Known:
         return None
 
     def _before(self, migration: Migration, number: int) -> Iterator[Operation]:
-        """Yield what the app's operations before that one do to its models, newest first."""
+        """Yield the app's operations on its models before that one, newest first."""
         yield from reversed(list(_on_models(migration.operations[:number])))
         key = key_of(migration)
         for app, name in reversed(self.graph.forwards_plan(key)[:-1] if key in self.graph.nodes else []):
@@ -163,8 +167,13 @@ class Known:
                 yield from reversed(list(_on_models(known.operations)))
 
 
+def table_of(app: str, model: operations.CreateModel | ModelState) -> str:
+    """Return the name of the model's table, without quotes."""
+    return model.options.get("db_table") or truncate_name(f"{app}_{model.name_lower}", 63)
+
+
 def _has_default(field: Any) -> bool:
-    """Whether the database fills the column where an INSERT does not name it."""
+    """Whether the database fills the column when an INSERT does not name it."""
     generated = getattr(field, "generated", False) or field.get_internal_type().endswith("AutoField")
     return generated or getattr(field, "db_default", NOT_PROVIDED) is not NOT_PROVIDED
 
@@ -176,7 +185,7 @@ def _is_narrower(new: Any, old: Any) -> bool:
 
 
 def _type(field: Any) -> tuple[str, tuple[float, ...]]:
-    """Return what a field's type has in common with those that differ only in how much they take, and how much."""
+    """Return the family of a field's type, and its size within the family."""
     name = field.get_internal_type()
     if name == "DecimalField":
         return name, (field.max_digits - field.decimal_places, field.decimal_places)
@@ -188,7 +197,7 @@ def _type(field: Any) -> tuple[str, tuple[float, ...]]:
 
 
 def _is_stricter(one: operations.AlterField, old: Any) -> bool:
-    """Whether old code may write what the field no longer takes, or names a column that it no longer has."""
+    """Whether old code may write a value that the field no longer takes, or names its old column."""
     new: Any = one.field
     return (
         old is None
@@ -201,21 +210,17 @@ def _is_stricter(one: operations.AlterField, old: Any) -> bool:
 
 
 def _is_safe(one: Statement) -> bool:
-    """Whether it can be told that code goes on as before: what it names stays, and what it writes is taken."""
+    """Whether old code surely still works: what it names stays, and the database takes what it writes."""
     if actions := one.actions:
         return all(SAFE_ACTION.match(action.outline) for action in actions)
     return not one.verb or bool(SAFE.match(one.outline)) or (only_adds(one.text) and not STRICT.match(one.outline))
 
 
-def _statements(one: operations.RunSQL) -> Iterator[Statement]:
-    for sql in [one.sql] if isinstance(one.sql, str) else one.sql:
-        yield from split(sql if isinstance(sql, str) else sql[0])
-
-
-def _on_database(some: Iterable[Operation]) -> Iterator[Operation]:
+def on_database(some: Iterable[Operation]) -> Iterator[Operation]:
+    """Yield the operations, with the ``database_operations`` in place of the operations that have some."""
     for one in some:
         inner = getattr(one, "database_operations", None)
-        yield from [one] if inner is None else _on_database(inner)
+        yield from [one] if inner is None else on_database(inner)
 
 
 def _on_models(some: Iterable[Operation]) -> Iterator[Operation]:
@@ -225,14 +230,14 @@ def _on_models(some: Iterable[Operation]) -> Iterator[Operation]:
 
 
 def before_deploy(plan: Plan, graph: MigrationGraph, stages: dict[Key, Stage]) -> tuple[Plan, list[str]]:
-    """Split off the steps that may run before the deploy: those of PRE_DEPLOY that need no step of POST_DEPLOY.
+    """Return the PRE_DEPLOY steps that need no POST_DEPLOY step.
 
     Args:
-        plan: unapplied migrations, each after those it depends on.
-        stages: of each of them.
+        plan: unapplied migrations, each after its dependencies.
+        stages: the stage of each migration.
 
     Returns:
-        Those steps, and for each PRE_DEPLOY step that must wait, the chain that holds it back:
+        Those steps, and for each other PRE_DEPLOY step the chain that holds it back:
         ``tasks.3 needs tasks.2 needs tasks.1``.
     """
     contract = {key for key, stage in stages.items() if stage == Stage.POST_DEPLOY}
@@ -241,7 +246,7 @@ def before_deploy(plan: Plan, graph: MigrationGraph, stages: dict[Key, Stage]) -
 
 
 def _chain(key: Key, targets: Collection[Key], graph: MigrationGraph) -> str:
-    """Say the shortest way from ``key`` to one of ``targets`` that it needs; nothing if it needs none."""
+    """Return the shortest chain from ``key`` to one of ``targets`` that it needs, in words; empty if it needs none."""
     ways, seen = deque([[key]]), {key}
     while ways:
         way = ways.popleft()

@@ -70,13 +70,13 @@ def test_no_stage_at_all(staged, scratch):
     said = staged.fail("migrate", "--pre-deploy")
     assert said == (
         "ImpossibleStage: shop.0003_drop_size has stage 'after'. "
-        "Write 'pre_deploy' or 'post_deploy' in its place, or leave it out.\n"
+        "Write 'pre_deploy' or 'post_deploy' instead, or remove it.\n"
     )
     staged.write("0003_drop_size", "")
     staged.settings("ZERO_DOWNTIME_DEFAULT_STAGE = 'later'\n")
     said = staged.fail("migrate", "--pre-deploy")
     assert said == (
         "ImpossibleStage: ZERO_DOWNTIME_DEFAULT_STAGE is 'later'. "
-        "Write 'pre_deploy' or 'post_deploy' in its place, or leave it out.\n"
+        "Write 'pre_deploy' or 'post_deploy' instead, or remove it.\n"
     )
     assert applied(scratch) == []

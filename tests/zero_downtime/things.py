@@ -14,7 +14,7 @@ TWO = """
     INSERT INTO shop_thing (name, at, price, weight)
     VALUES ('a', '2026-03-07 12:00', 1.5, 1), ('bcd', NULL, 2.25, NULL)
 """
-NOT_TOLD = ": what is lost cannot be told"
+NOT_TOLD = ": what is lost is not known"
 TAGS = "ManyToManyField(to='shop.tag')"
 TAG = 'migrations.CreateModel("Tag", [("id", models.BigAutoField(primary_key=True))])'
 

@@ -1,10 +1,10 @@
-"""What is in the database? Questions to PostgreSQL's catalog, one function each; nothing is changed here.
+"""What is in the database? Each function asks PostgreSQL's catalog one question and changes nothing.
 
-A question about what a table has takes ACCESS SHARE on it, for the moment in which PostgreSQL measures it or writes a
-definition in words; ``table`` and ``table_here``, which only look for a name, take no lock.
+A question about a table's parts takes ACCESS SHARE on it for a moment, while PostgreSQL measures or describes it
+(https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES). ``table`` and ``table_here`` take none.
 
-Names are SQL identifiers as they stand in a statement, quoted or not, and mean what they mean there: a table is looked
-for along the search path, an index in the schema of its table, and a name that is too long is cut.
+Names are SQL identifiers, quoted or not: PostgreSQL finds a table along the search path, and an index in the schema of
+its table.
 """
 
 from collections.abc import Collection
@@ -22,10 +22,10 @@ class Column(NamedTuple):
 
 
 class Index(NamedTuple):
-    """An index in the schema of a table; ``here`` says whether it is on that table, ``name`` has its schema.
+    """An index in the schema of a table; ``here`` says whether it is on that table, ``name`` includes the schema.
 
-    ``abandoned`` says whether a build left it invalid: while another session is building it, it is neither that nor
-    ``valid``.
+    ``abandoned`` says whether a failed build left it invalid. While another session builds it, it is neither
+    ``abandoned`` nor ``valid``.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Constraint(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A column, a constraint or an index of a table, in words that hold for any table."""
+    """A column, a constraint or an index of a table, in words without the table's name."""
 
     kind: str
     name: str
@@ -60,9 +60,9 @@ class Part(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table with its partitions, or what inherits from it: how many rows about, and how many bytes with its indexes.
+    """A table with its partitions and child tables: about how many rows, and how many bytes with the indexes.
 
-    ``rows`` is None if nobody knows; ``parents`` are the tables that its foreign keys point to.
+    ``rows`` is None if it was never analyzed; ``parents`` are the tables that its foreign keys point to.
     """
 
     name: str
@@ -79,9 +79,9 @@ class Table(NamedTuple):
 
 
 class Dependent(NamedTuple):
-    """What cannot be without a table or a column: a view, a function, the foreign key of another table.
+    """An object that depends on a table or a column: a view, a function, the foreign key of another table.
 
-    ``catalog`` is the table of PostgreSQL's in which ``oid`` is; ``table`` is that of a foreign key, else 0.
+    ``catalog`` is PostgreSQL's table in which ``oid`` is; ``table`` is the table of a foreign key, else 0.
     """
 
     catalog: str
@@ -96,7 +96,7 @@ class Dependent(NamedTuple):
 # https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CATALOG
 TABLE = "SELECT to_regclass(%(name)s)::oid"
 
-# Where CREATE TABLE would put it, and nowhere else along the search path.
+# Only where CREATE TABLE would put it.
 TABLE_HERE = """
     SELECT to_regclass(
         CASE cardinality(parse_ident(%(name)s)) WHEN 1 THEN quote_ident(current_schema()) || '.' ELSE '' END || %(name)s
@@ -115,7 +115,7 @@ ASPECTS = """
     FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
     WHERE attrelid = to_regclass(%(table)s) AND attname = (parse_ident(%(name)s))[1]::name AND NOT attisdropped
 """
-# An index is made in the schema of its table, which may be another one than the search path finds.
+# An index is made in the schema of its table, which the search path may not find.
 INDEX_NAMED = """
     SELECT CASE WHEN %(is_new)s AND NOT coalesce(indisvalid, true) THEN NULL ELSE coalesce(oid::text, (
         SELECT '?' FROM pg_class WHERE relkind IN ('i', 'I')
@@ -138,8 +138,8 @@ NAMED |= {
 RELATIONS = {"table", "foreign table", "view", "materialized view", "sequence"}
 COMMENT = "SELECT obj_description(to_regclass(%(table)s), 'pg_class')"
 
-# The index of a partitioned table is not valid until each partition has one, which is no harm. Who may not see what
-# another session is building sees that it is building, and on which table it has the lock for that
+# The index of a partitioned table counts as valid, though it is not until each partition has one. A role that may not
+# see which index another session builds still sees that it builds one, and on which table it holds the lock
 # (https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING).
 INDEX = """
     SELECT format('%%I.%%I', nspname, c.relname), i.indrelid = t.oid,
@@ -212,13 +212,12 @@ UNION ALL
     FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indrelid = to_regclass(%(table)s)
 """
 
-# The catalog's columns differ between versions, so the whole row is taken.
-COLLATION = """
+COLLATION = """  -- the columns differ between versions
     SELECT (to_jsonb(c) - '{oid,collname,collnamespace,collowner,collversion}'::text[])::text
     FROM pg_collation c WHERE oid = to_regcollation(%(name)s)
 """
 
-# Rows are estimated as the planner does: those a page had when it was last looked at, times the pages that there are
+# This estimates rows as the planner does: rows a page at the last ANALYZE, times the pages now
 # (https://www.postgresql.org/docs/current/row-estimation-examples.html).
 TABLES = """
     WITH named AS (
@@ -262,8 +261,8 @@ TABLES = """
       AND pg_class.relnamespace <> ALL ('{pg_catalog,information_schema}'::regnamespace[])
 """
 
-# Found along https://www.postgresql.org/docs/current/catalog-pg-depend.html, where a rule means its view. What goes
-# with its table anyhow, such as an index, depends on it automatically or internally.
+# See https://www.postgresql.org/docs/current/catalog-pg-depend.html. A rule stands for its view. A part of the table,
+# such as an index, depends on it automatically or internally.
 DEPENDENTS = """
     WITH RECURSIVE going (classid, objid, objsubid, own) AS (
         SELECT 'pg_class'::regclass::oid, %(table)s::oid, coalesce((
@@ -288,7 +287,7 @@ DEPENDENTS = """
 
 
 def table(connection: BaseDatabaseWrapper, name: str) -> int | None:
-    """Return the OID of the table that the name means in a statement."""
+    """Return the OID of the table of that name along the search path."""
     return _ask(connection, TABLE, name=name)[0][0]  # type: ignore[no-any-return]
 
 
@@ -298,12 +297,13 @@ def table_here(connection: BaseDatabaseWrapper, name: str) -> int | None:
 
 
 def column(connection: BaseDatabaseWrapper, table: str, name: str) -> Column | None:
+    """Return the column of the table."""
     rows = _ask(connection, COLUMN, table=table, name=name)
     return Column(*rows[0]) if rows else None
 
 
 def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict[str, str | None]:
-    """Return what ALTER and COMMENT change of a column, or of the table: its type, default, comment and so on."""
+    """Return what ALTER and COMMENT change of a column, or of the table: type, default, comment and so on."""
     if not name:
         return {"comment": _ask(connection, COMMENT, table=table)[0][0]}
     rows = _ask(connection, ASPECTS, table=table, name=name)
@@ -311,12 +311,11 @@ def aspects(connection: BaseDatabaseWrapper, table: str, name: str = "") -> dict
 
 
 def named(connection: BaseDatabaseWrapper, kind: str, name: str, on: str, *, is_new: bool) -> str | None:
-    """Return the OID of the table, view, extension … of that name, None if there is none, "?" if that cannot be told.
+    """Return the OID of the table, view, extension … of that name, None if there is none, "?" if that is unknown.
 
     Args:
         on: the table of a trigger or policy.
-        is_new: whether to look where CREATE would make it, and not along the whole search path. An index that a failed
-            build left is none then.
+        is_new: whether to look only where CREATE would make it, and to ignore an invalid index.
     """
     if kind in RELATIONS:
         found = (table_here if is_new else table)(connection, name)
@@ -332,19 +331,23 @@ def index(connection: BaseDatabaseWrapper, table: str, name: str) -> Index | Non
 
 
 def invalid_twins(connection: BaseDatabaseWrapper, name: str) -> list[str]:
-    """Return the invalid indexes of the table, or of that of the index, that are as a valid one but for their names.
+    """Return the invalid indexes of a table that equal a valid one but for the name PostgreSQL chose.
 
-    They were left by failed builds for which PostgreSQL chose the name. While another session is building an index on
-    that table there are none.
+    Failed builds left them. While another session builds an index on the table, it returns none.
+
+    Args:
+        name: of the table, or of one of its indexes.
     """
     return [found for (found,) in _ask(connection, INVALID_TWINS, name=name)]
 
 
 def constraints(connection: BaseDatabaseWrapper, table: str) -> list[Constraint]:
+    """Return the constraints of the table."""
     return [Constraint(*row) for row in _ask(connection, CONSTRAINTS, table=table)]
 
 
 def constraint(connection: BaseDatabaseWrapper, table: str, name: str) -> Constraint | None:
+    """Return the constraint of the table."""
     rows = _ask(connection, CONSTRAINT, table=table, name=name)
     return Constraint(*rows[0]) if rows else None
 
@@ -355,17 +358,17 @@ def parts(connection: BaseDatabaseWrapper, table: str) -> list[Part]:
 
 
 def collation(connection: BaseDatabaseWrapper, name: str) -> str | None:
-    """Return what the collation is made of, as JSON."""
+    """Return the definition of the collation, as JSON."""
     rows = _ask(connection, COLLATION, name=name)
     return rows[0][0] if rows else None
 
 
 def tables(connection: BaseDatabaseWrapper, names: Collection[str]) -> dict[str, Table]:
-    """Return the tables that these names mean, and by their own names the tables that those point to.
+    """Return the tables of these names, and the tables that their foreign keys point to.
 
-    The name of an index means the table it is on, that of a foreign key the table it points to; names of anything else,
-    or of nothing, are left out. Takes ACCESS SHARE on each table for the moment of looking, but not where somebody has
-    ACCESS EXCLUSIVE or waits for it: of those the size is told from when they were last vacuumed or analyzed
+    The name of an index means its table, the name of a foreign key the table it points to; other names are left out.
+    Takes ACCESS SHARE on each table for a moment. It does not wait for a session with ACCESS EXCLUSIVE: it then takes
+    the size from the last VACUUM or ANALYZE
     (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-DBSIZE).
     """
     rows = _ask(connection, TABLES, names=sorted(names))
@@ -373,19 +376,17 @@ def tables(connection: BaseDatabaseWrapper, names: Collection[str]) -> dict[str,
 
 
 def dependents(connection: BaseDatabaseWrapper, table: int, column: str = "") -> list[Dependent]:
-    """Return what dropping the table, or one column of it, would drop with CASCADE, and fail at without.
-
-    What is a part of the table, such as its indexes, is not named.
+    """Return what depends on the table or a column, so that dropping that needs CASCADE; not parts of the table.
 
     Args:
         table: an OID.
-        column: the name as the catalog has it, without quotes; all of the table if it is empty.
+        column: the name without quotes; empty for the whole table.
     """
     return [Dependent(*row) for row in _ask(connection, DEPENDENTS, table=table, column=column)]
 
 
 def _size(number: float) -> str:
-    """Say a number of bytes as PostgreSQL does."""
+    """Format a number of bytes as PostgreSQL does."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 10240:
             return f"{number:,.0f} {unit}"

@@ -1,7 +1,6 @@
-"""What does a statement do to what is there?
+"""What does a statement change in the database?
 
-Only what is known is named. A statement of which that cannot be told, such as DO, CALL and whatever this room does not
-know, is unknown. The patterns match a flat outline as a whole.
+The patterns match a whole flat outline. A statement that matches none, such as DO or CALL, is unknown.
 """
 
 import re
@@ -53,20 +52,20 @@ OF_ACTIONS = {
 WRITES = re.compile(r"\b(?:DELETE FROM|INSERT INTO|MERGE INTO|(?<!FOR )(?<!KEY )UPDATE)\b")
 TELLS = re.compile(r"\b(?:USING|RETURNING)\b")
 HAS_VALUE = re.compile(r"\b(?:DEFAULT|GENERATED|(?:BIG|SMALL)?SERIAL\d?)\b", re.IGNORECASE)
-# What stands before a bracket and is not a name of what is made or filled there.
+# A name before a bracket that is not the name of a new object or of an INSERT's table.
 CALL = re.compile(rf'(?<![\w".$])(?<!TABLE )(?<!INTO )(?<!ON )(?<!EXISTS )(?<!REFERENCES )(?P<name>{NAME}) \(')
 ONLY_MENTIONS = re.compile(r"CREATE (?:OR REPLACE )?(?:\w+ )*?(?:FUNCTION|PROCEDURE|VIEW|TRIGGER|RULE|POLICY)\b")
 
 
 class Change(NamedTuple):
-    """What a statement does, or one action of an ALTER TABLE; ``said`` are parts of it, as they are written."""
+    """What a statement does, or one action of an ALTER TABLE; ``said`` are the parts that the pattern names."""
 
     what: str
     said: dict[str, str]
 
 
 def read(statement: Statement) -> list[Change]:
-    """Return what the statement does to what is there, in the order in which it says so."""
+    """Return the changes of the statement in order."""
     if not (altered := ALTERED.match(statement.flat)):
         return [_change(statement, OF_STATEMENTS)]
     table = {"table": statement.written(altered["table"])}
@@ -74,14 +73,14 @@ def read(statement: Statement) -> list[Change]:
 
 
 def called(statement: Statement) -> list[str]:
-    """Return the names of the functions that the statement may call, and of what else stands before a bracket."""
+    """Return the names of the functions that the statement may call: all names before a bracket."""
     if ONLY_MENTIONS.match(statement.outline):
         return []
     return [statement.written(found["name"]) for found in CALL.finditer(statement.outline)]
 
 
 def columns_set(statement: Statement) -> list[tuple[str, str]]:
-    """Return the table and each column that an UPDATE sets, without their quotes and the schema."""
+    """Return the table and each column that an UPDATE sets, without quotes and schema."""
     if statement.verb != "UPDATE" or not (update := UPDATE.match(statement.flat)):
         return []
     table = statement.written(update["table"].rpartition(".")[2])

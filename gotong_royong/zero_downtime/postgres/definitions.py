@@ -1,8 +1,8 @@
-"""Is what is in the database what a statement would make?
+"""Is an existing object the one that a statement would make?
 
-Both are compared as PostgreSQL describes them: what is wanted is built on an empty stand-in, a temporary table that is
-rolled back. PostgreSQL writes some expressions differently once it has read its own words again, as it does when a
-backup is restored. So what differs only in words is built there, too, from the words.
+Both are compared as PostgreSQL describes them. The wanted object is built on a stand-in, an empty temporary table that
+is rolled back. PostgreSQL rewrites some expressions when it reads its own description, for example from a backup. So if
+the descriptions differ, both are built again from them and compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,11 +32,11 @@ INDEX_ON_STAND_IN = f"INDEX {PART} ON {STAND_IN}"
 
 
 class NotComparable(Exception):
-    """The role may make no temporary table, or not use what the statement names."""
+    """The role may not make a temporary table, or not use an object that the statement names."""
 
 
 class Filled(str):
-    """A statement that knows, as Django's ``Statement`` does, of which template it was made and with which parts."""
+    """A statement that keeps its template and its parts, as Django's ``Statement`` does."""
 
     template: str
     parts: dict[str, Any]
@@ -52,7 +52,7 @@ class Filled(str):
 
 
 class Template(str):
-    """One of Django's statements with gaps; once filled, it can still be told from others."""
+    """The template of one of Django's statements; ``%`` makes a ``Filled`` of it."""
 
     def __mod__(self, parts: Any) -> Filled:
         return Filled(super().__mod__(parts), self, parts)
@@ -69,17 +69,19 @@ class Mismatch(NamedTuple):
 def added(
     connection: BaseDatabaseWrapper, sql: Any, params: Any, like: str = "", without: str = "", **parts: str
 ) -> list[Part]:
-    """Return what the statement, a ``Filled`` or Django's, adds to an empty table, and leave no trace.
+    """Return what the statement adds to an empty temporary table, which is rolled back.
 
-    The table is a temporary one; while it is there, ACCESS SHARE is held on ``like``.
+    Takes ACCESS SHARE on ``like`` until then
+    (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
 
     Args:
-        like: the table whose columns that table has; without it, the statement makes the table.
-        without: the one column that it has not.
-        parts: of the statement, other than its own.
+        sql: a ``Filled``, or Django's ``Statement``.
+        like: the table whose columns the temporary table has; if empty, the statement makes the table.
+        without: the column of ``like`` that it lacks.
+        parts: parts of the statement to replace.
 
     Raises:
-        NotComparable: if the role may not do that.
+        NotComparable: if the role lacks a right for it.
     """
     template = str(sql.template).replace(" CONCURRENTLY", "")
     statement = template % {**sql.parts, "table": STAND_IN, **parts} + getattr(sql, "tail", "")
@@ -104,16 +106,17 @@ def compare(
     *,
     any_default: bool = False,
 ) -> list[Mismatch]:
-    """Look for each wanted part in the table, by its name unless PostgreSQL chose it; return which columns differ.
+    """Compare each wanted part with the table's, by name unless PostgreSQL chose the name; return differing columns.
 
-    Takes ACCESS SHARE on the table for a moment, also where a temporary table is made like it to compare the words.
+    Takes ACCESS SHARE on the table for a moment
+    (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
 
     Args:
-        kind, name: of what ``sql`` wants to make, for an error.
-        any_default: whether it does not matter which default a column has.
+        kind, name: of the object that ``sql`` makes, for an error.
+        any_default: whether to ignore the defaults of columns.
 
     Raises:
-        DefinitionDiffers: if a constraint or an index does.
+        DefinitionDiffers: if a constraint or an index differs.
     """
 
     def meaning(part: Part) -> tuple[object, ...]:
@@ -138,7 +141,7 @@ def compare(
 
 
 def collation(connection: BaseDatabaseWrapper, definition: str) -> str | None:
-    """Return how the catalog describes a collation of that definition, and leave none."""
+    """Return the catalog's description of a collation with that definition; the collation is rolled back."""
     name = f"pg_temp.{PART}"
     with _rolled_back(connection):
         _execute(connection, CREATE_COLLATION % (name, definition))
@@ -146,12 +149,12 @@ def collation(connection: BaseDatabaseWrapper, definition: str) -> str | None:
 
 
 def plain(name: str) -> str:
-    """Take off the quotes, and what PostgreSQL cuts off a long name."""
+    """Return a name without quotes, cut to 63 bytes as PostgreSQL does."""
     return name.replace('"', "").encode()[:63].decode(errors="ignore")
 
 
 def on(table: str, name: str) -> str:
-    """Say a name and the table that it is on, if any."""
+    """Return ``name on table``, or the name alone."""
     return " on ".join(plain(part) for part in (name, table) if part)
 
 
@@ -181,7 +184,7 @@ def _rolled_back(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 
 def _execute(connection: BaseDatabaseWrapper, sql: str, params: Any = None) -> None:
-    """Execute as Django's editor does: PostgreSQL takes no parameters in DDL."""
+    """Execute with the parameters written into the SQL, as Django's editor does: DDL takes none."""
     operations: Any = connection.ops
     with connection.cursor() as cursor:
         cursor.execute(sql if params is None else operations.compose_sql(sql, params), None)

@@ -1,6 +1,6 @@
-"""Which schema editor has a connection for which DDL is to run twice and happen once?
+"""Which schema editor does a connection get, so that its DDL may run twice?
 
-One of the connection's own class and ours. Django's statements are told apart by the templates that they are made of.
+A subclass of the connection's own editor and ours. It recognizes Django's statements by their templates.
 """
 
 import functools
@@ -16,8 +16,8 @@ from .schema import SchemaEditor
 # What Django writes elsewhere than in the sql_… attributes of its editor.
 ADD_EXCLUSION = "ALTER TABLE %(table)s ADD %(constraint)s"
 
-# For each check, the kind of what a statement makes, changes or drops, the parts of the statement that name it, with
-# which the check is called, and the attributes of Django's editor that have the templates.
+# For each check: the kind of the object, the parts of the statement that name it (the check's arguments), and the
+# attributes of Django's editor that hold the templates.
 CHECKS: list[tuple[Callable[..., str] | None, str, str, str]] = [
     (SchemaEditor._table, "table", "table", "create_table"),
     (SchemaEditor._column, "column", "table column", "create_column"),
@@ -46,7 +46,7 @@ CHECKS: list[tuple[Callable[..., str] | None, str, str, str]] = [
 
 @contextmanager
 def idempotent_ddl(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let all schema changes of the connection go through our editor during the block. Takes no lock itself."""
+    """Use our editor for all schema changes of the connection during the block. Takes no lock itself."""
     editor = connection.SchemaEditorClass
     connection.SchemaEditorClass = schema_editor_class(editor)
     try:
@@ -57,7 +57,7 @@ def idempotent_ddl(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 @functools.cache
 def schema_editor_class(base: type[DatabaseSchemaEditor]) -> type[SchemaEditor]:
-    """Return the editor for connections whose own editor is ``base``: PostgreSQL's or one derived from it."""
+    """Return the editor for connections whose own editor is ``base``: PostgreSQL's or a subclass."""
     if issubclass(base, SchemaEditor):
         return base
     plain = {name: getattr(base, name) for name in dir(base) if name.startswith("sql_")}

@@ -1,7 +1,7 @@
 """What does each statement of Django's schema editor change?
 
-The journal is told before it is executed, and afterwards what it has not changed: an ``ALTER COLUMN`` or a ``COMMENT``
-that sets what was set already, an index or a constraint that is dropped and made again as it was.
+The editor writes the statement into the journal before it executes it. Afterwards it writes what the statement did not
+change: an ``ALTER COLUMN`` or a ``COMMENT`` may set the old value, an index may be dropped and made again as it was.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -28,7 +28,7 @@ Look = dict[Object, str | None]
 
 
 def dependents(connection: BaseDatabaseWrapper, object: Object) -> list[catalog.Dependent]:
-    """Return what dropping the object with CASCADE takes along, if it is a table or a column that is there."""
+    """Return what CASCADE drops with the object, if it is an existing table or column."""
     table = object.table or object.name if object.kind in {"table", "column"} else ""
     oid = catalog.table(connection, table) if table else None
     column = definitions.plain(object.name) if object.kind == "column" else ""
@@ -36,13 +36,13 @@ def dependents(connection: BaseDatabaseWrapper, object: Object) -> list[catalog.
 
 
 class JournalingEditor(DatabaseSchemaEditor):
-    """Django's, which tells a journal what it executes, and may be told what not to touch."""
+    """Django's editor with a journal; it can leave objects alone."""
 
     journal: Journal | None = None
     may_touch: Callable[[tuple[Object, ...]], bool] | None = None
     """Whether to execute a statement that concerns these objects; None for any statement."""
     agreed: Collection[tuple[str, int]] | None = None
-    """What may go with a table or column, by PostgreSQL's catalog and the OID in it; None if nobody was asked."""
+    """The dependents that the user lets CASCADE drop, by catalog table and OID; None if nobody asked the user."""
     report: Callable[..., object] = staticmethod(lambda event, **facts: None)
     kinds: dict[str, tuple[str, list[str]]]
     """For each template of a statement the kind of its object, and the parts of the statement that name it."""
@@ -50,14 +50,18 @@ class JournalingEditor(DatabaseSchemaEditor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.left_out: set[Object | None] = set()
-        """What it was not allowed to touch; None for what is not known."""
+        """What it may not touch; None stands for unknown objects."""
         self._made: set[Object] = set()
         self._open: list[tuple[str, tuple[Object, ...]]] = []
-        """What it has executed in a transaction that Django does not know of."""
+        """The statements in the open transaction, if SQL began it without Django."""
         self._gone: Look = {}
 
     def execute(self, sql: Any, params: Any = ()) -> None:
-        """Execute the statement if it may be, and write down before that it is executed."""
+        """Execute the statement unless ``may_touch`` forbids it; write it into the journal first.
+
+        Raises:
+            StillNeeded: if its CASCADE would drop what nobody agreed to.
+        """
         if self.collect_sql or self.journal is None:
             super().execute(sql, params)
             return
@@ -75,15 +79,15 @@ class JournalingEditor(DatabaseSchemaEditor):
         for object, reason in there.items():
             self.journal.skipped(reason, (object,) if object else ())
             if object and object.kind in COMPARABLE and reason.endswith(THERE):
-                left_alone = "was there already and was left alone; whether it is the same was not compared"
-                self.report("note", text=f"{object} {left_alone}.")
+                skipped = "existed already, so IF NOT EXISTS skipped it. Its definition was not compared"
+                self.report("note", text=f"{object} {skipped}.")
         if objects and there.keys() == set(objects):
             return
         objects = () if None in there else tuple(object for object in objects if object not in there)
         concerned = objects
         if "CASCADE" in text and statements.drops(text):
             if not (along := self._goes_along(objects, is_said=is_plain)):
-                sql = sql if is_plain else text.removesuffix(" CASCADE")  # lest somebody makes a view in this moment
+                sql = sql if is_plain else text.removesuffix(" CASCADE")  # a view that somebody makes now must survive
             concerned = (*objects, *along)
         is_lasting = not self.connection.in_atomic_block and statements.is_patient(text)
         settable, standing = self._settable(objects), self._look(objects) if is_lasting else {}
@@ -98,7 +102,7 @@ class JournalingEditor(DatabaseSchemaEditor):
             if left := self._left_by_a_failure(standing):
                 self.journal.executing(text, left)
             raise
-        is_open = not self.connection.in_atomic_block and locks.in_transaction(self.connection)
+        is_open = not self.connection.in_atomic_block and locks.runs_in_transaction(self.connection)
         self._open = [*self._open, (text, objects)] if is_open else []
         if not statements.drops(text):
             self._made.update(object for object in objects if object.kind in {"table", "column"})
@@ -108,10 +112,10 @@ class JournalingEditor(DatabaseSchemaEditor):
 
     @contextmanager
     def leaving_no_transaction(self) -> Iterator[None]:
-        """Let an operation of the block leave no transaction open, unless it stands in one of Django's.
+        """Roll back a transaction that the block leaves open, also after an error. Ignore Django's own.
 
         Raises:
-            LeftOpen: if it has come to its end in one. That is rolled back then, as it is after any other error.
+            LeftOpen: if the block ended without an error and left a transaction open.
         """
         try:
             yield
@@ -122,8 +126,8 @@ class JournalingEditor(DatabaseSchemaEditor):
             raise LeftOpen
 
     def _end_open(self) -> bool:
-        """Roll back what was begun and not ended, and say so of its statements; return whether there was anything."""
-        if self.collect_sql or self.connection.in_atomic_block or not locks.in_transaction(self.connection):
+        """Roll back a transaction that SQL began and did not end; return whether there was one."""
+        if self.collect_sql or self.connection.in_atomic_block or not locks.runs_in_transaction(self.connection):
             return False
         with suppress(Error, psycopg.Error):
             self.connection.connection.rollback()
@@ -135,11 +139,14 @@ class JournalingEditor(DatabaseSchemaEditor):
         return True
 
     def _goes_along(self, objects: tuple[Object, ...], *, is_said: bool) -> list[Object]:
-        """Tell what CASCADE drops beside the tables and columns; return that.
+        """Return what CASCADE drops with the tables and columns, and report it.
+
+        Args:
+            is_said: whether the author wrote the CASCADE, and not Django.
 
         Raises:
-            StillNeeded: if somebody was asked and has not agreed to that. If nobody was, if it is more than foreign
-                keys, and Django's CASCADE and not the author's.
+            StillNeeded: if the user did not agree to it; or if nobody asked the user, Django wrote the CASCADE, and it
+                drops more than foreign keys.
         """
         along = list[Object]()
         for object in objects:
@@ -153,9 +160,9 @@ class JournalingEditor(DatabaseSchemaEditor):
         return along
 
     def _there_already(self, sql: str, objects: tuple[Object, ...]) -> dict[Object | None, str]:
-        """Return what the SQL need not make, or drop, and why: an earlier try has, or it says IF [NOT] EXISTS.
+        """Return the objects that the SQL need not make or drop, after an earlier try or by IF [NOT] EXISTS, and why.
 
-        Where that cannot be told of all that it makes or drops, the key is None.
+        The key is None if some of its objects are unknown.
         """
         is_repeated = self.journal is not None and self.journal.may_be_done(sql)
         is_conditional = statements.has_condition(sql)
@@ -170,17 +177,17 @@ class JournalingEditor(DatabaseSchemaEditor):
         if not is_conditional or (changes and len(changes) == 2 * len(makes)):  # what is dropped is made anew
             return {}
         if len(objects) != len(makes) or not objects or UNKNOWN in look.values():
-            return {None: f"what there was already cannot be told: {' '.join(sql.split())[:100]}"}
+            return {None: f"what existed already is not known: {' '.join(sql.split())[:100]}"}
         return {one: f"{one}{THERE if makes[one] else ' is already gone'}" for one in objects if one in done}
 
     def _look(self, objects: Iterable[Object]) -> Look:
         return {object: self.look_at(*object) for object in objects}
 
     def look_at(self, kind: str, table: str, name: str, *, is_new: bool = False) -> str | None:
-        """Return what the catalog says of an object: None if it is not there, UNKNOWN if that cannot be told.
+        """Return the catalog's description of an object: None if it does not exist, UNKNOWN if that cannot be told.
 
         Args:
-            is_new: whether to look where CREATE would make it. An index that a failed build left is none then.
+            is_new: whether to look only where CREATE would make it, and to ignore an invalid index.
         """
         if "&" in table + name:  # no function of PostgreSQL reads U&"…"
             return UNKNOWN
@@ -200,10 +207,10 @@ class JournalingEditor(DatabaseSchemaEditor):
         return catalog.named(self.connection, kind, name, table, is_new=is_new)
 
     def _left_by_a_failure(self, before: Look) -> tuple[Object, ...]:
-        """Return what a statement that failed has made or dropped; if nobody can be asked, what it may have made."""
+        """Return what a failed statement made or dropped; if the session is lost, what it may have made."""
         try:
             after = self._look(before)
-        except (Error, ZeroDowntimeError):  # the session may be lost, or the watchdog let nothing more pass
+        except (Error, ZeroDowntimeError):  # the session is lost, or the watchdog has given its verdict
             return tuple(object for object, there in before.items() if there is None)
         return tuple(object for object in after if after[object] != before[object])
 
@@ -224,12 +231,12 @@ class JournalingEditor(DatabaseSchemaEditor):
                 journal.skipped(f"{object} is already as wanted", (object,))
 
     def _remakable(self, objects: Iterable[Object]) -> Look:
-        """Return how the catalog defines those that are an index or a constraint and are there."""
+        """Return the catalog's definitions of the existing indexes and constraints among them."""
         look = self._look(one for one in objects if one.kind in {"index", "constraint"} and one.table)
         return {object: definition for object, definition in look.items() if definition not in {None, UNKNOWN}}
 
     def _settable(self, objects: Iterable[Object]) -> Look:
-        """Return what the catalog says of those that can be set to what they are, unless they are made just now."""
+        """Return the catalog's descriptions of the column aspects among them, except those of new columns."""
         return self._look(
             one
             for one in objects
@@ -242,12 +249,12 @@ class JournalingEditor(DatabaseSchemaEditor):
         return self.may_touch is None or self.may_touch(self.objects_of(sql))
 
     def skip(self, sql: Any, reason: str) -> None:
-        """Leave the statement out, and write down why."""
+        """Skip the statement, and write the reason into the journal."""
         if self.journal:
             self.journal.skipped(reason, self.objects_of(sql))
 
     def objects_of(self, sql: Any) -> tuple[Object, ...]:
-        """Return what the statement makes, changes or drops; nothing if that cannot be told."""
+        """Return what the statement makes, changes or drops; nothing if that is unknown."""
         kind, names = self.kinds.get(getattr(sql, "template", ""), ("", []))
         if not kind:
             return statements.objects(str(sql))
@@ -262,7 +269,11 @@ class JournalingEditor(DatabaseSchemaEditor):
         return (Object(kind, *parts),)
 
     def drop_parts(self, objects: Iterable[Object]) -> None:
-        """Drop those that are an index or a constraint and are there: of a table that was there before them."""
+        """Drop the existing indexes and constraints among them.
+
+        Takes ACCESS EXCLUSIVE on their tables
+        (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
+        """
         for kind, table, name in objects:
             if kind == "constraint" and catalog.constraint(self.connection, table, name):
                 self.execute(DROP_CONSTRAINT % (table, name), None)

@@ -1,10 +1,10 @@
 """What did each operation of a step do to the database?
 
-It is written down, not inferred: that an operation began, each statement that was executed or left out because its
-object was there and the same, and that the operation ended; on the ledger's session, before and after the effect.
+The journal writes on the ledger's session, before and after each effect: the operation began, a statement was executed,
+or skipped because its object exists already, the operation ended.
 
-A migration that is one transaction is there as a whole or not at all, so of that only what was left out is written,
-before its commit.
+An atomic migration is applied as a whole or not at all, so its journal has only what was skipped, written before the
+commit.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from .statements import Object, drops
 
 
 class Kind(StrEnum):
+    """What an entry says of its operation or statement."""
+
     BEGAN = "began"
     EXECUTED = "executed"
     SKIPPED = "skipped"
@@ -32,10 +34,12 @@ class Kind(StrEnum):
 
 
 ALONG = "dependent"
-"""The kind of an object that went along with what was dropped; its name is PostgreSQL's description."""
+"""The kind of an object that CASCADE dropped; its name is PostgreSQL's description."""
 
 
 class Entry(NamedTuple):
+    """A line of the journal: ``what`` is the statement, the reason of a skip, or the digest of the operation."""
+
     operation: int
     kind: Kind
     what: str = ""
@@ -44,41 +48,43 @@ class Entry(NamedTuple):
 
 @dataclass
 class Told:
-    """What the journal tells of one operation of a migration, since that was taken back last."""
+    """The journal of one operation of a migration, since the migration was last taken back."""
 
     digest: str = ""
     run: int = 0
-    """The run that did it, or the last part of it; 0 if that is not known."""
+    """The run that did it, or its last part; 0 if unknown."""
     ended: bool = False
     statements: int = 0
     """How many were executed."""
     executed: set[Object] = field(default_factory=set)
+    """The objects that the statements made, changed or dropped."""
     dropped: set[Object] = field(default_factory=set)
-    """Those of the executed that are dropped."""
+    """Those of them that the statements dropped."""
     skipped: set[Object] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
-    """Why statements were left out."""
+    """Why statements were skipped."""
     texts: set[str] = field(default_factory=set)
     """The statements that were executed."""
     failures: int = 0
     """How many statements had no effect."""
     earlier: "Told | None" = None
-    """What is told of the tries before the last one, which were interrupted."""
+    """The interrupted tries before the last one."""
 
     @property
     def did_nothing(self) -> bool:
-        """Whether it is known that the operation has executed no statement."""
+        """Whether the operation surely executed no statement."""
         return (self.run != 0 or bool(self.reasons)) and not self.statements
 
     @property
     def was_refused(self) -> bool:
-        """Whether it came to no end, because all its statements failed."""
+        """Whether it did not end, because all its statements failed."""
         return not self.ended and not self.statements and self.failures > 0
 
     def add(self, entry: Entry, run: int) -> None:
-        """Add what an entry tells.
+        """Add an entry.
 
-        What an earlier, interrupted try has executed is there because of that try: it was not there before.
+        A skipped object that an earlier, interrupted try made did not exist before the migration, so it does not count
+        as skipped.
         """
         if entry.kind == Kind.BEGAN:
             if self.run:
@@ -106,17 +112,17 @@ class Told:
 
 
 class Past(dict[int, Told]):
-    """What is told of the operations of a migration, by their numbers, since it was taken back last."""
+    """The journal of a migration, by the numbers of its operations, since it was last taken back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.complete = False
-        """Whether the migration was applied to its end."""
+        """Whether the migration is applied."""
         self.taken_back: set[int] = set()
-        """The operations that a way back has done with, though it did not come to its end."""
+        """The operations that an unfinished rollback has taken back."""
 
     def add(self, entry: Entry, run: int) -> None:
-        """Add what an entry of a step upwards tells."""
+        """Add an entry of a step up."""
         self.taken_back.discard(entry.operation)
         told = self.setdefault(entry.operation, Told())
         if entry.kind == Kind.UNDONE:
@@ -126,26 +132,26 @@ class Past(dict[int, Told]):
             told.add(entry, run)
 
     def rest(self) -> "Past":
-        """Return what a way back that came to its end has left."""
+        """Return what a finished rollback left."""
         rest = Past()
         rest.update(self)
         return rest
 
     def of(self, number: int) -> Told | None:
-        """Return what is told of an operation; None if there is nothing to take back."""
+        """Return the journal of an operation; None if there is nothing to take back."""
         if number in self.taken_back:
             return None
         return self.get(number, Told(ended=True) if self.complete else None)
 
 
 class Journal:
-    """Writes down what the operations of a step do.
+    """Writes what the operations of a step do.
 
     Args:
-        write: puts entries into the ledger.
+        write: writes entries into the ledger.
         run: the number of the run.
-        at_once: whether each effect stays whatever comes after it, so that it must be written down before it happens.
-        past: what earlier runs have done of the migration and not taken back.
+        at_once: whether effects stay when the step fails; then each entry is written before its effect.
+        past: what earlier runs did of the migration and did not take back.
     """
 
     def __init__(
@@ -162,18 +168,18 @@ class Journal:
         self.is_up = True
 
     def new_try(self) -> None:
-        """Forget what a transaction that was rolled back has done."""
+        """Forget what a rolled back transaction did."""
         self._waiting, self._unsettled = [], []
         if not self.at_once:
             self.told = deepcopy(self._earlier)
 
     @property
     def lasting(self) -> Past:
-        """What is told of that which is there whatever becomes of the transaction."""
+        """The journal of what stays if the transaction is rolled back."""
         return self.told if self.at_once else self._earlier
 
     def begin(self, number: int, operation: Operation) -> None:
-        """Say that the operation begins; it is written with its first statement, unless it may do without any."""
+        """Note that the operation begins. If it is pure SQL, that is written with its first statement."""
         self.number, self.operation = number, operation
         self._say(Kind.BEGAN, digest(operation) if self.at_once else "")
         if not operation.reduces_to_sql:
@@ -181,24 +187,26 @@ class Journal:
             self._flush()
 
     def executing(self, sql: str, objects: tuple[Object, ...]) -> None:
+        """Note that a statement is executed now."""
         self._say(Kind.EXECUTED, sql, objects)
         self._flush()
 
     def failed(self, sql: str, objects: tuple[Object, ...]) -> None:
-        """Say that what was being executed has had no effect on these objects."""
+        """Note that the statement had no effect on these objects."""
         self._say(Kind.FAILED, sql, objects)
         self._flush()
 
     def skipped(self, reason: str, objects: tuple[Object, ...] = ()) -> None:
+        """Note that a statement is not executed, because these objects exist or are gone already."""
         self._say(Kind.SKIPPED, reason, objects)
 
     def undone(self) -> None:
-        """Say that the operation failed, and the transaction that it has for itself was rolled back."""
+        """Note that the operation failed and its own transaction was rolled back."""
         self._say(Kind.UNDONE)
         self._flush()
 
     def end(self, *, settled: bool = True) -> None:
-        """Say that the operation has ended; with the next one that does, if it is not settled what it left."""
+        """Note that the operation ended; if it is not ``settled``, the next settled operation notes that for both."""
         self._unsettled.append(self.number)
         if settled:
             for number in self._unsettled:
@@ -212,7 +220,7 @@ class Journal:
         return self.number in self.told and self.told[self.number].earlier is not None
 
     def may_be_done(self, sql: str) -> bool:
-        """Whether an earlier try was interrupted while or after it executed this statement of the operation."""
+        """Whether an interrupted try may have executed this statement of the operation."""
         told = self.told.get(self.number)
         return bool(told and told.earlier and sql in told.earlier.texts)
 
@@ -220,7 +228,7 @@ class Journal:
         return number in self.told and self.told[number].ended
 
     def before_commit(self) -> None:
-        """Write of a transaction what nothing else tells: what was left out or went along, and who did nothing."""
+        """Write what the commit of a transaction does not tell: skips, CASCADE's drops, operations that did nothing."""
         telling = {number for number, told in self.told.items() if told.reasons or told.did_nothing} - self._code
         along = {number for number, told in self.told.items() if any(one.kind == ALONG for one in told.dropped)}
         telling |= along if self.is_up else set()
@@ -240,7 +248,7 @@ class Journal:
 
 
 def digest(operation: Operation) -> str:
-    """Return a text that changes when what the operation does is edited."""
+    """Return a hash of what the operation does, its Python's source included."""
     return hashlib.sha256("".join(_texts(operation)).encode()).hexdigest()
 
 
@@ -253,7 +261,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from (f",{key}:", *_texts(each))
     elif inspect.isroutine(value):
         yield value.__qualname__
-        if value.__name__ != "<lambda>":  # of which only the whole line is known
+        if value.__name__ != "<lambda>":  # its source is the whole line
             with suppress(OSError, TypeError):
                 yield inspect.getsource(value)
     elif hasattr(value, "deconstruct"):

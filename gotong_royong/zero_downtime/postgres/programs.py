@@ -1,4 +1,4 @@
-"""How are PostgreSQL's own programs run, wherever they stand, and as whom? No shell reads a path."""
+"""How are PostgreSQL's own programs run, and as whom?"""
 
 import os
 import pwd
@@ -18,17 +18,17 @@ SOCKET_PATH_BYTES = 103  # on macOS; Linux allows 107
 
 
 def locale(version: int) -> list[str]:
-    """Return the arguments of initdb after which letters and their order are the same on every machine."""
+    """Return the arguments of initdb for a collation that is the same on every machine."""
     if version >= 17:
         return ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     return ["--locale=C", "--lc-ctype=C.UTF-8" if sys.platform == "linux" else "--lc-ctype=UTF-8"]
 
 
 def account() -> tuple[int, int]:
-    """Return the user and group for whom a new data folder is: us, or a system user, because PostgreSQL refuses root.
+    """Return the user and group for a new data folder: ours, or a system user's, because PostgreSQL refuses root.
 
     Raises:
-        OSError: if there is no such user, and none can be made.
+        OSError: if the system user does not exist and cannot be made.
     """
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
@@ -42,7 +42,7 @@ def account() -> tuple[int, int]:
 
 
 def open_way(owner: tuple[int, int], *paths: Path) -> None:
-    """If we are root, let the server's user pass through the folders above these (``chmod o+x``)."""
+    """If we are root, let the server's user into the folders above these (``chmod o+x``)."""
     if os.geteuid() == 0:
         for folder in {parent for path in paths for parent in path.parents}:
             status = folder.stat()
@@ -52,11 +52,11 @@ def open_way(owner: tuple[int, int], *paths: Path) -> None:
 
 @contextmanager
 def plain(programs: Path) -> Iterator[Path]:
-    """Copy the programs if their path would mean something to the shell by which initdb starts the others."""
+    """Copy the programs if their path has special characters: initdb starts the others through a shell."""
     if not set(str(programs)) & set('"$`\\'):
         yield programs
         return
-    above = programs.parent.parent  # the wheel, with whose libraries they are linked
+    above = programs.parent.parent  # the wheel, whose libraries they load
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         for part in [programs.parent, *above.parent.glob(f"{above.name}.libs")]:
@@ -67,7 +67,7 @@ def plain(programs: Path) -> Iterator[Path]:
 def begin(
     command: list[Any], owner: tuple[int, int] | None, log: Path | None = None, stdin: int = subprocess.DEVNULL
 ) -> "subprocess.Popen[str]":
-    """Begin a program, as the owner of the data folder and out of reach of Ctrl-C; its output is a pipe or the log."""
+    """Start a program as the owner of the data folder, in its own session; its output goes to a pipe or the log."""
     as_owner: dict[str, Any] = {}
     if owner and os.geteuid() == 0:
         as_owner = {"user": owner[0], "group": owner[1], "extra_groups": []}
@@ -89,12 +89,12 @@ def begin(
 
 
 def holds_socket(folder: Path) -> bool:
-    """Whether a socket can have its path in that folder."""
+    """Whether the path of a socket in that folder is short enough."""
     return len(os.fsencode(folder / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES
 
 
 def server(programs: Path, data: Path, sockets: Path, **options: str) -> list[Any]:
-    """Return the command of a server that listens on a socket in a folder, and nowhere else."""
+    """Return the command of a server that listens only on a socket in a folder."""
     folders = '"{}"'.format(str(sockets).replace('"', '""'))
     options = {"listen_addresses": "", "port": PORT, "unix_socket_directories": folders, **options}
     return [programs / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())]
@@ -103,7 +103,11 @@ def server(programs: Path, data: Path, sockets: Path, **options: str) -> list[An
 def make_data(
     programs: Path, version: int, owner: tuple[int, int], data: Path, more: list[str], waiting: Iterable[object] = ()
 ) -> None:
-    """Make a data folder under another name first: it is there whole or not at all, and why not is an OSError."""
+    """Make a data folder with initdb, first under another name, so that no half of one is left.
+
+    Raises:
+        OSError: with the error of initdb.
+    """
     unfinished = data.with_name(f"{data.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
@@ -129,7 +133,7 @@ def make_data(
 
 
 def last_words(text: str) -> str:
-    """Why a program or server failed: the last error it wrote, or that the disk is full, of which others follow."""
+    """Return the last error that a program wrote, or the one about a full disk, which causes others."""
     errors = re.findall(r"(?:FATAL|PANIC|ERROR|error): .*", text)
     full = [error for error in errors if "No space left" in error]
     return " ".join((full or errors or [text])[-1].split())

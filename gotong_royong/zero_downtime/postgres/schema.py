@@ -1,11 +1,8 @@
 """How does DDL run twice and happen once?
 
-Django's schema editor, which looks before each of its statements whether the effect is there already, and then leaves
-it out and says so. Where something of that name is there, it is compared with what is wanted: see ``definitions``. So
-a migration that was killed anywhere can begin again. What is not there yet is made just as Django makes it, and
-``sqlmigrate`` prints what Django prints.
-
-``RunSQL`` is left alone.
+The schema editor here looks before each of Django's statements whether its effect exists already, and then skips the
+statement. It compares an existing object with the wanted one: see ``definitions``. So a migration that was killed
+anywhere can begin again. Otherwise it executes what Django executes. It does not look at ``RunSQL``.
 """
 
 import functools
@@ -37,17 +34,17 @@ COLLATION = re.compile(r'(?P<verb>CREATE|DROP) COLLATION (?P<name>"[^"]+")(?P<de
 
 
 class SchemaEditor(JournalingEditor):
-    """Django's, whose statements may run again. ``editors`` makes it for a connection.
+    """Django's editor with statements that may run again. ``editors`` makes it for a connection.
 
-    A column that is not as wanted may be so because this migration has run before and alters, renames or removes it
-    later on. That is known at its end, so it is then that ``DefinitionDiffers`` is raised for a column.
+    A column may differ because an earlier try of this migration altered, renamed or removed it later on. So it raises
+    ``DefinitionDiffers`` for a column only at its end.
     """
 
     checks: dict[str, tuple[Callable[..., str], list[str]]]
     careful = True
-    """Whether to look before each statement whether its effect is there."""
+    """Whether to look before each statement whether its effect exists."""
     carrying_out: Callable[..., AbstractContextManager[Any]] = nullcontext
-    """Is told which operation the editor is used by, while it is."""
+    """The context in which an operation runs; it gets the operation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +54,7 @@ class SchemaEditor(JournalingEditor):
         self._adding: tuple[Any, Any] | None = None
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        """Run what was put off and raise the mismatches that are left; if that fails, end the transaction, too."""
+        """Run the deferred statements and raise the mismatches that are left; end the transaction in any case."""
         try:
             if exc_type is None:
                 self.run_deferred()
@@ -70,14 +67,14 @@ class SchemaEditor(JournalingEditor):
 
     @property
     def settled(self) -> bool:
-        """Whether no column differs from what is wanted."""
+        """Whether no column differs from the wanted one."""
         return not self._mismatches
 
     def execute(self, sql: Any, params: Any = ()) -> None:
-        """Execute the statement, unless its effect is there already.
+        """Execute the statement, unless its effect exists already.
 
         Raises:
-            DefinitionDiffers: if what it makes is there already and is something else.
+            DefinitionDiffers: if an object of that name exists and differs.
         """
         if self._rehearsed is not None:
             self._rehearsed.append((sql, params))
@@ -88,7 +85,7 @@ class SchemaEditor(JournalingEditor):
             super().execute(sql, params)
 
     def run_deferred(self) -> None:
-        """Execute the statements that Django puts off until all others are done."""
+        """Execute the statements that Django defers to the end."""
         while self.deferred_sql:
             self.execute(self.deferred_sql.pop(0), None)
 
@@ -100,10 +97,9 @@ class SchemaEditor(JournalingEditor):
             self._adding = None
 
     def _alter_field(self, model: Any, old_field: Any, new_field: Any, *args: Any) -> None:
-        """Alter as Django does, who drops foreign keys first and makes them again in the end.
+        """Alter the field, but drop no foreign key if nothing changes, and make one that an earlier try lost.
 
-        So that is rehearsed: if nothing would change, none is dropped. And if an earlier run was killed in between,
-        the foreign key is made that Django does not know to be missing.
+        Django drops foreign keys first and makes them again at the end. So a rehearsal tells whether anything changes.
         """
         alter = functools.partial(super()._alter_field, model, old_field, new_field, *args)  # type: ignore[misc]
         if self.collect_sql or not self.careful:
@@ -134,7 +130,7 @@ class SchemaEditor(JournalingEditor):
             self.skip(sql, reason)
 
     def _rehearse(self, action: Callable[[], object]) -> list[tuple[Any, Any]]:
-        """Return the statements that the action would execute, and their parameters."""
+        """Return the statements of the action, and their parameters, without executing them."""
         self._rehearsed = []
         try:
             action()
@@ -143,9 +139,9 @@ class SchemaEditor(JournalingEditor):
             self._rehearsed = None
 
     def _change_nothing(self, action: Callable[[], object]) -> bool:
-        """Whether each statement of the action is done, or drops what another one would make again.
+        """Whether each statement of the action is done, or drops what another one makes again.
 
-        If so, those are executed that nobody can tell of but that may well run again, such as comments.
+        If so, execute those that cannot be checked and may run again, such as comments.
         """
         mismatches, put_off = self._mismatches, list(self.deferred_sql)
         statements = self._rehearse(action)
@@ -169,7 +165,7 @@ class SchemaEditor(JournalingEditor):
         return True
 
     def _mismatch_again(self, model: Any, field: Any) -> None:
-        """Compare the field's column as if it were to be added now."""
+        """Compare the field's column with one that is added now."""
         put_off = list(self.deferred_sql)
         (adding, *_) = self._rehearse(functools.partial(super().add_field, model, field))
         self._adding, self.deferred_sql = (model, field), put_off
@@ -177,16 +173,16 @@ class SchemaEditor(JournalingEditor):
         self._adding = None
 
     def _is_to_be_looked_at(self, sql: Any) -> bool:
-        """PostgreSQL says in a transaction what is there or gone already, but for ``DROP INDEX IF EXISTS``."""
+        """Whether to check it; if not careful only ``DROP INDEX IF EXISTS``, which does not fail where it is done."""
         return not self.collect_sql and (self.careful or self._check(sql) is SchemaEditor._no_index)
 
     def _check(self, sql: Any) -> Callable[..., str] | None:
         return self.checks.get(getattr(sql, "template", ""), (None,))[0]
 
     def _done(self, sql: Any, params: Any) -> str:
-        """Say which effect of the statement is there already; an empty text if it is to be executed.
+        """Return which effect of the statement exists already; an empty text means: execute it.
 
-        What the role may not compare is executed: PostgreSQL says whether that can be.
+        A statement that the role may not compare is executed, and PostgreSQL raises the error.
         """
         with suppress(NotComparable):
             if check := self._check(sql):
@@ -197,7 +193,7 @@ class SchemaEditor(JournalingEditor):
                 return self._collation(**match.groupdict())
         return ""
 
-    # What a statement makes is there, and is what is wanted.
+    # Does the object that a statement makes exist, and is it the wanted one?
 
     def _table(self, sql: Any, params: Any, table: str) -> str:
         if catalog.table_here(self.connection, table) is None:
@@ -212,7 +208,7 @@ class SchemaEditor(JournalingEditor):
         model, field = self._adding
         definition = INLINE_FOREIGN_KEY.sub("", sql.parts["definition"])
         wanted = added(self.connection, sql, params, like=table, without=name, definition=definition)
-        # The default of a field, unlike that of its column, is there only for the moment.
+        # Django drops the default of a field right after the column is added; a db_default stays.
         same = self._compare("column", table, name, sql, wanted, any_default=not field.has_db_default())
         if same and field.remote_field and field.db_constraint:
             self._add_foreign_key(model, field)
@@ -244,7 +240,7 @@ class SchemaEditor(JournalingEditor):
         return f"foreign key {on(table, name)} is already there"
 
     def _add_foreign_key(self, model: Any, field: Any) -> None:
-        """Make the foreign key of the field if its column has none, of whatever name."""
+        """Make the foreign key of the field if its column has none of any name."""
         sql = self._create_fk_sql(model, field, FOREIGN_KEY_SUFFIX)  # type: ignore[attr-defined]
         table, columns = str(sql.parts["table"]), sql.parts["column"].columns
         found = [key for key in catalog.constraints(self.connection, table) if key.target and key.columns == columns]
@@ -264,27 +260,27 @@ class SchemaEditor(JournalingEditor):
             raise DefinitionDiffers("collation", plain(name), found, str(wanted))
         return f"collation {plain(name)} is already there"
 
-    # What a statement changes is as wanted.
+    # Is what a statement changes as wanted?
 
     def _altered_column(self, sql: Any, params: Any, table: str, changes: str) -> str:
-        """Say nothing about an empty table, whose columns are simply altered again."""
+        """Alter the columns of an empty table again without a comparison."""
         name = changes.split('"')[1]  # ALTER COLUMN "name" …
         found = catalog.column(self.connection, table, self.quote_name(name))
         if found is None:
-            execute = functools.partial(super().execute, sql, params)  # PostgreSQL says it best
+            execute = functools.partial(super().execute, sql, params)  # raises PostgreSQL's error
             self._mismatches = [*self._mismatches, Mismatch(table, name, execute)]
-            return f"column {on(table, name)} is not there, which is an error if it is not to be removed"
+            return f"column {on(table, name)} does not exist, which is an error unless the migration removes it"
         if found.empty or added(self.connection, sql, params, like=table):
             return ""
         return f"column {on(table, name)} is already as wanted"
 
     def _filled_column(self, sql: Any, params: Any, table: str, name: str) -> str:
         found = catalog.column(self.connection, table, name)
-        return f"column {on(table, name)} already lacks no value" if found is None or found.not_null else ""
+        return f"column {on(table, name)} already has no NULL" if found is None or found.not_null else ""
 
     def _identity(self, sql: Any, params: Any, table: str, name: str) -> str:
         found, wanted = catalog.column(self.connection, table, name), " ADD " in sql.template
-        return f"column {on(table, name)} already is as wanted" if found and found.identity is wanted else ""
+        return f"column {on(table, name)} is already as wanted" if found and found.identity is wanted else ""
 
     def _renamed_table(self, sql: Any, params: Any, old: str, new: str) -> str:
         return self._renamed("table", functools.partial(catalog.table_here, self.connection), "", old, new)
@@ -302,7 +298,7 @@ class SchemaEditor(JournalingEditor):
             raise DefinitionDiffers(kind, on(table, new), f"both {plain(old)} and {plain(new)}", f"{old} as {new}")
         return f"{kind} {on(table, new)} already has its name"
 
-    # What a statement drops is gone.
+    # Is what a statement drops gone?
 
     def _no_table(self, sql: Any, params: Any, table: str) -> str:
         self._settle(table)
@@ -318,10 +314,14 @@ class SchemaEditor(JournalingEditor):
     def _no_constraint(self, sql: Any, params: Any, table: str, name: str) -> str:
         return _gone(catalog.constraint(self.connection, table, name), "constraint", table, name)
 
-    # How that is found out.
+    # How these checks compare
 
     def _drop_invalid_index(self, table: str, name: str) -> Index | None:
-        """Return the index; drop it if a build that failed left it invalid. Takes SHARE UPDATE EXCLUSIVE for that."""
+        """Return the index; drop it and return None if a failed build left it invalid.
+
+        That takes SHARE UPDATE EXCLUSIVE on the table, or ACCESS EXCLUSIVE in a transaction
+        (https://www.postgresql.org/docs/current/sql-dropindex.html).
+        """
         found = catalog.index(self.connection, table, name)
         if found is None or not found.abandoned or not found.here:
             return found
@@ -331,18 +331,18 @@ class SchemaEditor(JournalingEditor):
         return None
 
     def _validate(self, table: str, found: Constraint, sql: Any) -> None:
-        """Validate what was added as NOT VALID and should not stay so. Takes SHARE UPDATE EXCLUSIVE."""
+        """Validate a constraint that is NOT VALID and wanted valid. Takes SHARE UPDATE EXCLUSIVE on the table."""
         if not found.valid and "NOT VALID" not in getattr(sql, "tail", ""):
             super().execute(VALIDATE % (table, self.quote_name(found.name)), None)
 
     def _compare(self, kind: str, table: str, name: str, sql: Any, wanted: list[Part], **how: bool) -> bool:
-        """Compare what is wanted with what the table has; return whether no column differs."""
+        """Compare the wanted parts with the table's; return whether no column differs."""
         mismatches = definitions.compare(self.connection, kind, table, name, sql, wanted, **how)
         self._mismatches = [*self._mismatches, *mismatches]
         return not mismatches
 
     def _accept_foreign_key(self, found: Constraint, sql: Any, table: str) -> None:
-        """Compare columns and target, no more: what a delete does, and when it is checked, may be set elsewhere."""
+        """Compare only columns and target: ON DELETE and DEFERRABLE may be set elsewhere."""
         target = catalog.table(self.connection, str(sql.parts["to_table"]))
         wanted = sql.parts["column"].columns, target, sql.parts["to_column"].columns
         if (found.columns, found.target, found.target_columns) != wanted:
@@ -350,7 +350,7 @@ class SchemaEditor(JournalingEditor):
         self._validate(table, found, sql)
 
     def _settle(self, table: str, column: str = "") -> bool:
-        """Forget the mismatch of a column, or of all: what comes decides. Return whether there was one."""
+        """Forget the mismatches of a column, or of the whole table; return whether there was one."""
         settled = [one for one in self._mismatches if one.table == table and plain(column) in ("", one.column)]
         self._mismatches = [one for one in self._mismatches if one not in settled]
         return bool(settled)

@@ -1,9 +1,8 @@
-"""What does a string of SQL say: which statements are in it, and what is each of them?
+"""Which statements does a string of SQL hold, and what is each of them?
 
-sqlparse's lexer cuts the text into tokens, by PostgreSQL's rules, which are not those that it brings along: comments
-nest, a backslash quotes nothing in a plain text, and ``#`` begins no comment
-(https://www.postgresql.org/docs/current/sql-syntax-lexical.html). What stands in a comment, a text or a quoted name is
-no word of the statement. The database is not asked, and most statements are read no further than their first word.
+sqlparse's lexer cuts the text into tokens, by PostgreSQL's rules: comments nest, a backslash in a plain string quotes
+nothing, and ``#`` begins no comment (https://www.postgresql.org/docs/current/sql-syntax-lexical.html). Comments,
+strings and quoted names are no words of the statement. Most statements are read only to their first word.
 """
 
 import re
@@ -35,10 +34,10 @@ LEXER.set_SQL_REGEX(  # type: ignore[no-untyped-call]
     ]
 )
 
-SEVERAL = re.compile(r";\s*\S")  # is found in every string of several statements, and in some others
-# Is found in every string that holds more than one transaction, or a statement that may wait.
+SEVERAL = re.compile(r";\s*\S")  # matches every string of several statements, and some others
+# Matches every string that holds more than one transaction, or a patient statement.
 MATTERS = re.compile(r"CONCURRENTLY|VALIDATE|(?:^|[;/\s])(?:COMMIT|END|ROLLBACK|ABORT)\b", re.IGNORECASE)
-# Others queue behind these, whatever they want of the table; behind what else there is, only for the same rows.
+# Other sessions queue for the table behind these statements; behind all others only for the same rows.
 HOLDING_UP = {"ALTER", "CLUSTER", "COMMENT", "CREATE", "DROP", "LOCK", "REFRESH", "REINDEX", "TRUNCATE", "VACUUM"}
 MAY_HOLD_UP = re.compile(rf"\b(?:{'|'.join(sorted(HOLDING_UP))})\b", re.IGNORECASE)
 UPPER = str.maketrans(ascii_lowercase, ascii_uppercase)  # PostgreSQL folds no other letters
@@ -47,8 +46,7 @@ NEEDS_NO_QUOTES = re.compile(r'"[a-z_][a-z0-9_$]*"')
 TEXT = re.compile(r"(?:E?'|(\$\w*\$))([\s\S]*)(?:'|\1)", re.IGNORECASE)
 COMMENT_MARK = re.compile(r"/\*|\*/")
 
-# These match an outline: words in capitals with one space between them, each quoted name and each text a number in
-# quotes; or a flat one, in which what stands in brackets is blotted out.
+# These match an outline or a flat outline: see Statement.
 NAME = r'(?:"\d+"|\w[\w$]*)(?:\.(?:"\d+"|\w[\w$]*))*'
 ALTER_TABLE = (
     rf"ALTER (?:(?:FOREIGN )?TABLE|(?:MATERIALIZED )?VIEW) (?:IF EXISTS )?(?:ONLY )?(?P<table>{NAME}) (?:\* )?"
@@ -100,14 +98,14 @@ SEPARATED = re.compile(r"[^ ,;](?:(?! [,;](?: |$)).)*")
 
 
 class Build(NamedTuple):
-    """An index that is built concurrently, and its table; names are identifiers as in a statement."""
+    """An index that a statement builds concurrently, and its table; both as SQL identifiers."""
 
     name: str
     table: str
 
 
 class Object(NamedTuple):
-    """What a statement makes, changes or drops; ``table`` and ``name`` are quoted as they stand in it."""
+    """What a statement makes, changes or drops; ``table`` and ``name`` are quoted as in the statement."""
 
     kind: str
     table: str
@@ -119,19 +117,19 @@ class Object(NamedTuple):
 
 
 class Statement:
-    """One statement. ``text`` is all that stands between two semicolons, and the second of them."""
+    """One statement. ``text`` is all between two semicolons, and the second of them."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     @cached_property
     def tokens(self) -> list[str]:
-        """All that is neither space nor comment, as it is written, without empty statements before it."""
+        """The tokens that are neither space nor comment, as they are written, without leading semicolons."""
         return list(self._said)
 
     @cached_property
     def outline(self) -> str:
-        """The words in capitals, one space between them; each quoted name and each text is a number in such quotes."""
+        """The words in capitals, one space between them; each quoted name or string is its number in such quotes."""
         marks = {'"': '"', "'": "'", "$": "'"}
         words = [
             f"{mark}{number}{mark}" if (mark := marks.get(token[-1])) else token.translate(UPPER)
@@ -141,7 +139,7 @@ class Statement:
 
     @cached_property
     def flat(self) -> str:
-        """The outline in which each word within brackets is blotted out by as many marks, so that no place changes."""
+        """The outline with every word within brackets replaced by as many ``~``, so that no position changes."""
         words, depth = list[str](), 0
         for word in self.outline.split(" "):
             depth -= word in {")", "]"}
@@ -150,31 +148,31 @@ class Statement:
         return " ".join(words)
 
     def written(self, outlined: str) -> str:
-        """Return a part of the outline as the statement writes it, but in small letters what is not quoted."""
+        """Return a part of the outline as the statement writes it, with unquoted words in small letters."""
         tidy = TIDY.sub("", outlined).translate(LOWER)
         return WRITTEN.sub(lambda found: self.tokens[int(found[2])], tidy)
 
     @property
     def actions(self) -> "list[Statement]":
-        """Each action of an ALTER TABLE by itself."""
+        """The actions of an ALTER TABLE, one by one."""
         altered = ALTERED.match(self.flat)
         found = SEPARATED.finditer(self.flat, altered.end()) if altered else ()
         return [Statement(self.written(self.outline[one.start() : one.end()])) for one in found]
 
     @property
     def texts(self) -> list[str]:
-        """What its texts say, those in dollars, too."""
+        """The contents of its strings, also of dollar-quoted ones."""
         found = filter(None, map(TEXT.fullmatch, self.tokens))
         return [one[2] if one[1] else one[2].replace("''", "'") for one in found]
 
     @cached_property
     def verb(self) -> str:
-        """The first word, in capitals; an empty text if nothing is said."""
+        """The first word, in capitals; empty if there is none."""
         return next(self._said, "").translate(UPPER)
 
     @property
     def controls_transaction(self) -> bool:
-        """Whether it begins or ends a transaction, or has to do with savepoints."""
+        """Whether it begins or ends a transaction or a savepoint."""
         return self.verb in CONTROL
 
     @property
@@ -191,19 +189,20 @@ class Statement:
 
     @property
     def leans_on_others(self) -> bool:
-        """Whether it means something only together with other statements of its transaction."""
+        """Whether it has an effect only together with other statements of its transaction."""
         return self.controls_transaction or LEANS_ON_OTHERS.match(self.outline) is not None
 
     @property
     def is_about_more_than_a_database(self) -> bool:
-        """Whether it makes, changes or drops a database, or what belongs to none."""
+        """Whether it makes, changes or drops a database or an object of the whole server."""
         return self.verb in {"CREATE", "ALTER", "DROP"} and OF_THE_SERVER.match(self.outline) is not None
 
     @property
     def is_patient(self) -> bool:
-        """Whether it may wait and run for long, for nobody who reads or writes rows waits for it.
+        """Whether it may wait and run for long: it is CONCURRENTLY or only validates constraints.
 
-        These are the statements that PostgreSQL carries out CONCURRENTLY, and those that only validate constraints.
+        Neither blocks reads or writes
+        (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
         """
         if not self._may_be_patient:
             return False
@@ -211,26 +210,26 @@ class Statement:
 
     @property
     def build(self) -> Build | None:
-        """What it builds concurrently, if it says by which name."""
+        """The index that it builds concurrently, if it names the index."""
         found = BUILD.match(self.outline) if self._may_be_patient else None
         build = Build(self.written(found["name"]), self.written(found["table"])) if found else None
         return None if "&" in "".join(build or ()) else build  # no function of PostgreSQL reads U&"…"
 
     @property
     def builds_unnamed_on(self) -> str:
-        """The table, or an index of it, for which it builds indexes concurrently whose names PostgreSQL chooses."""
+        """The table, or an index of it, whose indexes it builds concurrently under names that PostgreSQL chooses."""
         found = BUILD_UNNAMED.match(self.outline) if self.is_patient else None
         name = self.written(found["name"]) if found else ""
         return "" if "&" in name else name
 
     @property
     def objects(self) -> list[Object]:
-        """What it makes or drops, if it says that of all it does; names that need no quotes have none."""
+        """What it makes or drops; nothing if it does not name everything. Names that need no quotes have none."""
         return [object for object, _ in self.changes]
 
     @cached_property
     def changes(self) -> list[tuple[Object, bool]]:
-        """Each of its ``objects``, and whether it makes that."""
+        """Each of its ``objects``, and whether it makes it."""
         if altered := ALTERED.match(self.outline):
             table = self._plain(altered["table"])
             parts = [(action, ADDED_OR_DROPPED.match(action.outline)) for action in self.actions]
@@ -265,14 +264,14 @@ class Statement:
 
 
 def text_of(sql: Any, connection: BaseDatabaseWrapper) -> str:
-    """Return what ``cursor.execute`` would send, but for its parameters: it takes texts, bytes and psycopg.sql."""
+    """Return the text of what ``cursor.execute`` takes, a string, bytes or psycopg.sql, without its parameters."""
     if isinstance(sql, Composable):
         return sql.as_string(connection.connection)
     return sql.decode(errors="replace") if isinstance(sql, bytes) else str(sql)
 
 
 def split(sql: str) -> list[Statement]:
-    """Return the statements of the string, but not those that say nothing; their texts are cut out of it."""
+    """Cut the string into its statements, without empty ones."""
     if not SEVERAL.search(sql):
         return [Statement(sql)]
     texts, words = list[str](), list[str]()
@@ -292,11 +291,11 @@ def split(sql: str) -> list[Statement]:
 
 
 def pieces(sql: str) -> list[str]:
-    """Cut the string into what may be sent one after the other, each with limits of its own, outside a transaction.
+    """Cut the string into pieces that may be sent one after the other, each with its own limits.
 
-    PostgreSQL makes one transaction of a string, which ends where the string says COMMIT, and at its end. So these are
-    the pieces. One that has to do with a transaction nowhere is cut between its statements if any of them is patient,
-    for a transaction is never: it keeps the locks of its other statements.
+    A piece is a transaction: PostgreSQL makes one of a string up to each COMMIT and its end
+    (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT). One with a patient
+    statement, which would keep its locks meanwhile, is cut between statements, unless they lean on one another.
     """
     if not MATTERS.search(sql):
         return [sql]
@@ -313,12 +312,22 @@ def pieces(sql: str) -> list[str]:
     return cut
 
 
+def of_raw_sql(sql: Any) -> list[Statement]:
+    """Return the statements of ``RunSQL``: of a string, or of a list of strings and of (string, parameters)."""
+    each = [sql] if isinstance(sql, str) else [one if isinstance(one, str) else one[0] for one in sql]
+    return [statement for text in each for statement in split(text)]
+
+
+def quoted(name: str) -> str:
+    return '"{}"'.format(name.replace('"', '""'))
+
+
 def unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def objects(sql: str) -> tuple[Object, ...]:
-    """Return what the string makes or drops; nothing if any of its statements does not say that."""
+    """Return what the string makes or drops; nothing if one of its statements does not name it."""
     each = [statement.objects for statement in split(sql) if not statement.controls_transaction]
     return tuple(object for objects in each for object in objects) if all(each) else ()
 
@@ -334,18 +343,18 @@ def has_condition(sql: str) -> bool:
 
 
 def is_patient(sql: str) -> bool:
-    """Whether the string may wait and run for long: one statement, and that a patient one."""
+    """Whether the string is one patient statement."""
     statements = split(sql) if MATTERS.search(sql) else []
     return len(statements) == 1 and statements[0].is_patient
 
 
 def holds_up(sql: str) -> bool:
-    """Whether others queue behind a statement of the string while it waits for the lock of a table."""
+    """Whether other sessions queue behind a statement of the string while it waits for a table lock."""
     return MAY_HOLD_UP.search(sql) is not None and any(one.verb in HOLDING_UP for one in split(sql))
 
 
 def only_adds(sql: str) -> bool:
-    """Whether no statement of the string can have taken or changed what was there, unless it calls code."""
+    """Whether no statement of the string can change or drop what existed before, unless it calls code."""
     return all(
         one.verb in {*ADDING, "REINDEX"}
         or (one.verb == "CREATE" and "OR REPLACE" not in one.outline)
@@ -355,7 +364,7 @@ def only_adds(sql: str) -> bool:
 
 
 def may_commit_on_its_way(sql: str) -> bool:
-    """Whether it is a CALL, or a DO with such words in it, and may so commit though it fails afterwards."""
+    """Whether it is a CALL, or a DO that contains COMMIT, ROLLBACK or CALL, and so may commit and then fail."""
     verb = Statement(sql).verb
     return verb == "CALL" or (verb == "DO" and COMMITS_ON_ITS_WAY.search(sql) is not None)
 
@@ -366,7 +375,7 @@ def commits(sql: str) -> bool:
 
 
 def _tokens(sql: str) -> Iterator[tuple[Any, str]]:
-    """Yield the kind and the text of each token; a comment within a comment is part of it, which sqlparse denies."""
+    """Yield the kind and the text of each token; unlike in sqlparse, comments nest."""
     at = 0
     while at < len(sql):
         for kind, token in LEXER.get_tokens(sql[at:]):  # type: ignore[no-untyped-call]

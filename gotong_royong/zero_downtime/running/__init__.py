@@ -1,12 +1,12 @@
-"""How are migrations applied and taken back, and what is known of what was done?
+"""How are migrations applied and taken back, and what is known of that?
 
-- ``watchdog``: a session that sees whom a statement blocks and cancels it. ``backstop``: the server, where that session
-  stands still. ``code``: may code of a migration run again? ``guard``: the lock budget around a run.
-- ``history``: what does the ledger know of applied migrations? ``loader``: reads the migrations. ``ledger``: writes
-  runs and steps. ``states``: which models does an operation find?
+- ``watchdog``: whom does a migration block, and for how long? ``backstop``: who cancels it if the watchdog cannot?
+  ``code``: may Python of a migration run again? ``guard``: how does a connection keep to the lock budget?
+- ``history``: what does the ledger know of migrations? ``loader``: how are migrations read? ``ledger``: how does a run
+  write what it does? ``states``: which models does an operation see?
 - ``diagnosis``: what is wrong with a file, an argument or the database, in one sentence?
-- ``signals``: who hears of a run. ``undo``: takes back what was done. ``recall``: compares files, ``django_migrations``
-  and the ledger. ``progress``: how does one step go? ``rollback``: chooses what to take back.
-- ``backups``: the database in a file. ``executor``: carries a plan out. ``plan``: what would it do to this database?
-  ``losses``: what would a way back destroy? ``reports``: how does a run show what it does?
+- ``signals``: who hears of a run? ``undo``: how is a migration taken back? ``recall``: do the files,
+  ``django_migrations`` and the ledger agree? ``progress``: how does one step go? ``rollback``: what is taken back?
+- ``backups``: how is the database saved before a run? ``executor``: how is a plan carried out? ``plan``: what would it
+  do to this database? ``losses``: what would a rollback destroy? ``reports``: how does a run show what it does?
 """

@@ -1,10 +1,9 @@
-"""Who is kept out by a session, and who lets people in when the watchdog cannot?
+"""Whom does a session block, and who cancels it if the watchdog cannot?
 
-The watchdog's thread stands still while the process is stopped, while a library keeps the GIL, or while it waits for
-somebody to read the output. A process of its own would be stopped with the same job, container or machine, would be cut
-off by the same network, and would cost the start of an interpreter. So it is the server that watches then: in a session
-of its own it executes a loop in PL/pgSQL for as long as the run lasts. As long as the watchdog asks often enough, which
-the loop sees from pg_stat_activity, it does nothing. Once the watched session is gone, or the watchdog's, it ends.
+The watchdog's thread stands still while the process is stopped, a library keeps the GIL, or nobody reads the output. A
+second process would stop with the same job, container or machine, lose the same network, and cost the start of an
+interpreter. So the server watches: a session executes a loop in PL/pgSQL during the run. The loop does nothing while it
+sees in pg_stat_activity that the watchdog asks often enough. It ends with the watched session or the watchdog's.
 """
 
 import time
@@ -15,12 +14,12 @@ import psycopg
 
 from ..postgres.locks import HOLDERS, WORKER, halves
 
-LEAST = 0.5  # seconds for which a watchdog may be late on a busy machine, however small the budget is
-PAUSE = 0.02  # seconds, at most, for which the loop sleeps
+LEAST = 0.5  # seconds that the watchdog may be late on a busy machine, however small the budget is
+PAUSE = 0.02  # seconds between two looks of the loop, at most
 
-# The session itself, if it waits for a lock, and who waits for it, also behind others who do. Who vacuums, analyzes or
-# builds an index is nobody who reads or writes, nor is a worker of a backfill; those behind them are. A waiting
-# session's row has no start in its first moment: https://www.postgresql.org/docs/current/view-pg-locks.html
+# The session itself, if it waits for a lock, and the sessions that wait for it, directly or behind others. VACUUM,
+# ANALYZE, index builds and workers of backfills do not count, but sessions behind them do. waitstart is NULL in the
+# first moment of a wait: https://www.postgresql.org/docs/current/view-pg-locks.html
 KEPT_OUT = rf"""
     WITH RECURSIVE waiting AS MATERIALIZED (
         SELECT pid, relation, waitstart, mode = 'ShareUpdateExclusiveLock' OR locktype = 'virtualxid' AS maintains,
@@ -35,13 +34,13 @@ KEPT_OUT = rf"""
         backend_type = 'autovacuum worker' OR query ~* '^(\s|--[^\n]*\n|/\*.*?\*/)*(VACUUM|ANALY[SZ]E)\M', false))
 """  # noqa: S608
 
-# A session that runs a statement is canceled; one that idles in its transaction must be ended, for it holds its locks.
+# Cancel a running statement; end a session that idles in its transaction, because it keeps its locks.
 END = """
     SELECT CASE WHEN state LIKE 'idle%' THEN pg_terminate_backend(pid) ELSE pg_cancel_backend(pid) END
     FROM pg_stat_activity WHERE pid = {us}
 """
 
-# Each COMMIT ends what the loop has seen, and the snapshot that a concurrent index build would wait for.
+# Each COMMIT ends the loop's snapshot, for which a concurrent index build would wait.
 LOOP = f"""
 DO $backstop$
 DECLARE
@@ -66,13 +65,13 @@ $backstop$
 
 
 class Backstop:
-    """Has the server watch one session.
+    """Makes the server watch one session.
 
     Args:
-        session: in which the server does that from now on; nothing else can be done with it.
-        us: the process that is watched.
-        watchdog: the session that asks every moment, unless it cannot.
-        budget: seconds that anybody may wait for us before the running statement is canceled, or the session ended.
+        session: runs the loop, and nothing else from now on.
+        us: the process id of the watched session.
+        watchdog: the watchdog's session.
+        budget: seconds that a session may wait for us before the running statement is canceled, or the session ended.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Backstop:
     ) -> None:
         self.session, self.watchdog = session, watchdog
         self.lost = ""
-        """What has ended it before its time."""
+        """The error that ended it too early."""
         self._heard, self._lock = list[str](), Lock()
         budget = max(budget, LEAST)
         facts = {"us": us, "watchdog": watchdog.info.backend_pid, "budget": budget, "pause": min(budget / 10, PAUSE)}
@@ -89,14 +88,14 @@ class Backstop:
         session.pgconn.flush()
 
     def heard(self) -> str:
-        """Return what the server has said since this was last asked; it says why it ends something."""
+        """Return the server's notices since the last call; each says why it canceled something."""
         with self._lock:
             self._is_at_work()
             said, self._heard[:] = " ".join(self._heard), []
             return said
 
     def close(self) -> None:
-        """End both sessions; the loop ends, and a moment is waited for that, when the watchdog's is gone."""
+        """Close both sessions; the loop ends by itself once the watchdog's is gone, and gets a second for that."""
         self.watchdog.close()
         until = time.monotonic() + 1
         with self._lock:
@@ -105,7 +104,7 @@ class Backstop:
             self.session.close()
 
     def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "NOTICE":  # and not that the server ends its sessions
+        if notice.severity_nonlocalized == "NOTICE":  # not a message that the server ends the session
             self._heard.append(notice.message_primary or "")
 
     def _is_at_work(self) -> bool:

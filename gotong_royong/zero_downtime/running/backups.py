@@ -1,7 +1,7 @@
-"""How is a database kept as it was before a run? pg_dump writes it into a file, and pg_restore lists what is in that.
+"""How is the database saved before a run?
 
-The file holds this one database, without the server's roles and settings. Nothing here restores it:
-``pg_restore --clean --if-exists --dbname=…`` does.
+pg_dump writes it into a file, and pg_restore verifies the file by listing it. The file holds this one database, without
+the server's roles and settings. ``pg_restore --clean --if-exists --dbname=…`` restores it.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from .watchdog import Report
 
 NOT_IN_NAMES = re.compile(r"[^\w.-]")
 REPORT_EVERY = 5.0  # seconds
-JUST_MADE = 60.0  # seconds that a file may be there, empty and not yet locked
+JUST_MADE = 60.0  # seconds that a new file may be empty and not yet locked
 
 ADVICE = {
     "No space left": "Free some space in the folder, or name another one.",
@@ -39,21 +39,20 @@ ADVICE = {
 
 
 def take(connection: BaseDatabaseWrapper, folder: str | Path, report: Report) -> Path:
-    """Back the database up into ``<folder>/<database>_<UTC timestamp>.dump``, which only its owner may read.
+    """Dump the database into ``<folder>/<database>_<UTC timestamp>.dump``, which only its owner may read.
 
-    The file is called ``.part`` until it is complete, on the disk and readable, and removed if it does not get there.
-    What a process that was killed has left there of this database is removed first.
-    pg_dump takes ACCESS SHARE on every table, for as long as it runs, and waits for that no longer than the patience
-    (https://www.postgresql.org/docs/current/app-pgdump.html).
+    The file ends in ``.part`` until it is complete, flushed and verified, and is removed after a failure. Files that
+    killed processes left of this database are removed first. pg_dump takes ACCESS SHARE on every table as long as it
+    runs, and waits for that for PATIENCE at most (https://www.postgresql.org/docs/current/app-pgdump.html).
 
     Args:
-        report: is told every few seconds how far it is, and at the end what has been made.
+        report: called every few seconds with the progress, and at the end with the result.
 
     Returns:
         The absolute path of the file.
 
     Raises:
-        BackupFailed: says why, and what to do.
+        BackupFailed: with the reason, and what to do.
     """
     started = time.monotonic()
     dump, restore = _program("pg_dump"), _program("pg_restore")
@@ -92,10 +91,10 @@ def _program(name: str) -> str:
 
 
 def _remove_cut_off(folder: Path, stem: str, report: Report) -> None:
-    """Remove the dumps of this database that nobody writes any more, and that never got to their end."""
+    """Remove the unfinished dumps of this database that no process writes any more."""
     for part in folder.glob("*.dump.part"):
         if re.fullmatch(rf"{re.escape(stem)}_\d{{14}}(_\d+)?\.dump\.part", part.name):
-            with suppress(OSError), part.open("rb") as file:  # locked by who writes it, if there is somebody
+            with suppress(OSError), part.open("rb") as file:  # its writer, if any, holds a lock
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 found = part.stat()
                 if found.st_size or time.time() - found.st_mtime > JUST_MADE:
@@ -104,9 +103,9 @@ def _remove_cut_off(folder: Path, stem: str, report: Report) -> None:
 
 
 def _new_file(folder: Path, stem: str) -> tuple[Path, IO[bytes]]:
-    """Open and lock a file that nobody else writes, under a name whose ``.dump`` nobody has.
+    """Make and lock a new file, under a name whose ``.dump`` does not exist.
 
-    The lock lasts until the last process that may write it, pg_dump included, is gone.
+    The lock lasts until the last process that may write the file, pg_dump included, is gone.
     """
     if not folder.is_dir():
         raise BackupFailed(f"{folder} is not a folder", f"Make it (mkdir -p {folder}), or name another one.")
@@ -129,7 +128,7 @@ def _new_file(folder: Path, stem: str) -> tuple[Path, IO[bytes]]:
 
 
 def _dump(program: str, connection: BaseDatabaseWrapper, file: IO[bytes], tick: Callable[[], object]) -> None:
-    """Let pg_dump write into the file, and call ``tick`` now and then; it ends before this function does."""
+    """Let pg_dump write into the file, and call ``tick`` every REPORT_EVERY seconds; pg_dump ends first in any case."""
     command = [program, "--format=custom", "--no-password", f"--lock-wait-timeout={locks.milliseconds(conf.PATIENCE)}"]
     if role := connection.settings_dict["OPTIONS"].get("assume_role"):
         command.append(f"--role={role}")
@@ -137,7 +136,7 @@ def _dump(program: str, connection: BaseDatabaseWrapper, file: IO[bytes], tick: 
     environment = _environment()
     if password := connection.connection.info.password:
         environment["PGPASSWORD"] = password
-    with subprocess.Popen(  # noqa: S603  (in a session of its own: Ctrl-C is ours, and there is nobody to ask)
+    with subprocess.Popen(  # noqa: S603  (in its own session, so that Ctrl-C reaches only us)
         command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
         try:
@@ -149,18 +148,17 @@ def _dump(program: str, connection: BaseDatabaseWrapper, file: IO[bytes], tick: 
                     tick()
         except BaseException:
             process.terminate()
-            process.wait()  # which Popen itself does not do after Ctrl-C
+            process.wait()  # Popen itself does not wait after Ctrl-C
             raise
     if process.returncode:
         raise _failure(_reason("pg_dump", process.returncode, said))
 
 
 def _address(connection: BaseDatabaseWrapper) -> str:
-    """Say to which session's like to connect, as libpq understands it, without the secrets.
+    """Return the connection string of the connection for libpq, without secrets.
 
-    Only what Django's settings say is handed over, as older programs do not know all that libpq knows by now, and of
-    several hosts the one that we are connected to. What stands in the environment or in a service file, the program
-    finds there.
+    It has only the parameters of Django's settings, because older programs do not know all of libpq's, and of several
+    hosts the one that we are connected to. The program reads the environment and service files itself.
     """
     info = connection.connection.info
     public = {option.keyword.decode() for option in info.pgconn.info if not option.dispchar} - {"client_encoding"}
@@ -184,7 +182,7 @@ def _environment() -> dict[str, str]:
 
 
 def _to_disk(folder: Path) -> None:
-    """Make the folder remember its files' names, even if the machine loses its power now."""
+    """Flush the folder, so that the file keeps its name if the machine loses power now."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -193,7 +191,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def _reason(program: str, code: int, said: bytes) -> str:
-    """Say in one line why a program failed: its error without the warnings before it, or the signal."""
+    """Return in one line why a program failed: its error without the warnings before it, or the signal."""
     if code < 0:
         return f"{program} was killed by {signal.Signals(-code).name}"
     text = said.decode(errors="replace")

@@ -1,10 +1,9 @@
-"""What may code of a migration's author count on, and may it run a second time?
+"""May the author's code in a migration, such as RunPython, run a second time?
 
-Such code, as RunPython calls it, may catch whatever error there is. So none of our limits is an error that it sees: it
-waits for rows as in stock Django, for as long as nobody waits behind it for longer than the block budget. What is cut
-short by us all the same is remembered as a verdict and raised at its end. It runs a second time only for that or for a
-deadlock, and only if nothing of it can be committed: it stands in a transaction, has ended none and has changed nothing
-elsewhere.
+Code may catch any error, so our lock timeout must not reach it: it waits for rows as in stock Django, while nobody
+waits behind it for longer than the block budget. If we interrupt it, the watchdog keeps the verdict, which is raised at
+its end. It runs again only after that or a deadlock, and only if it has committed nothing: it is in a transaction, did
+not end that, and changed nothing elsewhere.
 """
 
 from contextlib import ExitStack, suppress
@@ -23,24 +22,24 @@ if TYPE_CHECKING:
     from .guard import Guard
 
 HALF_WAY = (
-    "Its code was interrupted half-way: what that has committed stays, and it was not run again. Where it bears that, "
-    f"put @repeatable ({NAME}.operations) on its functions; else put right what is half done."
+    "Its code was interrupted half-way. What it committed stays, and it was not run again. If it may run twice, "
+    f"put @repeatable ({NAME}.operations) on its functions; else repair what is half done."
 )
 
 LIMIT = "SELECT set_config('lock_timeout', %s, %s), now()"
 
 
 class Code:
-    """Code of a migration's author, for as long as the ``with`` lasts.
+    """The author's code, during a ``with``.
 
     Args:
-        bears_repeating: whether its author says that it may run again, whatever it has committed.
+        bears_repeating: whether its author says that it may run twice.
 
     Raises:
-        GaveWay: if it was interrupted by us, whatever it made of that, and nothing of it is committed.
-        Interrupted: the same if something may be, and it does not bear being run again.
-        HalfCommitted: if it ended the transaction that it stood in.
-        BlockedTooLong: if somebody waited for it for longer than the block budget.
+        GaveWay: if we interrupted it and it may run again.
+        Interrupted: if we interrupted it and it may have committed something and may not run twice.
+        HalfCommitted: if it ended the transaction around it.
+        BlockedTooLong: if a session waited for it longer than the block budget.
     """
 
     def __init__(self, guard: "Guard", *, bears_repeating: bool) -> None:
@@ -48,7 +47,7 @@ class Code:
         self.in_transaction, self.could_repeat = guard.in_transaction, guard.may_repeat
         guard.may_repeat = self.could_repeat and (self.in_transaction or bears_repeating)
         self.limits: dict[str, str] = {}
-        """The running statement's own settings: it has our limit if others would queue behind it for a table."""
+        """The settings of the running statement: our lock timeout if others queue behind it for a table."""
         self._has_ended_transaction = False
         self._others = ExitStack()
 
@@ -70,12 +69,12 @@ class Code:
         if failure := self._failure(error):
             raise failure from error
         if error is None and not self.in_transaction:
-            self.guard.may_repeat = self.could_repeat  # it has come to its end, and the journal says so
+            self.guard.may_repeat = self.could_repeat  # it has ended, and the journal says so
         elif error is not None and locks.sqlstate(error) != locks.DEADLOCK:
-            self.guard.may_repeat = False  # it is an error of its own
+            self.guard.may_repeat = False  # the error is its own
 
     def look_at(self, sql: str) -> None:
-        """Be told the next statement."""
+        """Note the next statement."""
         session = self.guard.connection.connection
         if self.in_transaction and session.info.transaction_status == TransactionStatus.IDLE:
             self._has_ended_transaction = True
@@ -85,25 +84,25 @@ class Code:
         self.limits = {"lock_timeout": self.guard.settings["lock_timeout"]} if is_limited else {}
 
     def note(self, error: Exception) -> None:
-        """Remember the error of a statement if it is of our making."""
+        """Keep the error of a statement as a verdict if we caused it."""
         if isinstance(error, ZeroDowntimeError):
             self.guard.watchdog.judge(error)
         elif self.limits and locks.sqlstate(error) == locks.LOCK_NOT_AVAILABLE:
             self.guard.watchdog.judge(GaveWay(in_full(error)))
 
     def elsewhere(self, connection: BaseDatabaseWrapper) -> None:
-        """Be told that it, or anything else in this process, opens another session or changes something in one."""
+        """Note that something in this process opens another session or may change something in one."""
         if self._is_ledger(connection):
             return
         self._may_have_committed()
         if connection.vendor == "postgresql" and not self.guard.has_told_unwatched:
             self.guard.has_told_unwatched = True
             who = f"process {connection.connection.info.backend_pid}, of the connection {connection.alias}"
-            text = f"A migration works in another session, too ({who}). Nobody watches whom that keeps waiting."
+            text = f"The migration also works in another session ({who}). The watchdog does not see who waits for that."
             self.guard.report("note", text=text)
 
     def _failure(self, error: Exception | None) -> ZeroDowntimeError | None:
-        """Return what to raise in place of the error, or of the success, that it made of what has happened."""
+        """Return the error to raise in place of the code's own error or success; None to leave that."""
         verdict = self.guard.watchdog.verdict
         if self._has_ended_transaction:
             then = verdict or error
@@ -117,10 +116,10 @@ class Code:
         self.guard.may_repeat = self.guard.may_repeat and self.bears_repeating
 
     def _limit(self, lock_timeout: str) -> Any:
-        """Set for how long its statements wait for locks: in its transaction, if it has one, else in the session.
+        """Set the lock timeout, in the transaction if there is one, else in the session.
 
         Returns:
-            When the transaction began; None if it has failed, and nothing can be set or asked any more.
+            The start of the transaction; None if it has failed.
         """
         with self.guard.quietly(), suppress(Error), self.guard.connection.cursor() as cursor:
             cursor.execute(LIMIT, [lock_timeout, self.in_transaction])
@@ -137,7 +136,7 @@ class Code:
 
 
 def is_code(operation: Any) -> bool:
-    """Whether the operation is more than one of Django's or ours: somebody has written what it does."""
+    """Whether the operation runs the author's code."""
     inner, module = getattr(operation, "database_operations", ()), type(operation).__module__
     if inner or module.startswith(f"{NAME}."):
         return any(map(is_code, inner))
@@ -145,7 +144,7 @@ def is_code(operation: Any) -> bool:
 
 
 def bears_repeating(operation: Any) -> bool:
-    """Whether the operation may run again after it was interrupted half-way: it, or each function of it, says so."""
+    """Whether the operation may run twice: its code, or each of its functions, is ``repeatable``."""
     if inner := getattr(operation, "database_operations", ()):
         return all(map(bears_repeating, inner))
     functions = {getattr(operation, name, None) for name in ("code", "reverse_code")} - {None, RunPython.noop}

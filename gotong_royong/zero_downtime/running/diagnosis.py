@@ -1,8 +1,8 @@
-"""What is wrong with a migration file, an argument or the database, and what is to be done about it?
+"""What is wrong with a migration file, an argument or the database, in one sentence?
 
-Django ends with a traceback where a file cannot be loaded, the files do not fit together, or the server is not there.
-The answer is one sentence that names the migration or the database. To find the migration, all are loaded once more,
-one by one.
+Django ends with a traceback if a file cannot be loaded, the files do not fit together, or the server does not answer.
+Here the answer is a sentence that names the migration or the database, and what to do. To find the migration, all are
+loaded once more, one by one.
 """
 
 import sys
@@ -34,10 +34,10 @@ from ..stages import Key
 
 
 def refuse_unknown_apps(labels: Iterable[str]) -> None:
-    """Make sure that these apps are installed.
+    """Check that these apps are installed.
 
     Raises:
-        CommandError: Django's, of the first that is not, with what may have been meant.
+        CommandError: names the first that is not, and the nearest app.
     """
     for label in labels:
         try:
@@ -48,17 +48,17 @@ def refuse_unknown_apps(labels: Iterable[str]) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """Say what is wrong with a migration or the database, why, and what to do; nothing if it is something else."""
+    """Return what is wrong with a migration or the database, and what to do; empty if the error is another one."""
     text = str(error).rstrip(".")
     if isinstance(error, ImproperlyConfigured):
         return str(error)
     if isinstance(error, BadMigrationError):
         return f"{text}. Write one, as makemigrations --empty does, or move the file out of its folder."
     if isinstance(error, CircularDependencyError):
-        return f"These migrations need one another in a circle: {text}. Take one of them out of another's dependencies."
+        return f"These migrations need one another in a circle: {text}. Remove one of them from another's dependencies."
     if isinstance(error, InconsistentMigrationHistory):
         return (
-            f"{text}. Nothing can come before what is applied: let the new one depend on the app's last migration. "
+            f"{text}. A new migration cannot come before an applied one: make it depend on the app's last migration. "
             "If it was applied, and only its row in django_migrations is lost, insert that row again."
         )
     if isinstance(error, NodeNotFoundError):
@@ -72,7 +72,7 @@ def sentence(error: BaseException) -> str:
 
 
 def _found() -> Iterator[tuple[str, BaseException]]:
-    """Load the migrations again, one by one, and yield what is wrong with the first that cannot be used."""
+    """Load the migrations again, one by one, and yield what is wrong with the first bad one, and the error."""
     for path in files():
         try:
             import_module(path)
@@ -93,18 +93,13 @@ def _found() -> Iterator[tuple[str, BaseException]]:
             try:
                 operation.state_forwards(app, state)
             except Exception as error:  # noqa: BLE001
-                yield (
-                    (
-                        f"Migration {app}.{name} does not fit what comes before it: {summary(error)}, at the operation "
-                        f"{operation.describe()!r}. Correct its operations or its dependencies."
-                    ),
-                    error,
-                )
+                text = f"does not fit what comes before it: {summary(error)}, at the operation {operation.describe()!r}"
+                yield f"Migration {app}.{name} {text}. Correct its operations or its dependencies.", error
                 return
 
 
 class Watched(MigrationLoader):
-    """Django's loader; knows whose dependencies it follows."""
+    """Django's loader; ``at`` is the migration whose dependencies it follows."""
 
     at: Migration | None = None
 
@@ -118,7 +113,7 @@ class Watched(MigrationLoader):
 
 
 def files() -> Iterator[str]:
-    """Yield each package of migrations, which is then to be imported, and the modules in it."""
+    """Yield each package of migrations, and then its modules; the caller imports the package in between."""
     for config in apps.get_app_configs():
         package, _ = MigrationLoader.migrations_module(config.label)
         if package and find_spec(package):
@@ -129,7 +124,7 @@ def files() -> Iterator[str]:
 
 
 def _of_database(error: Error | psycopg.Error) -> str:
-    """Say where the server is that does not answer, or what it says; without the password and without rows."""
+    """Say which server does not answer, or what it says, without the password and without rows."""
     reason, state = " ".join(str(error).split()).rstrip("."), locks.sqlstate(error)
     said_by = error.__cause__ if isinstance(error, Error) else error  # Django wraps psycopg's
     if isinstance(said_by, psycopg.Error) and said_by.diag.message_primary:
@@ -140,12 +135,12 @@ def _of_database(error: Error | psycopg.Error) -> str:
         name, host, port, user = (part.decode() for part in (tried.db, tried.host, tried.port, tried.user))
         return (
             f"cannot connect to database {name} on {host or 'localhost'}:{port} as {user or 'the system user'}. "
-            f"Check DATABASE_URL and that the server is running. It said: {reason}"
+            f"Check DATABASE_URL and that the server is running. The error: {reason}"
         )
     if advice := ADVICE.get(state or ""):
         return f"{reason}. {advice}"
     if locks.is_lost(error):
-        return f"The connection to the database was lost: {reason}. Once it is back, do that again."
+        return f"The connection to the database was lost: {reason}. Once it is back, try again."
     return f"{summary(error)}. --traceback shows where it came from."
 
 
@@ -155,11 +150,11 @@ def _of_file(path: str, error: BaseException) -> str:
     labels = {MigrationLoader.migrations_module(config.label)[0]: config.label for config in apps.get_app_configs()}
     what = f"Migration {labels[package]}.{name}" if package in labels else f"The package {path}"
     why = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else summary(error)
-    return f"{what} cannot be loaded: {why}{_place(error)}. Correct that and try again; --traceback shows more."
+    return f"{what} cannot be loaded: {why}{_place(error)}. Correct it and try again; --traceback shows more."
 
 
 def _place(error: BaseException) -> str:
-    """Say in which line of the last of the loaded files it went wrong, if one of them could be read."""
+    """Return the line of the last loaded file where it failed, in words; empty if no file was read."""
     file, place = "", ""
     for frame, line in walk_tb(error.__traceback__):
         code = frame.f_code
@@ -180,6 +175,6 @@ def _of_dependency(error: NodeNotFoundError) -> str:
         return f"{error.message} Keep those files until the new one is applied everywhere."
     node = ".".join(error.node) if isinstance(error.node, tuple) else repr(error.node)
     return (
-        f"Migration {error.origin} depends on {node}, which is not there. "
-        "Correct its dependencies, or add the missing file, which may have been left out of a commit."
+        f"Migration {error.origin} depends on {node}, which does not exist. "
+        "Correct its dependencies, or add the missing file; perhaps a commit lacks it."
     )

@@ -1,7 +1,7 @@
 """How is a plan carried out so that nobody waits for it longer than the operator allows?
 
-The executor is Django's, and does around each migration what the other rooms know: it tries again what got no lock
-under the guard, writes the ledger, and undoes a batch that failed. Test databases get none of this.
+The executor is Django's. Around each migration it sets the guard, retries after a lock timeout, writes the ledger, and
+undoes a failed batch. On test databases it does none of this.
 """
 
 from collections.abc import Callable, Collection
@@ -36,15 +36,15 @@ OneTry = Callable[[Progress, ProjectState], ProjectState]
 
 
 class Executor(MigrationExecutor):
-    """Django's, with a lock budget, a watchdog and a ledger.
+    """Django's executor, with a lock budget, a watchdog and a ledger.
 
     Args:
-        alias: of the second session, which writes the ledger; without one nothing is guarded or recorded.
-        command: what the ledger calls this run.
-        stage: which part of a plan to carry out; None for all of it.
+        alias: of the second session, which writes the ledger; empty: nothing is guarded or recorded.
+        command: the name of this run in the ledger.
+        stage: the part of the plan to carry out; None for all of it.
         auto_rollback: whether to undo what the run applied when a step fails.
-        report: is told what happens, as it happens.
-        backup_folder: where to back up the database before the first step, if anywhere.
+        report: called with each event and its facts.
+        backup_folder: the folder for a backup before the first step, if any.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Executor(MigrationExecutor):
         self.run: Run | None = None
         self._at_work: tuple[ledger.Steps, Guard] | None = None
         self.faked: set[Key] = set()
-        """Steps that were only recorded, of which going back takes the record and nothing else."""
+        """The migrations that were only recorded; a rollback removes only their record."""
         self._applied: list[Progress] = []
         self._failed_step: Progress | None = None
         self._half: set[Key] = set()
-        """What is taken back though it is not applied: an earlier run failed in it."""
+        """The unapplied migrations that are taken back, because an earlier run failed in them."""
         self._failed_before: set[Key] = set()
         self.agreed: Collection[tuple[str, int]] | None = None
-        """What somebody has agreed to be dropped beside tables and columns; None if nobody was asked."""
+        """See ``JournalingEditor.agreed``."""
         self.left: list[undo.Left] = []
         self._number = self._of = self._taken_back = 0
         self._stages: dict[Key, Stage] = {}
@@ -88,7 +88,7 @@ class Executor(MigrationExecutor):
         return plan
 
     def stages_of(self, plan: Plan) -> dict[Key, Stage]:
-        """Return when each migration of the plan may run. Asks the database which tables are there."""
+        """Return the stage of each migration of the plan. Asks the database for its tables."""
         return stages_of(plan, self.loader.graph, self.connection.introspection.table_names())
 
     def _create_project_state(self, with_applied_migrations: bool = False) -> ProjectState:
@@ -99,13 +99,23 @@ class Executor(MigrationExecutor):
         return self.loader.project_state()
 
     def check_replacements(self) -> None:
-        """Ask the database which migrations are applied only if one of them replaces others."""
+        """Skip Django's query for the applied migrations if no migration replaces others."""
         if self.loader.replacements:
             super().check_replacements()
 
     def migrate(
         self, targets: Any, plan: Any = None, state: Any = None, fake: bool = False, fake_initial: bool = False
     ) -> Any:
+        """Carry out the plan as one run; returns the state after it, as Django's does.
+
+        Raises:
+            NoLedger: if the ledger's tables cannot be made.
+            HistoryLost: if the plan would change data of tables whose record is lost.
+            HalfDone: if ``fake`` would record a half done migration.
+            BackupFailed: if ``backup_folder`` is set and the backup fails.
+            ZeroDowntimeError: if a step fails, with what stays; ``RolledBack`` if the run was undone.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, with what stays.
+        """
         if plan is None:
             plan = self.migration_plan(targets)
         unmakes_ledger = any(backwards and migration.app_label == APP for migration, backwards in plan)
@@ -113,7 +123,7 @@ class Executor(MigrationExecutor):
             ledger.close_orphaned_runs(self.alias, self.report)
             self.report("nothing_to_do")
             if self.backup_folder:
-                self.report("note", text="There is nothing to do, so no backup was made.")
+                self.report("note", text="There is nothing to do, so there is no backup.")
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
         if not fake and not fake_initial:
@@ -146,10 +156,10 @@ class Executor(MigrationExecutor):
                 raise KeyboardInterrupt(f"{said}{self._what_is_different()}") from error
 
     def _make_ledger(self) -> list[Migration]:
-        """Apply the ledger's own migrations, which no ledger can record; return those.
+        """Apply the ledger's own migrations, unrecorded; return them.
 
         Raises:
-            NoLedger: if this role may not make them.
+            NoLedger: if its tables cannot be made.
         """
         plan = super().migration_plan(self.loader.graph.leaf_nodes(APP), clean_start=not history.tables(self.alias))
         try:
@@ -162,7 +172,7 @@ class Executor(MigrationExecutor):
         return [migration for migration, _ in plan]
 
     def _migrate_all_forwards(self, state: ProjectState, plan: Plan, full_plan: Plan, **fakes: bool) -> ProjectState:
-        """Apply the plan as Django does, but render no models for it: each operation renders those that it needs."""
+        """Apply the plan as Django does, but without rendered models: each operation renders those that it needs."""
         rolling = ProjectState(state.clone().models, state.real_apps)
         wanted = {migration for migration, _ in plan}
         for migration, _ in full_plan:
@@ -206,7 +216,7 @@ class Executor(MigrationExecutor):
         return Progress(steps, guard, migration, direction, past, stage=self._stages[key], **how)
 
     def _carry_out(self, step: Progress, one_try: OneTry, state: ProjectState) -> ProjectState:
-        """Carry out one migration, again and again until it has its locks."""
+        """Carry out one migration; retry until it gets its locks."""
         way, tell = "apply" if step.is_up else "unapply", self.progress_callback or (lambda *told: None)
         tell(f"{way}_start", step.migration, step.faked)
         try:
@@ -221,9 +231,9 @@ class Executor(MigrationExecutor):
         return state
 
     def _try(self, step: Progress, attempt: int, one_try: OneTry, state: ProjectState) -> ProjectState:
-        """Try once; in a transaction a second time, if PostgreSQL says that something of it is done already.
+        """Try once; in a transaction a second time, carefully, if PostgreSQL says that a part is done already.
 
-        What raised an error of its own in Python is not run again for that.
+        Python that raised an error does not run again.
         """
         step.tries = attempt
         try:
@@ -239,7 +249,7 @@ class Executor(MigrationExecutor):
 
     def _forwards(self, step: Progress, state: ProjectState) -> ProjectState:
         migration, journal = step.migration, step.journal
-        if step.used:  # a failed try may have left it anyhow
+        if step.used:  # a failed try may have changed the state
             state = self._create_project_state(with_applied_migrations=True)
         step.used = True
         journal.new_try()
@@ -257,7 +267,7 @@ class Executor(MigrationExecutor):
         return state
 
     def _go_on(self, step: Progress, rolling: Rolling, editor: SchemaEditor) -> None:
-        """Carry out the operations that no earlier try or run has done."""
+        """Carry out the operations that no earlier try or run did."""
         migration, journal = step.migration, step.journal
         undo.refuse_edited(migration, journal.told)
         for number, group in enumerate(groups(migration), 1):
@@ -294,25 +304,25 @@ class Executor(MigrationExecutor):
         return state
 
     def record(self, migration: Migration, *, applied: bool = True) -> None:
-        """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
+        """Record the migration and all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
         record = self.recorder.record_applied if applied else self.recorder.record_unapplied
         for app, name in dict.fromkeys([*parts(self.loader, migration), key_of(migration)]):
             record(app, name)
 
     def _past(self, step: Progress) -> Past:
-        """Return what was done of a migration: of this run's all, of earlier ones what the ledger tells."""
+        """Return the journal of a migration: this run's, else the ledger's."""
         for other in [*self._applied, *filter(None, [self._failed_step])]:
             if other.migration == step.migration:
                 return other.journal.told
         return self.past(*key_of(step.migration))
 
     def past(self, app: str, name: str) -> Past:
-        """Return what the ledger tells of a migration; of one that is applied there may be nothing, yet it is done."""
+        """Return the ledger's journal of a migration. It may be empty though the migration is applied."""
         if self.alias:
             ledger.awake(self.alias)
         past = history.past(self.alias or self.connection.alias, (app, name))
         is_applied = (app, name) in self.loader.applied_migrations.keys() - self._half
-        if past.complete and not is_applied:  # somebody took it back without the ledger
+        if past.complete and not is_applied:  # it was taken back without the ledger
             past = Past()
         past.complete = is_applied
         return past
@@ -327,9 +337,9 @@ class Executor(MigrationExecutor):
         return editor
 
     def _failed(self, step: Progress, error: BaseException) -> BaseException:
-        """Write how a step failed, undo the batch if that is wanted, and return what to raise."""
+        """Record the failure of a step, undo the batch with ``auto_rollback``, and return the error to raise."""
         if is_interruption(error) or not isinstance(error, Exception):
-            left = "The database could not be asked what became of it."
+            left = "The database does not answer whether it was committed."
             with suppress(Error):
                 is_done = step.end_unless_committed(Status.INTERRUPTED, "")
                 left = "It was done by then." if is_done else step.what_is_left
@@ -346,17 +356,17 @@ class Executor(MigrationExecutor):
     def _what_is_different(self, advice: str = ": rollback takes it back") -> str:
         up, down = counted(len(self._applied), "step"), counted(self._taken_back, "step")
         stays = f"\nWhat {self.run} applied before that stays ({up}){advice}."
-        gone = f"\nWhat {self.run} took back before that is not applied any more ({down}): migrate applies it again."
+        gone = f"\nWhat {self.run} took back before that is no longer applied ({down}): migrate applies it again."
         return stays * bool(self._applied) + gone * bool(self._taken_back)
 
     def _undo_batch(self, failed: Progress, failure: ZeroDowntimeError) -> ZeroDowntimeError:
         """Undo what this run applied, newest first, and what the failed migration left half done.
 
         Returns:
-            A ``RolledBack`` that says what failed and what is as before; or the failure, with what is there still.
+            A ``RolledBack`` with the failure and what was undone; or the failure, with what stays.
         """
         self.auto_rollback = False
-        failed.guard.watchdog.new_step()  # a verdict on what failed is none on the undo
+        failed.guard.watchdog.new_step()  # forgets its verdict on the failed step
         self._failed_step = failed
         is_half = not failed.migration.atomic and undo.is_half_done(failed.migration, failed.journal.told)
         steps = [*([failed] if is_half else []), *self._applied[::-1]]
@@ -382,9 +392,9 @@ class Executor(MigrationExecutor):
         except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
             stays = [str(step.migration) for step in self._applied] or ["half of the failed migration"] * is_half
             left = ", ".join(stays) or "nothing"
-            return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
+            return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill applied: {left}.")
         return failure.saying(
-            f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, for nothing had been applied'}. "
+            f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, because nothing was applied'}. "
             f"{undo.outcome(self.run, undone, self.left)}",
             RolledBack,
         )

@@ -1,12 +1,11 @@
-"""How does work on a connection keep to the budget, whatever it does?
+"""How does a connection keep to the lock budget?
 
-A guard bounds how long each statement waits for its lock, tries again what did not get it, lets the watchdog look, and
-leaves the session as it was. It follows the connection to another session, should a migration close it or lose it.
-Should this process be killed, the server notices within the block budget and ends the statement, which nobody watches
-any more.
+A guard sets a lock timeout for each statement, retries after it, runs the watchdog, and restores the session's settings
+at the end. It follows the connection to a new session. If this process is killed, the server notices within the block
+budget and ends the statement.
 
-Code of a migration's author, such as RunPython, sees none of our limits: it waits for rows as in stock Django, for as
-long as nobody waits behind it. It may catch what interrupts it, but what was interrupted by us is not taken for done.
+A migration's own Python, such as RunPython, has none of our limits while nobody waits behind it: it waits for rows as
+in stock Django. It may catch our interruption, but then it does not count as done.
 """
 
 import logging
@@ -37,8 +36,8 @@ logger = logging.getLogger(__name__)
 PATIENT = {"lock_timeout": "0", "statement_timeout": "0"}
 
 PARTLY = (
-    "What it committed on its way, in a CALL or DO, stays, and it was not run again. Put right what is half done, or "
-    "write it so that it goes on where it was."
+    "What the CALL or DO committed stays, and it was not run again. Repair what is half done, or write it so that it "
+    "goes on where it was."
 )
 
 
@@ -47,9 +46,9 @@ class Guard:
     """Runs statements under the lock budget and the watchdog; ``guarded`` makes it for a connection.
 
     Args:
-        settings: the session's own while it is guarded.
-        before: what these were.
-        report: is told of tries that got no lock, and waits.
+        settings: the session's settings while it is guarded.
+        before: their values before.
+        report: called with retries and waits.
     """
 
     connection: BaseDatabaseWrapper
@@ -58,27 +57,27 @@ class Guard:
     before: dict[str, str]
     report: Report
     may_repeat: bool = True
-    """Whether the step may be tried again: nothing has committed anything and not come to its end."""
+    """Whether the step may run again: no unfinished operation has committed anything."""
     has_told_unwatched: bool = False
     _code: Code | None = None
     _has_committed: bool = False
-    """Whether the operation has executed a statement that stays though the operation fails."""
+    """Whether the operation has executed a statement that stays if the operation fails."""
     _is_quiet: bool = False
 
     def trying(self, action: Callable[[int], T]) -> T:
-        """Call ``action`` with 1, 2, 3 … until it gets its locks. What a try has done, it must undo if it fails.
+        """Call ``action`` with 1, 2, 3 … until it gets its locks. A failed try must undo its effects itself.
 
         Raises:
-            LockNotObtained: when the patience is at its end.
-            BlockedTooLong: if somebody waited for longer than the block budget.
-            Unwatched: if the watchdog has lost its session and gets no other.
+            LockNotObtained: after ZERO_DOWNTIME_PATIENCE.
+            BlockedTooLong: if a session waited for us longer than the block budget.
+            Unwatched: if the watchdog fails, or loses its session and gets no other.
         """
         self.may_repeat = True
         try:
             return self._retrying(action, lambda error: self.may_repeat and self.is_worth_another_try(error))
         except Exception as error:
             if self.connection.connection is not None and self.connection.connection.closed:
-                self.connection.close()  # lest the undo goes on in a session that is gone
+                self.connection.close()  # so that the undo opens a new session
             if isinstance(error, ZeroDowntimeError):
                 raise
             verdict = self.watchdog.verdict
@@ -89,7 +88,7 @@ class Guard:
 
     @contextmanager
     def carrying_out(self, *operations: Any) -> Iterator[None]:
-        """Carry out operations; if there is code of a migration's author among them, as ``Code``."""
+        """Carry out operations; as ``Code`` if one of them runs the author's code."""
         if not any(map(is_code, operations)):
             self._has_committed = False
             try:
@@ -106,14 +105,14 @@ class Guard:
             self._code = None
 
     def statement(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        """Run what a cursor is to execute, outside of a transaction again and again until it has its locks.
+        """Execute for a cursor; outside of a transaction, retry until the statement gets its locks.
 
-        In a transaction it is run once, because that is tried again as a whole. Outside of one, a string of several
-        statements is sent piece by piece, as ``statements.pieces`` cuts it.
+        A transaction is retried as a whole, by ``trying``. Outside of one, a string of several statements is sent in
+        the pieces of ``statements.pieces``.
 
         Raises:
-            OwnTransaction: if it would end the migration's transaction, of which nobody could tell then what stays.
-            Interrupted: if it is a CALL or DO that has committed something and then failed.
+            OwnTransaction: if it would end the migration's transaction.
+            Interrupted: if it is a CALL or DO that may have committed something before it failed.
         """
         if self._is_quiet:
             return execute(sql, params, many, context)
@@ -131,7 +130,7 @@ class Guard:
         return result
 
     def _run(self, sql: str, execute: Callable[[], Any]) -> Any:
-        """Run one statement. Of code, only what others would queue behind for a table has our limit."""
+        """Run one statement. A statement of the author's code gets our lock timeout only if others queue behind it."""
         code, verdict = self._code, self.watchdog.verdict
         is_for_good = verdict and (code or not isinstance(verdict, GaveWay))
         if verdict and is_for_good and not statements.Statement(sql).controls_transaction:
@@ -163,7 +162,7 @@ class Guard:
             self.watchdog.end_statement()
 
     def _retrying(self, action: Callable[[int], T], retry: Callable[[Exception], bool]) -> T:
-        """Call ``action`` with 1, 2, 3 … until it succeeds, with pauses that grow and are never quite the same."""
+        """Call ``action`` with 1, 2, 3 … until it succeeds, with growing pauses."""
         started = time.monotonic()
         for attempt in count(1):
             try:
@@ -186,7 +185,7 @@ class Guard:
         raise AssertionError("count() does not end")
 
     def is_worth_another_try(self, error: Exception) -> bool:
-        """Whether it is for a lock, or for those who waited behind us, that something came to no end."""
+        """Whether it failed for a lock, or because others waited behind us."""
         state = locks.sqlstate(error)
         if state == locks.LOCK_NOT_AVAILABLE:
             return self._code is None or bool(self._code.limits)
@@ -195,9 +194,9 @@ class Guard:
         return state == locks.DEADLOCK or isinstance(error, GaveWay)
 
     def follow(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
-        """Give a new session of the connection what the one before had, and have it watched: a signal's receiver.
+        """Set up a new session of the connection like the one before, and watch it: a receiver of connection_created.
 
-        Ends the one before if it is still there, for nobody is told any more what it does, and takes its lock.
+        Ends the session before if it still holds the lock AT_WORK, and takes that lock.
         """
         if connection is not self.connection:
             if self._code:
@@ -214,7 +213,7 @@ class Guard:
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
-        """Let the statements of the block be our own, which are not guarded."""
+        """Run the engine's own statements in the block, without the guard."""
         before, self._is_quiet = self._is_quiet, True
         try:
             yield
@@ -222,11 +221,10 @@ class Guard:
             self._is_quiet = before
 
     def _build(self, sql: str, execute: Callable[[], Any]) -> Any:
-        """Carry out a patient statement; no index is left invalid that it builds or that it failed to build earlier.
+        """Execute a patient statement, and leave no invalid index of it or of a failed try.
 
-        What an earlier build left invalid is dropped before. So is, afterwards, what another session left that was at
-        work on it until then: IF NOT EXISTS passes over it. Where PostgreSQL chooses the name, it chooses another one
-        each time, and what earlier builds left is known by being the same as what is built then.
+        Drop an invalid index of that name before the build, and again after it if another session's build failed
+        meanwhile, which IF NOT EXISTS skips. If PostgreSQL chooses the name, drop the invalid twins of the new index.
         """
         statement = statements.Statement(sql)
         self._drop(self._invalid(statement.build))
@@ -239,7 +237,7 @@ class Guard:
         return result
 
     def _on_its_way(self, execute: Callable[[], Any]) -> Any:
-        """Carry out what may commit before it fails. It is tried once, for nobody can tell whether it has."""
+        """Execute a statement that may commit and then fail; once, because nobody knows whether it has committed."""
         try:
             return execute()
         except Error as error:
@@ -251,12 +249,15 @@ class Guard:
             raise (verdict.saying(told) if verdict and is_for_good else Interrupted(told)) from error
 
     def _invalid(self, build: statements.Build | None) -> list[str]:
-        """Return the index if it is there, on that table, invalid, and nobody is building it."""
+        """Return the index if it is on that table, invalid, and no session builds it."""
         found = catalog.index(self.connection, build.table, build.name) if build else None
         return [found.name] if found and found.here and found.abandoned else []
 
     def _drop(self, indexes: list[str]) -> None:
-        """Drop the indexes. Takes SHARE UPDATE EXCLUSIVE on their tables, as a concurrent build does."""
+        """Drop the indexes. Takes SHARE UPDATE EXCLUSIVE on their tables.
+
+        See https://www.postgresql.org/docs/current/sql-dropindex.html.
+        """
         for name in indexes:
             logger.info("dropping index %s, which a failed build left invalid", name)
             with self.connection.cursor() as cursor:
@@ -264,10 +265,10 @@ class Guard:
 
     @property
     def in_transaction(self) -> bool:
-        return locks.in_transaction(self.connection)
+        return locks.runs_in_transaction(self.connection)
 
     def _holds_nothing(self) -> bool:
-        """Whether nobody can wait for what the transaction has done so far, if there is one."""
+        """Whether there is no transaction, or one that has written nothing yet."""
         if not self.in_transaction:
             return True
         with self.connection.cursor() as cursor:
@@ -275,7 +276,7 @@ class Guard:
             return bool(cursor.fetchone()[0])
 
     def _end_transaction(self) -> None:
-        """Roll back what a statement began without Django: nothing can be tried in a transaction that failed."""
+        """Roll back a transaction that a statement began without Django, so that the retry starts anew."""
         session = self.connection.connection
         if session and session.autocommit and not self.connection.in_atomic_block:
             with suppress(psycopg.Error):
@@ -287,7 +288,7 @@ def guarded(connection: BaseDatabaseWrapper, report: Report) -> Iterator[Guard]:
     """Put the lock budget and the watchdog around everything that the connection does during the block.
 
     Args:
-        report: is told of statements that take long, tries that got no lock, and waits.
+        report: called with the progress of long statements, with retries and waits.
     """
     settings = {
         "application_name": "migrate",

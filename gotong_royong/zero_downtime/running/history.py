@@ -1,7 +1,4 @@
-"""What does the ledger remember of migrations?
-
-It may know nothing of one, or of any; then there is nothing to tell.
-"""
+"""What does the ledger know of migrations? It may know nothing."""
 
 from collections.abc import Collection
 from typing import Any
@@ -18,14 +15,14 @@ from ..postgres.journal import Entry, Kind, Past
 from ..postgres.statements import Object
 from ..stages import Key
 
-# A table that is looked for along the search path is found only in a schema that the role may use.
+# to_regclass finds a table only in a schema that the role may use.
 TABLES = """
     SELECT relname, format('%%I.%%I', nspname, relname), quote_ident(current_user),
            has_table_privilege(pg_class.oid, 'SELECT')
     FROM unnest(%s::text[]) AS wanted JOIN pg_class ON pg_class.oid = to_regclass(wanted)
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
 """
-# One look into an index for each, however many steps there are.
+# One index scan for each migration, however many steps there are.
 LATEST_STEPS = """(
     SELECT latest.id FROM unnest(%s::text[], %s::text[]) AS key (app, name)
     CROSS JOIN LATERAL (
@@ -37,10 +34,10 @@ LATEST_STEPS = """(
 
 
 def tables(alias: str) -> dict[type[Model], str]:
-    """Return the ledger's tables that the database has, each with its schema and quoted; none where it has no ledger.
+    """Return the ledger's tables in the database, quoted and with their schema; none if it has no ledger.
 
     Raises:
-        LedgerNotReadable: if one is there, and this role may not read it.
+        LedgerNotReadable: if this role may not read one of them.
     """
     if connections[alias].vendor != "postgresql":
         return {}
@@ -57,7 +54,7 @@ def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, 
     """Return the last successful step of each of these migrations that has one.
 
     Args:
-        columns: which attributes the steps shall have beside app, name and direction; times cost the most.
+        columns: the attributes of the steps beside app, name and direction; times cost the most.
     """
     if not (table := tables(alias).get(Step)):
         return {}
@@ -69,7 +66,7 @@ def latest_steps(alias: str, keys: Collection[Key], *columns: str) -> dict[Key, 
 
 
 def failed(alias: str) -> set[Key]:
-    """Return the migrations of which a step failed or was interrupted that had begun to do something for good."""
+    """Return the migrations with an unfinished step that has effects in the journal."""
     if Effect not in tables(alias):
         return set()
     unfinished = Step.objects.using(alias).exclude(status=Status.SUCCEEDED)
@@ -78,10 +75,10 @@ def failed(alias: str) -> set[Key]:
 
 
 def steps_since_reset(alias: str, key: Key) -> "QuerySet[Step]":
-    """Return the steps of a migration before which nothing is left of what earlier ones did.
+    """Return the steps of a migration since its effects were last taken back completely.
 
-    That is so after a way back that left nothing, and before what was applied twice in a row. Each is looked for by the
-    index, from the end.
+    They begin after a step down that left nothing; or, if the last two steps that succeeded both went up, after the
+    first of the two. Each query uses the index from its end.
     """
     steps = Step.objects.using(alias).filter(app=key[0], name=key[1])
     ends = steps.filter(status=Status.SUCCEEDED).order_by("-pk")
@@ -94,7 +91,7 @@ def steps_since_reset(alias: str, key: Key) -> "QuerySet[Step]":
 
 
 def past(alias: str, key: Key) -> Past:
-    """Return what the ledger tells of the migration since it was taken back last."""
+    """Return the journal of the migration since it was last taken back."""
     past = Past()
     if Effect not in tables(alias):
         return past
@@ -103,7 +100,7 @@ def past(alias: str, key: Key) -> Past:
     for step in steps.only("pk", "run", "direction", "status").prefetch_related(effects):
         told = sorted(step.effects.all(), key=lambda effect: effect.pk)
         is_up, is_done = step.direction == Step.Direction.UP, step.status == Status.SUCCEEDED
-        if is_up and past.complete:  # somebody took it back without the ledger
+        if is_up and past.complete:  # it was taken back without the ledger
             past = Past()
         entries = [
             Entry(e.operation, Kind(e.kind), e.what, tuple(Object(*each) for each in e.objects_named)) for e in told
@@ -122,14 +119,14 @@ def past(alias: str, key: Key) -> Past:
 
 
 def is_done(alias: str, key: Key, direction: str) -> bool:
-    """Whether django_migrations says that the step was committed, whatever became of who committed it."""
+    """Whether django_migrations says that the step was committed."""
     return (key in MigrationRecorder(connections[alias]).applied_migrations()) is (direction == Step.Direction.UP)
 
 
 def applied_by(alias: str, loader: MigrationLoader, *columns: str) -> dict[Key, Any]:
-    """Return of the applied migrations of the graph the steps that did it, as far as the ledger knows them.
+    """Return the steps that applied the graph's applied migrations, as far as the ledger knows them.
 
-    A migration whose last step went down, though Django says that it is applied, was applied by somebody else.
+    If the last step of an applied migration went down, it was applied without the ledger.
     """
     steps = latest_steps(alias, loader.graph.nodes.keys() & loader.applied_migrations.keys(), *columns)
     return {key: step for key, step in steps.items() if step.direction == Step.Direction.UP}
@@ -141,23 +138,23 @@ def remembered(alias: str, loader: MigrationLoader) -> dict[Key, Any]:
 
 
 def vouching(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> list[Any]:
-    """Return the steps that applied the migration: its own, or of a squash those of all that it replaces.
+    """Return the steps that applied the migration: its own, or those of all that a squash replaces.
 
-    None if one of them is not known, or was taken back since.
+    The list is empty if one of them is unknown or was taken back since.
     """
     steps = _latest(loader, key, memory)
     return steps if all(step and step.direction == Step.Direction.UP for step in steps) else []
 
 
 def _latest(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> list[Any]:
-    """Return the last step of the migration, or of each that it replaces if one of those has a later one."""
+    """Return the last step of the migration, or those of the migrations it replaces if one of them is later."""
     own, migration = memory.get(key), loader.disk_migrations.get(key)
     replaced = [step for part in (migration.replaces if migration else ()) for step in _latest(loader, part, memory)]
     return replaced if any(step and (own is None or step.pk > own.pk) for step in replaced) else [own]
 
 
 def named(loader: MigrationLoader) -> set[Key]:
-    """Return the migrations that have files, what they replace, and what is applied."""
+    """Return the migrations with files, those that they replace, and the applied ones."""
     files = loader.disk_migrations
     replaced = ((app, name) for migration in files.values() for app, name in migration.replaces)
     return {*files, *loader.applied_migrations, *replaced}

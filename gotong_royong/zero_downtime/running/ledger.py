@@ -1,7 +1,7 @@
-"""How does a run write down what it does, so that it stays written whatever happens to the run?
+"""How does a run record what it does, so that the record stays whatever happens to the run?
 
-It writes on a session of its own, which a migration's rollback does not reach. The same session holds the lock that
-keeps other runs away, so both end with the process.
+It writes on a second session, so a migration's rollback does not erase the record. The same session holds the runner's
+lock, so the lock ends with the process.
 """
 
 import json
@@ -31,7 +31,7 @@ from . import history
 from .loader import checksum
 from .watchdog import Report
 
-TIMES = re.compile(r"(?:, [a-z ()]+)? for \d+\.\d s\b")  # what changes of a session while it is waited for
+TIMES = re.compile(r"(?:, [a-z ()]+)? for \d+\.\d s\b")  # the changing part of a session's description
 
 END_STEP = """
     UPDATE {step}
@@ -60,7 +60,7 @@ SCHEMA = """
 
 WRITTEN = ["django_migrations", *(model._meta.db_table for model in (Run, Step, Effect))]
 
-NO_SCHEMA = "3F000"  # none that the role may use
+NO_SCHEMA = "3F000"  # the role may use none of the search_path
 
 NO_STEP: list[Any] = [None] * 9
 """The parameters with which ``END_STEP`` changes no row."""
@@ -72,29 +72,29 @@ class Holder:
 
     connection: BaseDatabaseWrapper
     session: BaseDatabaseWrapper
-    """That of the ledger, which has the lock."""
+    """The ledger's session, which has the lock."""
     settings: dict[str, str]
     run: Run | None = None
-    """Whose steps it carries out now."""
+    """The run that is at work now."""
 
 
 _holders: list[Holder] = []
 
 
 def _open(session: BaseDatabaseWrapper, settings: dict[str, str]) -> None:
-    bounded = {"lock_timeout": locks.milliseconds(conf.PATIENCE)}  # somebody may have locked a table of the ledger
+    bounded = {"lock_timeout": locks.milliseconds(conf.PATIENCE)}  # another session may lock a table of the ledger
     settings = {"application_name": "migrate: ledger", **locks.no_timeouts(session), **bounded, **settings}
     locks.put(session, settings)
     with session.cursor() as cursor:
-        # The next commit of the migrating session takes to the disk what the ledger wrote before it.
+        # The next commit of the migrating session also flushes the WAL of the ledger's earlier commits.
         cursor.execute("SET synchronous_commit = off")
 
 
 @contextmanager
 def second_session(connection: BaseDatabaseWrapper) -> Iterator[Holder]:
-    """Open another session on the same database: for the runner's lock and the ledger.
+    """Open a second session on the same database, under an alias of its own, for the runner's lock and the ledger.
 
-    It has an alias of its own and finds the same tables under their names: whatever decides that is copied.
+    It copies the role and the search path, so that it finds the same tables.
     """
     alias = f"{connection.alias}_ledger"
     connections[alias] = connection.copy(alias)
@@ -108,10 +108,10 @@ def second_session(connection: BaseDatabaseWrapper) -> Iterator[Holder]:
 
 
 def awake(alias: str) -> None:
-    """Make sure that the ledger's session is there: the server, or what stands before it, may have ended an idle one.
+    """Reopen the ledger's session if it was lost: the server or a proxy may end an idle one.
 
     Raises:
-        LockLost: if the run is not alone any more.
+        LockLost: if another run has begun meanwhile.
     """
     with suppress(Error):
         connections[alias].cursor().execute("SELECT 1")
@@ -122,7 +122,7 @@ def awake(alias: str) -> None:
 def _reopen(alias: str) -> None:
     """Open the session anew and take the runner's lock again.
 
-    Somebody else may have it by now. That run waits for the lock of the session that migrates, if this is there still.
+    Another run may have it now. That run waits while the session that migrates holds the lock AT_WORK.
     """
     session = connections[alias]
     holder = next(holder for holder in _holders if holder.session is session)
@@ -138,17 +138,18 @@ def _reopen(alias: str) -> None:
 
 @contextmanager
 def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str]:
-    """Wait until no other run is on this database and keep others out; yield the second session's alias.
+    """Wait until no other run is on this database, and keep others out; yield the second session's alias.
 
-    A run that was killed may have left a statement that the server still works at. That is waited for, too. Nobody is
-    waited for within the same process: a receiver of Django's signals joins its command, which is between two steps.
+    It takes two advisory locks (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS): one on
+    the second session, one on the connection, which a killed run may hold while the server still executes its last
+    statement. A receiver of Django's signals joins the command that sent the signal.
 
     Raises:
-        LockNotObtained: if somebody has locked django_migrations or the ledger, and that does not end.
-        ImproperlyConfigured: if a setting is not what it may be.
+        LockNotObtained: if another session locks django_migrations or the ledger for longer than the patience.
+        ImproperlyConfigured: if a setting is wrong.
         Nested: if a migration of this process calls it, or another thread while a command of this process is at work.
-        TransactionPooling: where such a lock means nothing.
-        WithinTransaction: if the connection is in a transaction, whose end decides about what the ledger says is done.
+        TransactionPooling: if a proxy pools transactions, where session locks do not work.
+        WithinTransaction: if the connection is in a transaction.
     """
     if outer := next((holder for holder in _holders if holder.connection is connection), None):
         if outer.run:
@@ -156,7 +157,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
         yield outer.session.alias
         return
     conf.refuse_odd()
-    if locks.is_in_transaction(connection):
+    if locks.has_open_transaction(connection):
         raise WithinTransaction
     with locks.session_of_its_own(connection), second_session(connection) as holder:
         other, alias = holder.session, holder.session.alias
@@ -178,7 +179,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
             say(run.described if run else f"another migrate, {whom}")
 
         def say_statement(whom: str) -> None:
-            say(f"the last statement of a run that was killed: {whom}. SELECT pg_terminate_backend(…) would end it")
+            say(f"the last statement of a run that was killed: {whom}. SELECT pg_terminate_backend(…) ends it")
 
         with (
             locks.session_settings(connection, **locks.no_idle_timeouts(connection)),
@@ -195,7 +196,7 @@ def only_runner(connection: BaseDatabaseWrapper, report: Report) -> Iterator[str
 
 @contextmanager
 def unrouted() -> Iterator[None]:
-    """Let no router of the project say that the tables of the ledger belong into another database."""
+    """Switch the project's routers off for the block: the ledger's tables belong into the migrated database."""
     before = router.routers
     router.routers = []
     try:
@@ -205,27 +206,27 @@ def unrouted() -> Iterator[None]:
 
 
 def no_ledger(connection: BaseDatabaseWrapper, error: BaseException) -> NoLedger:
-    """Say that its tables cannot be made, why, and which right is missing in which schema."""
+    """Return the error for tables that cannot be made: the reason, and the right that is missing in which schema."""
     with connection.cursor() as cursor:
         cursor.execute(SCHEMA)
         ((schema, role),) = cursor.fetchall() or [(None, "")]
     states = {locks.sqlstate(each) for each in (error, error.__context__) if each}
     if not schema:
-        advice = "No schema of the role's search_path exists: make one (CREATE SCHEMA), or set another search_path."
+        advice = "No schema of the role's search_path exists. Make one (CREATE SCHEMA), or set another search_path."
     elif states & {NO_SCHEMA, locks.NOT_ALLOWED}:
         advice = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, or migrate as the owner of the database."
     elif locks.READ_ONLY in states:
         advice = ADVICE[locks.READ_ONLY]
     else:
-        advice = f"They would be made in the schema {schema}, by the role {role}. Mend that, and migrate again."
+        advice = f"The role {role} makes them in the schema {schema}. Correct the cause, and migrate again."
     said = f"The ledger's tables (zero_downtime_run, zero_downtime_step) cannot be made: {summary(error)}."
     return NoLedger(f"{said} Nothing was changed. {advice}")
 
 
 class Steps:
-    """Writes the steps of a run. How one ended is written in one statement with the beginning of the next.
+    """Writes the steps of a run. One statement writes the end of a step and the beginning of the next.
 
-    Should the process be killed in between, ``close_orphaned_runs`` finds out from django_migrations.
+    If the process is killed in between, ``close_orphaned_runs`` learns the end from django_migrations.
     """
 
     def __init__(self, alias: str, run: Run, tables: dict[type[Model], str]) -> None:
@@ -236,17 +237,22 @@ class Steps:
         self._end_step, self._begin_step, self._note = (sql.format(**names) for sql in (END_STEP, BEGIN_STEP, NOTE))
 
     def begin(self, migration: Migration, direction: Step.Direction, *, faked: bool) -> None:
+        """Write that the step begins, and how the one before ended."""
         values = [self.run.pk, migration.app_label, migration.name, direction.value, faked, checksum(migration)]
         ((self._id,),) = self._execute(self._begin_step, [*self._end, *values]).fetchall()
         self._end = NO_STEP
 
     def note(self, entries: list[Entry]) -> None:
-        """Write entries of the journal of the step that has begun."""
+        """Write journal entries of the current step."""
         columns = zip(*((e.operation, e.kind.value, e.what, json.dumps(e.objects)) for e in entries), strict=True)
         self._execute(self._note, [self._id, *map(list, columns)])
 
     def end(self, status: Status, error: str, facts: dict[str, Any]) -> None:
-        """Remember how the step ended; ``facts`` in the order of the columns from ``tries`` on."""
+        """Keep the end of the step for the next statement.
+
+        Args:
+            facts: the values of the columns from ``tries`` on, in their order.
+        """
         self._end = [status.value, error, *facts.values(), timezone.now(), self._id]
         if status == Status.SUCCEEDED:
             self.succeeded += 1
@@ -254,15 +260,13 @@ class Steps:
             self.flush()
 
     def flush(self) -> None:
+        """Write the end of the last step, if that is not written yet."""
         if self._end is not NO_STEP:
             self._execute(self._end_step, self._end)
             self._end = NO_STEP
 
     def _execute(self, sql: str, values: list[Any]) -> psycopg.Cursor[Any]:
-        """Execute as a prepared statement, which costs a third of what Django's cursor does.
-
-        Do it once more on a new session if there was none any more.
-        """
+        """Execute a prepared statement, for a third of what Django's cursor costs; again if the session was lost."""
         connection = connections[self.alias]
         try:
             with connection.wrap_database_errors:
@@ -276,25 +280,25 @@ class Steps:
 
 
 def close_orphaned_runs(alias: str, report: Report) -> None:
-    """Mark and tell the runs that never said how they ended, if this role may. Hold the runner's lock meanwhile."""
+    """Mark and report the runs whose process died, if this role may. The caller holds the runner's lock."""
     if alias and history.tables(alias):
         for dead in Run.objects.using(alias).filter(status=Status.RUNNING):
-            with suppress(Error):  # it may not, or it would have to wait
-                _close(dead, Status.DIED, "The process ended without a word: it was killed, or its machine was.")
+            with suppress(Error):  # the role may not, or the table is locked
+                _close(dead, Status.DIED, "The process was killed, or its machine went down.")
                 report("note", text=f"Found {dead.described}, whose process died.")
 
 
 def _close(run: Run, status: Status, error: str = "") -> None:
-    """Write how a run ended, and before it how those of its steps ended that could not say so themselves.
+    """Write the end of a run, and of its steps that are still running.
 
-    A step stands in django_migrations from the moment of its commit, whatever it could say here.
+    django_migrations says whether such a step was committed.
     """
     alias, now = str(run._state.db), timezone.now()
     for step in run.steps.using(alias).filter(status=Status.RUNNING):
         done = history.is_done(alias, (step.app, step.name), step.direction)
         step.status, step.finished_at = Status.SUCCEEDED if done else status, now
         step.save(using=alias, update_fields=["status", "finished_at"])
-    # What is written first holds: this may have been interrupted, and be done again.
+    # The first status stays: this may be interrupted, and run again.
     Run.objects.using(alias).filter(pk=run.pk, status=Status.RUNNING).update(
         status=status, error=error, finished_at=now
     )
@@ -303,7 +307,7 @@ def _close(run: Run, status: Status, error: str = "") -> None:
 def _prune(alias: str, days: int) -> None:
     """Delete runs that started more than ``days`` days ago, and their steps.
 
-    Those stay whose journal a way back or the next run may need: something was left out, or a step is half done.
+    Keep runs whose journal a rollback or the next run needs: a statement was skipped, or a step is half done.
     """
     needed = Effect.objects.using(alias).filter(Q(kind=Kind.SKIPPED) | ~Q(step__status=Status.SUCCEEDED))
     old = Run.objects.using(alias).filter(started_at__lt=timezone.now() - timedelta(days=days))
@@ -312,7 +316,7 @@ def _prune(alias: str, days: int) -> None:
 
 @contextmanager
 def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[Steps]:
-    """Open a run of so many steps, and say in it how it ended."""
+    """Record a run of ``count`` steps around the block, with its end."""
     close_orphaned_runs(alias, report)
     tables = history.tables(alias)
     started = time.monotonic()
@@ -335,7 +339,7 @@ def recorded(alias: str, command: str, count: int, report: Report) -> Iterator[S
         _close(run, Status.SUCCEEDED)
     except BaseException as error:
         status = _status_after(error)
-        with suppress(Error):  # the database may be what went away
+        with suppress(Error):  # the database may be gone
             steps.flush()
             awake(alias)
             _close(run, status, for_the_ledger(error))
@@ -355,7 +359,7 @@ def _status_after(error: BaseException) -> Status:
 
 
 def revision() -> str:
-    """Return the git revision of the code, if it stands in a work tree and git is there."""
+    """Return the git revision of the working directory; empty without git."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607

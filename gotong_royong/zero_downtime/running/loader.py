@@ -1,11 +1,9 @@
-"""How are the migrations read, and the models that they lead to found, without doing anything twice?"""
+"""How are migrations and their models read, each only once?"""
 
-import gc
 import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,15 @@ from . import history
 
 
 class Loader(MigrationLoader):
-    """Django's loader, in less time: nobody waits for a deploy's ``migrate`` that finds nothing to do."""
+    """Django's loader, faster where there is nothing to do, and with what the ledger knows of squashes."""
 
     final: ProjectState | None = None
-    """What all migrations lead to, once somebody has found that out."""
+    """The state after all migrations, once it is known."""
     lost: dict[Key, Key]
-    """What a recorded squash replaces and is not recorded itself, each with the squash: it was, when that was."""
+    """For each migration that a recorded squash replaces and that has no record, the squash: it is applied."""
 
     vouched: dict[Key, Key] = {}
-    """What the ledger knows to be applied of squashes that Django leaves out of the graph, each with the squash."""
+    """For each part of a squash that Django leaves out of the graph but the ledger knows as applied, the squash."""
 
     @property
     def applied_migrations(self) -> dict[Key, Any]:
@@ -56,9 +54,9 @@ class Loader(MigrationLoader):
             super().build_graph()
 
     def _torn(self) -> list[Key]:
-        """Return the squashes that replace what has no file any more, where rows of that and their own are lost.
+        """Return the applied squashes whose record is lost, with the records or files of some of their parts.
 
-        Django leaves them out of the graph, for it takes the rest of them for applied. The ledger vouches for all.
+        Django leaves them out of the graph, because some parts seem unapplied. The ledger knows all parts as applied.
         """
         squashes = self.disk_migrations.keys() - self.graph.nodes.keys() - self.applied_migrations.keys()
         torn = [key for key in squashes if not {*parts(self, self.disk_migrations[key])} <= self.disk_migrations.keys()]
@@ -66,7 +64,7 @@ class Loader(MigrationLoader):
         return [key for key in torn if history.vouching(self, key, memory)]
 
     def check_consistent_history(self, connection: BaseDatabaseWrapper) -> None:
-        """Look into what was read from this database already; let Django say what is wrong with it."""
+        """Check what is loaded already; leave it to Django if something is wrong."""
         applied, nodes = self.applied_migrations, self.graph.node_map
         known = (nodes[key] for key in applied if key in nodes)
         if connection is not self.connection or any(node.key not in applied for one in known for node in one.parents):
@@ -80,9 +78,9 @@ class Loader(MigrationLoader):
 
 
 def groups(migration: Migration) -> list[list[Operation]]:
-    """Return the operations that the file has, each with those that a receiver of ``pre_migrate`` put after it.
+    """Return each operation of the file with those that a receiver of ``pre_migrate`` inserted after it.
 
-    So an operation has the same number whether receivers have been called or not.
+    So an operation has the same number before and after the receivers run.
     """
     of_file = {id(operation) for operation in getattr(migration, "of_file", migration.operations)}
     found: list[list[Operation]] = []
@@ -95,7 +93,7 @@ def groups(migration: Migration) -> list[list[Operation]]:
 
 
 def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:
-    """Yield what the migration replaces, and what that replaces in turn."""
+    """Yield the migrations that a squash replaces, and those that they replace."""
     for app, name in migration.replaces:
         yield app, name
         if part := loader.disk_migrations.get((app, name)):
@@ -103,14 +101,14 @@ def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:
 
 
 def file_of(migration: Migration) -> str:
-    """Return the path of the file that the migration stands in; nothing if there is none."""
+    """Return the path of the migration's file; empty if there is none."""
     return getattr(sys.modules.get(migration.__module__), "__file__", None) or ""
 
 
 def checksum(migration: Migration) -> str:
-    """Return the SHA-256 of the file that the migration stands in; nothing if there is none."""
+    """Return the SHA-256 of the migration's file; empty if there is none."""
     try:
-        # A file object for each of a thousand would take twice the time.
+        # A file object takes twice the time, for each of perhaps a thousand files.
         file = os.open(file_of(migration), os.O_RDONLY)
     except OSError:
         return ""
@@ -120,24 +118,8 @@ def checksum(migration: Migration) -> str:
         os.close(file)
 
 
-@contextmanager
-def without_collecting() -> Iterator[None]:
-    """Let Python not look for garbage while so much is loaded that stays, nor later among that.
-
-    Looking takes a tenth of the time of a ``migrate`` that finds nothing to do. ``gc.unfreeze`` takes it back.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        if collects:
-            gc.enable()
-
-
 def is_own(app_label: str) -> bool:
-    """Whether the app belongs to the project, and was not installed as a package."""
+    """Whether the app belongs to the project, and is not an installed package."""
     if app_label not in apps.app_configs:
         return True
     folders = Path(apps.get_app_config(app_label).path).parts

@@ -1,7 +1,7 @@
-"""What would a plan do to this database? For each step its statements, and the tables it touches that are there.
+"""What would a plan do to this database? For each step: its statements, and the existing tables that they touch.
 
-Nothing is written and no lock kept: Django's schema editor collects the statements, and what it or an operation asks
-the database meanwhile is asked in transactions that are read-only. Python is named, not run.
+It writes nothing and keeps no lock: Django's schema editor collects the statements, and questions to the database run
+in read-only transactions. Python is named, not run.
 """
 
 import inspect
@@ -13,7 +13,6 @@ from typing import Any
 
 from django.db import router
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations import RunPython
@@ -28,13 +27,13 @@ from ..postgres import catalog, locks
 from ..postgres.catalog import Table
 from ..postgres.effects import dependents
 from ..postgres.journal import Past
-from ..postgres.statements import NAME, Statement, drops, split
-from ..stages import Plan, Stage, key_of
+from ..postgres.statements import NAME, Statement, drops, quoted, split
+from ..stages import Plan, Stage, key_of, table_of
 from . import history, recall, undo
 from .executor import Executor
 from .states import Move, Rolling
 
-# Where an outline names a table, an index or a foreign key: after one of these words, or in a list there.
+# In an outline, the names of a table, an index or a foreign key follow one of these words, perhaps as a list.
 MENTION = re.compile(
     r"\b(?:TABLE|INDEX|VIEW|CONSTRAINT|REFERENCES|ON|FROM|JOIN|INTO|UPDATE|OF|PARTITION|INHERIT|LIKE"
     r"|LOCK|TRUNCATE|COPY|CLUSTER|ANALYZE|VACUUM|FULL) "
@@ -46,11 +45,11 @@ GET_MODEL = re.compile(r"""\bget_model\(\s*["'](\w+)(?:["']\s*,\s*["']|\.)(\w+)[
 
 @dataclass(frozen=True, eq=False)
 class PlannedStep:
-    """One migration of a plan. ``statements`` are SQL, or SQL comments that say in words what is not SQL.
+    """One migration of a plan. ``statements`` are SQL, or SQL comments for what is not SQL.
 
-    Those of a step that is ``atomic`` are one transaction; a step that is ``faked`` is only recorded. The operations
-    with the numbers in ``done`` were carried out by a run that failed later on, and are not carried out again; if they
-    were ``edited`` in the file since, the migration is refused.
+    An ``atomic`` step is one transaction; a ``faked`` step is only recorded. ``done`` are the numbers of the operations
+    that an earlier, failed run carried out and that are not run again. If they were ``edited`` in the file since, the
+    migration is refused.
     """
 
     app: str
@@ -68,7 +67,7 @@ class PlannedStep:
         remarks = [self.direction, self.stage.replace("_", "-")]
         remarks += ["not in one transaction"] * (not self.atomic) + ["only recorded"] * self.faked
         if self.edited:
-            remarks.append("half done, and edited since: refused until what was done is back in its file")
+            remarks.append("half done, and edited since: refused until the file says again what was done")
         elif self.done:
             remarks.append(f"half done: goes on after operation {max(self.done)}")
         return f"{self.app}.{self.name} ({', '.join(remarks)})"
@@ -91,11 +90,11 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
     """Return what each step of the plan would do to the executor's database, which is only read.
 
     Args:
-        fake: as if every step were only recorded.
-        fake_initial: as if those initial ones were whose tables are there already.
+        fake: whether every step is only recorded.
+        fake_initial: whether initial migrations whose tables exist are only recorded.
 
     Raises:
-        ImpossibleStage: if a migration says a stage that is none.
+        ImpossibleStage: if a migration names a stage that does not exist.
     """
     connection, stages = executor.connection, executor.stages_of(plan)
     steps: dict[PlannedStep, set[str]] = {}
@@ -123,7 +122,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
                 done=[number for number, _ in enumerate(moves, 1) if number in past and past[number].ended],
             )
             if key in lost:
-                step.statements.append("-- django_migrations has lost this, which the ledger knows to be applied")
+                step.statements.append("-- django_migrations has lost this; the ledger knows that it is applied")
             rest = [move for number, some in enumerate(moves, 1) if number not in step.done for move in some]
             steps[step] = set() if step.faked else look.collect(migration, step, rest)
         names = {name for step, models in steps.items() for name in models.union(*map(mentions, step.statements))}
@@ -134,7 +133,7 @@ def look_ahead(executor: Executor, plan: Plan, *, fake: bool = False, fake_initi
 
 
 def mentions(statement: str) -> set[str]:
-    """Return the names in the statement that may be of a table, an index or a foreign key, as they are written."""
+    """Return the names in the statement that may be of a table, an index or a foreign key, as written."""
     return {
         name
         for one in _run_by(statement)
@@ -146,7 +145,7 @@ def mentions(statement: str) -> set[str]:
 
 
 def _run_by(sql: str, *, as_code: bool = False) -> Iterator[Statement]:
-    """Yield the statements that the string runs, also those in the code of a DO and in the texts there.
+    """Yield the statements of the string, also those in the code of a DO and in the strings there.
 
     Args:
         as_code: whether the string is such code itself.
@@ -160,16 +159,16 @@ def _run_by(sql: str, *, as_code: bool = False) -> Iterator[Statement]:
 
 @contextmanager
 def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
-    """Let nobody write in what happens inside; yield the names that the database is asked about, as they come.
+    """Make every question of the block a read-only transaction; yield the set of names that the questions ask about.
 
-    The transactions are read-only, not the session, which behind a pooling proxy others would inherit. None lasts
-    longer than its question, and none waits for a lock for longer than a migration would.
+    The transactions are read-only, not the session, which others would inherit behind a pooling proxy. Each waits for a
+    lock for LOCK_TIMEOUT at most.
     """
     asked: set[str] = set()
 
     def look(execute: Any, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         asked.update(value for value in params or () if isinstance(value, str))
-        if Statement(sql).controls_transaction:  # Django's savepoints, which must not end with a transaction of ours
+        if Statement(sql).controls_transaction:  # Django's savepoints must outlive a transaction of ours
             return execute(sql, params, many, context)
         with connection.connection.transaction():
             return execute(sql, params, many, context)
@@ -178,7 +177,7 @@ def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
         yield asked
         return
     with ExitStack() as stack:
-        if locks.is_in_transaction(connection):  # of the caller, to whom nothing may be left
+        if locks.has_open_transaction(connection):  # the caller's: roll back to a savepoint in it
             stack.enter_context(atomic(using=connection.alias))
             stack.callback(set_rollback, True, using=connection.alias)
             connection.cursor().execute("SET LOCAL transaction_read_only = on")
@@ -194,7 +193,7 @@ def only_looking(connection: BaseDatabaseWrapper) -> Iterator[set[str]]:
 
 
 def states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectState]:
-    """Return the state before each of these applied migrations, as Django finds it to take them back."""
+    """Return the state before each of these applied migrations, as Django computes it to take them back."""
     graph, applied = executor.loader.graph, executor.loader.applied_migrations
     wanted, states = {migration for migration, _ in plan}, {}
     state = executor._create_project_state()
@@ -208,10 +207,10 @@ def states_before(executor: Executor, plan: Plan) -> dict[Migration, ProjectStat
 
 
 class Collector(MigrationLoader):
-    """Django's loader, where it collects what the migrations of a plan say, one after the other.
+    """Django's ``collect_sql``, for the migrations of a plan one after the other.
 
     Args:
-        asked: the names that the database is being asked about.
+        asked: the set of names that ``only_looking`` yields.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper, asked: set[str]) -> None:
@@ -221,22 +220,22 @@ class Collector(MigrationLoader):
         """The plain names in earlier statements of the plan."""
 
     def project_state(self, nodes: Any = None, at_end: bool = True) -> ProjectState:
-        """Return none of the models: each operation has those that it needs."""
+        """Return no models: each operation has its own states."""
         return ProjectState()
 
     def collect(self, migration: Migration, step: PlannedStep, moves: list[Move]) -> set[str]:
-        """Write down what the migration says; return the tables of the models that it uses otherwise."""
+        """Add the migration's SQL to the step; return the tables of the models that it uses without SQL."""
         self.models = set()
         told = {"atomic": migration.atomic, "operations": [Told(self, move) for move in moves]}
         alike = type("Migration", (Migration,), told)(migration.name, migration.app_label)
         said = self.collect_sql([(alike, step.direction == "down")])
-        djangos = {"--", "-- ", "-- (no-op)"}  # which it writes around each operation
+        djangos = {"--", "-- ", "-- (no-op)"}  # Django writes these around each operation
         step.statements.extend(re.sub(r"\s+;$", ";", sql.strip()) for sql in said if sql not in djangos)
         return self.models
 
 
 class Told(Operation):
-    """Stands for an operation of a plan. What is no SQL it says in words; what goes wrong, too."""
+    """Stands for an operation of a plan. It says in words what is not SQL, and errors."""
 
     def __init__(self, look: Collector, move: Move) -> None:
         self.look, (self.operation, self.before, self.after) = look, move
@@ -246,7 +245,7 @@ class Told(Operation):
         return ""
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
-        """The models before and after it are known."""
+        """Do nothing: the states before and after it are known."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         operation, code = self.operation, getattr(self.operation, "code", None)
@@ -264,10 +263,9 @@ class Told(Operation):
         known, own_model = len(said), _model_of(operation, app, self.before)
         look.asked.clear()
         if isinstance(operation, RunPython) and not isinstance(operation, RunBackfill):
-            if code is not RunPython.noop and router.allow_migrate(editor.connection.alias, app, **operation.hints):
-                code = getattr(code, "func", code)  # of a functools.partial
-                said.append(f"-- Python: {code.__module__}.{getattr(code, '__qualname__', code)}")
-                look.models |= _models_got(code, self.before)
+            if called := function_of(operation, code, app, editor.connection):
+                said.append(f"-- Python: {named(called)}")
+                look.models |= _models_got(called, self.before)
         elif not operation.reduces_to_sql:
             said.append(f"-- Not SQL: {operation.describe()}")
             if isinstance(operation, RunBackfill):
@@ -277,7 +275,7 @@ class Told(Operation):
             try:
                 act(app, editor, *states)
             except Exception as error:  # noqa: BLE001  (an operation may raise anything, and the plan goes on)
-                said.append(f"-- Cannot be told before the steps above have run: {in_full(error)}")
+                said.append(f"-- Not known before the steps above have run: {in_full(error)}")
                 look.models |= own_model
         if looked_up := look.asked & look.changed:
             said.append(
@@ -288,12 +286,24 @@ class Told(Operation):
         cascading = [one for sql in said[known:] if "CASCADE" in sql for one in split(sql) if drops(one.text)]
         for object in {object for one in cascading for object in one.objects}:
             for one in dependents(editor.connection, object):
-                said.append(f"-- Takes along, unless a step above drops it: {one.description}.")
+                said.append(f"-- Also drops, unless a step above drops it: {one.description}.")
         look.changed.update(name.strip('"') for sql in said[known:] for name in mentions(sql))
 
 
+def function_of(operation: RunPython, code: Any, app: str, connection: BaseDatabaseWrapper) -> Any:
+    """Return the function ``code``, without its ``functools.partial``, if the operation calls it on this database."""
+    if code is None or code is RunPython.noop or not router.allow_migrate(connection.alias, app, **operation.hints):
+        return None
+    return getattr(code, "func", code)
+
+
+def named(function: Any) -> str:
+    """Return ``module.function``."""
+    return f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+
+
 def _models_got(code: Callable[..., Any], state: ProjectState) -> set[str]:
-    """Return the tables of the models that the function's source asks for by get_model."""
+    """Return the tables of the models that the function's source gets by get_model."""
     with suppress(OSError, TypeError):
         return _tables(state, GET_MODEL.findall(inspect.getsource(code)))
     return set()
@@ -305,18 +315,15 @@ def _model_of(operation: Operation, app: str, state: ProjectState) -> set[str]:
 
 def _tables(state: ProjectState, names: Iterable[tuple[str, str]]) -> set[str]:
     found = [state.models[app, name.lower()] for app, name in names if (app, name.lower()) in state.models]
-    tables = [
-        model.options.get("db_table") or truncate_name(f"{model.app_label}_{model.name_lower}", 63) for model in found
-    ]
-    return {'"{}"'.format(table.replace('"', '""')) for table in tables}
+    return {quoted(table_of(model.app_label, model)) for model in found}
 
 
 def _touched(statements: list[str], models: set[str], there: dict[str, Table]) -> list[Table]:
-    """Return the tables that the statements or models mean, the largest first."""
+    """Return the tables of the statements and models, the largest first."""
     tables = {there[name] for name in models if name in there}
     for sql in statements:
         named = {there[name] for name in mentions(sql) if name in there}
         tables |= named
-        if any("DROP TABLE" in one.outline for one in _run_by(sql)):  # which locks what its foreign keys point to
+        if any("DROP TABLE" in one.outline for one in _run_by(sql)):  # it also locks the targets of its foreign keys
             tables |= {there[parent] for table in named for parent in table.parents}
     return sorted(tables, key=lambda table: (-table.bytes, table.name))

@@ -1,7 +1,4 @@
-"""How does one step of a run go: which try is it, whom did it keep waiting, and how did it end?
-
-It is told to whoever watches the run as it happens, and written into the ledger.
-"""
+"""How does one step of a run go: its tries, the sessions that waited for it, and its end?"""
 
 import time
 import traceback
@@ -21,11 +18,11 @@ from .undo import Left, is_half_done
 
 
 class Progress:
-    """One migration of a run in one direction, from its beginning.
+    """One migration of a run in one direction; reports it and writes it into the ledger.
 
     Args:
-        past: what earlier runs have done of it.
-        number, of: which step of how many it is.
+        past: what earlier runs did of it.
+        number, of: the number of the step, and how many there are.
         faked: whether it is only recorded.
     """
 
@@ -49,9 +46,9 @@ class Progress:
         self.used = False
         """Whether a try has used the state of the models."""
         self.left: list[Left] = []
-        """What its way back leaves."""
+        """What its way down leaves."""
         self.careful = not migration.atomic
-        """Whether to look before each statement whether it is done already: a transaction leaves nothing half done."""
+        """Whether to look before each statement whether it is done already; a transaction leaves nothing half done."""
         self._who: dict[str, Any] = {
             "app": migration.app_label,
             "name": migration.name,
@@ -67,19 +64,19 @@ class Progress:
 
     @property
     def where(self) -> str:
-        """In which operation it is, for a sentence."""
+        """`` in operation 2 of 3``, or nothing."""
         number = self.journal.number
         return f" in operation {number} of {len(groups(self.migration))}" if self.is_up and number else ""
 
     def end(self, status: Status, error: str = "") -> None:
-        """Say how it ended."""
+        """Report and record its end."""
         facts = {"tries": self.tries, **self._blocked.facts}
         self.steps.end(status, error, facts)
         seconds = time.monotonic() - self._started
         self.guard.report("step_finished", **self._who, status=status.value, seconds=seconds, error=error, **facts)
 
     def end_unless_committed(self, status: Status, error: str) -> bool:
-        """Ask django_migrations: what was interrupted or lost may have been only the answer to the commit."""
+        """Record its end after an interruption: django_migrations tells whether the commit had succeeded."""
         ledger.awake(self.steps.alias)
         is_done = history.is_done(self.steps.alias, key_of(self.migration), self.direction)
         self.end(Status.SUCCEEDED if is_done else status, "" if is_done else error)
@@ -87,18 +84,18 @@ class Progress:
 
     @property
     def what_is_left(self) -> str:
-        """Say what there is of it after it has failed."""
+        """Say what stays of it after its failure."""
         is_half = is_half_done(self.migration, self.journal.lasting)
         if self.migration.atomic and not is_half:
             return "Nothing of it is left."
         if self.migration.atomic:
-            return "What an earlier run did of it, before it was atomic, stays; nothing more of it is left."
+            return "What an earlier run did of it, before it was atomic, stays. Nothing else of it is left."
         if not is_half:
             return "It is not atomic, but it had done nothing yet."
         return f"It is not atomic, so what it did before that stays; {self.again} goes on from there."
 
     def explained(self, error: Exception, left: str) -> ZeroDowntimeError:
-        """Say what failed where, what is ``left`` of it, and what to do."""
+        """Return the error to raise: what failed where, what is ``left`` of it, and what to do."""
         migration, where = self.migration, self.where
         if isinstance(error, ZeroDowntimeError):
             left = "" if isinstance(error, HalfCommitted) else left
@@ -109,11 +106,11 @@ class Progress:
         if locks.is_lost(error):
             left, advice = "", f"The connection to the database was lost. Once it is back, {self.again}."
         elif locks.sqlstate(error) == locks.NOT_ALLOWED:
-            advice = f"{self.again.capitalize()} as the role that owns it, or GRANT this one what it lacks."
+            advice = f"{self.again.capitalize()} as the role that owns it, or GRANT this role the missing right."
         elif self.is_up and locks.sqlstate(error) in locks.THERE_ALREADY:
             advice = WAYS_OUT
         else:
-            advice = f"Mend it and {self.again}; --traceback shows where it came from."
+            advice = f"Correct it and {self.again}; --traceback shows where the error came from."
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file_of(migration)]
         place = f"\n  {lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
         failure = StepFailed(
@@ -124,5 +121,5 @@ class Progress:
 
 
 def is_interruption(error: BaseException | None) -> bool:
-    """Whether it all began with Ctrl-C: Django, interrupted in a commit, cannot set the connection right again."""
+    """Whether Ctrl-C is the first cause: Django, interrupted in a commit, fails to reset the connection."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or is_interruption(error.__context__))

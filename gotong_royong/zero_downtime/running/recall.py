@@ -1,23 +1,22 @@
-"""Do django_migrations, the files and the ledger agree, and did a run leave something by half?
+"""Do django_migrations, the files and the ledger agree, and is a migration half done?
 
-Rows of django_migrations get lost, files get edited after they were applied, processes get killed. What is not recorded
-as applied is run, unless the ledger is a witness that it was.
+Rows of django_migrations get lost, files are edited after they were applied, processes are killed. A migration without
+a row is run, unless the ledger knows that it is applied.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations import CreateModel, RunPython, RunSQL
-from django.db.migrations.operations.base import Operation
 
 from ..exceptions import HalfDone, HistoryLost, NotUndoable
 from ..models import Run, Status, Step
 from ..postgres import locks
 from ..postgres.journal import Past
-from ..stages import Key, Plan, key_of
+from ..stages import Key, Plan, key_of, on_database, table_of
 from . import history, undo
 from .loader import Loader, checksum
 
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from .executor import Executor
 
 DATA = RunPython, RunSQL
-NAMED = 5  # edited migrations, before the sentence only counts them
+NAMED = 5  # edited migrations that the warning names before it counts the rest
 
 
 def recall(executor: "Executor") -> None:
-    """Say which applied files were edited since and what is half taken back; record again what is known to be applied.
+    """Report edited files and half taken back migrations; record again what the ledger knows to be applied.
 
-    Writes rows of django_migrations, so hold the runner's lock.
+    Writes rows of django_migrations; the caller holds the runner's lock.
     """
 
     def note(text: str) -> None:
@@ -51,7 +50,7 @@ def recall(executor: "Executor") -> None:
     for (app, name), (squash_app, squash) in loader.lost.items():
         executor.recorder.record_applied(app, name)
         squash = f"{squash_app}.{squash}"
-        note(f"django_migrations has lost {app}.{name}, which {squash} replaces, and that is applied: recorded again.")
+        note(f"django_migrations has lost {app}.{name}, which the applied {squash} replaces: recorded again.")
     for app, name in sorted(set(loader.vouched.values())):
         executor.recorder.record_applied(app, name)
     if again or loader.lost:
@@ -59,7 +58,7 @@ def recall(executor: "Executor") -> None:
 
 
 def halves(executor: "Executor") -> dict[Key, str]:
-    """Say how far the migrations are of which a run that is over, up or down, left a part."""
+    """Return the migrations that a finished run left half done or half taken back, and how far they are, in words."""
     alias, nodes, applied = executor.connection.alias, executor.loader.graph.nodes, executor.loader.applied_migrations
     other, said = at_work(executor), dict[Key, str]()
     under_way = set(other.steps.filter(status=Status.RUNNING).values_list("app", "name")) if other else set()
@@ -85,16 +84,16 @@ def _way_out(migration: Migration | None, past: Past, run: int | None) -> str:
     try:
         undo.refuse_irreversible(migration, past)
     except NotUndoable:
-        return f": migrate goes on {where}; rollback cannot take it back, for it has no reverse"
+        return f": migrate goes on {where}; rollback cannot take it back, because it has no reverse"
     return f": migrate goes on {where}, rollback takes it back"
 
 
 def with_halves(executor: "Executor", plan: Plan, targets: Collection[Any], plan_of: Callable[..., Plan]) -> Plan:
-    """Return the plan back with what is half done and stands on what goes: that goes first.
+    """Return a plan down that also has the half done migrations that depend on its migrations.
 
     Args:
-        plan: what Django takes back of what it knows to be applied.
-        targets: what Django was asked for.
+        plan: Django's plan, which has only applied migrations.
+        targets: of Django's plan.
         plan_of: returns Django's plan for targets.
     """
     loader = executor.loader
@@ -113,10 +112,10 @@ def with_halves(executor: "Executor", plan: Plan, targets: Collection[Any], plan
 
 
 def refuse_half_taken_back(executor: "Executor", plan: Plan) -> None:
-    """Make sure that nothing is applied over what is half taken back.
+    """Check that no migration is half taken back, except those that the plan takes back.
 
     Raises:
-        HalfDone: if a run left something so, and the plan does not take it back.
+        HalfDone: names one that is.
     """
     back = {key_of(migration) for migration, backwards in plan if backwards}
     for key, half in halves(executor).items():
@@ -125,20 +124,20 @@ def refuse_half_taken_back(executor: "Executor", plan: Plan) -> None:
 
 
 def refuse_half_done(executor: "Executor", plan: Plan) -> None:
-    """Make sure that nothing of what is only to be recorded is there by half, which that record would hide.
+    """Check that no migration of a plan that only records is half done: the record would hide that.
 
     Raises:
-        HalfDone: if a run left a half of one of these migrations.
+        HalfDone: names one that is.
     """
     for key in halves(executor).keys() & {key_of(migration) for migration, _ in plan}:
         raise HalfDone(
             f"{'.'.join(key)} is {halves(executor)[key]}. --fake would hide that half. Nothing was changed. Let "
-            "migrate go on or rollback take it back, and take out of its file what is done by hand."
+            "migrate go on or rollback take it back, and remove from its file what you did by hand."
         )
 
 
 def at_work(executor: "Executor") -> Run | None:
-    """Return the run of somebody else that is at work on the database now."""
+    """Return another command's run that is at work on the database now."""
     connection = executor.connection
     if executor.alias or Run not in history.tables(connection.alias) or not locks.holders(connection, locks.RUNNER):
         return None
@@ -146,10 +145,7 @@ def at_work(executor: "Executor") -> Run | None:
 
 
 def edited(loader: MigrationLoader, memory: dict[Key, Any]) -> list[Migration]:
-    """Return the applied migrations whose files are not what they were when they were applied, in the order of names.
-
-    One look into each file. A file that is gone is not an edited one.
-    """
+    """Return the applied migrations whose files have changed since, sorted by name. A missing file is not edited."""
     applied = (
         (loader.graph.nodes[key], memory[key])
         for key in memory.keys() & loader.graph.nodes.keys()
@@ -164,21 +160,21 @@ def is_edited(migration: Migration, step: Any) -> bool:
 
 
 def warning(edited: Sequence[Migration]) -> str:
-    """Say in one sentence which applied migrations have been edited, and what to do."""
+    """Return a warning that names the edited migrations and says what to do."""
     names = ", ".join(map(str, edited[:NAMED]))
     more = f" and {len(edited) - NAMED} more" if len(edited) > NAMED else ""
     return (
         f"Edited since they were applied here: {names}{more}. This database has what the files said then: "
-        "restore them from version control, and bring the change in a new migration (makemigrations)."
+        "restore them from version control, and write the change into a new migration (makemigrations)."
     )
 
 
 def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]) -> list[Migration]:
-    """Return the migrations that django_migrations has lost and for which the ledger is a witness.
+    """Return the migrations that django_migrations has lost and that the ledger knows to be applied.
 
-    It is one for a migration whose last step succeeded upwards, with the file that is there now, and for a squash if
-    it is one for all that the squash replaces. Nothing else is: not what the tables look like. But where a table is
-    missing that the app's models have, somebody has taken something back without the ledger, so it is no witness.
+    The ledger knows a migration if its last successful step went up, with the file as it is now; and a squash if it
+    knows all that the squash replaces. It does not count if a table of the app's models is missing: then somebody took
+    something back without the ledger.
     """
     nodes, applied = loader.graph.nodes, loader.applied_migrations
     found = [key for key in nodes if key not in applied and _is_witnessed(loader, nodes[key], memory)]
@@ -187,29 +183,28 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
 
 
 def refuse_unwitnessed(connection: BaseDatabaseWrapper, loader: Loader, plan: Plan) -> None:
-    """Make sure that no app is migrated from its beginning over what is there, if that changes data.
+    """Check that no app without records, but with tables, is migrated from its beginning, if that may change data.
 
     Raises:
         HistoryLost: names the table, and the migration that would change data again.
     """
     recorded = {app for app, _ in loader.applied_migrations}
     fresh = [migration for migration, backwards in plan if not backwards and migration.app_label not in recorded]
-    data = {one.app_label: one for one in reversed(fresh) if any(isinstance(each, DATA) for each in _done_by(one))}
+    data = {
+        one.app_label: one
+        for one in reversed(fresh)
+        if any(isinstance(each, DATA) for each in on_database(one.operations))
+    }
     there = set(connection.introspection.table_names()) if data else set()
     for migration in fresh if data else ():
         app = migration.app_label
-        for operation in _done_by(migration):
+        for operation in on_database(migration.operations):
             if app not in data or not isinstance(operation, CreateModel):
                 continue
-            table = operation.options.get("db_table") or f"{app}_{operation.name_lower}"
+            table = table_of(app, operation)
             is_made = operation.options.get("managed", True) and not operation.options.get("proxy")
             if is_made and table in there and not _knows(connection.alias, app):
                 raise HistoryLost(migration, table, data[app], app)
-
-
-def _done_by(migration: Migration) -> Iterator[Operation]:
-    for operation in migration.operations:
-        yield from getattr(operation, "database_operations", [operation])
 
 
 def _knows(alias: str, app: str) -> bool:

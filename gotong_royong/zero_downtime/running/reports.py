@@ -1,8 +1,8 @@
 """How does a run show what it does: in lines, live in a terminal, or as JSON?
 
 A reporter is called with an event and its facts, also by the watchdog's thread, and is a context manager around all
-that a command prints. It never raises: what the stream cannot encode is written with escapes, and what can no longer be
-printed, because a pipe or a file is closed, is dropped.
+that a command prints. It never raises: it escapes what the stream cannot encode, and drops output once the stream is
+closed.
 """
 
 import inspect
@@ -36,14 +36,14 @@ ALL = 2  # the verbosity at which each step says how long it took
 
 
 def is_terminal(command: BaseCommand) -> bool:
-    """Whether the command prints to a terminal that can show what changes."""
+    """Whether the command prints to a terminal that can redraw lines."""
     return command.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}
 
 
 class Plain:
-    """Prints lines as Django does, and a few more where something takes long. Each event is the method of its name.
+    """Prints lines as Django does, and more when something takes long. Each event is the method of its name.
 
-    Facts that a method does not name are passed over.
+    A method ignores the facts that it does not name.
     """
 
     def __init__(self, command: BaseCommand, verbosity: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,13 +73,14 @@ class Plain:
         self._print(text)
 
     def nothing_to_do(self, **_: Any) -> None:
-        """There is no step to do, so no run is opened; the command says so."""
+        """There is no step to do, and so no run; the command prints that."""
 
     def run_started(self, run: int, command: str, steps: int, **_: Any) -> None:
-        """A run is open in the ledger, and has steps to do."""
+        """A run with steps to do begins."""
 
     def step_started(self, app: str, name: str, direction: str, faked: bool, **_: Any) -> None:
-        self._step, self._faked, self._sql = _doing(app, name, direction), faked, ""
+        self._step = f"{'Applying' if direction == 'up' else 'Unapplying'} {app}.{name}"
+        self._faked, self._sql = faked, ""
         self._begin_step()
 
     def retry(self, attempt: int, pause: float, whom: str, **_: Any) -> None:
@@ -88,7 +89,7 @@ class Plain:
             self._print(f"    {_tried(attempt, pause, whom)}")
 
     def progress(self, sql: str, phase: str, percent: int | None, whom: str, **_: Any) -> None:
-        """A statement that may take long is on its way; said after 2, 4, 8 … seconds more."""
+        """A statement lasts; printed after 2, 4, 8 … seconds more."""
         now = self.clock()
         if sql != self._sql:
             self._sql, self._silence = sql, FIRST_PROGRESS
@@ -122,7 +123,7 @@ class Plain:
             self._line_is_open = False
 
     def _print(self, line: str) -> None:
-        """Print a line now: who reads a pipe wants to know what is being waited for while it is."""
+        """Print a line and flush it, so that the reader of a pipe sees it at once."""
         if self.verbosity:
             self._close_line()
             self.command.stdout.write(line)
@@ -135,14 +136,14 @@ class Plain:
 
 
 class WholeLines(OutputWrapper):
-    """Does not flush, as Django does in the middle of a line: at the foot of a terminal there is no room for half."""
+    """Does not flush, as Django does in the middle of a line: the foot of the terminal needs whole lines."""
 
     def flush(self) -> None:
         pass
 
 
 class Live(Plain):
-    """Shows at the foot of the terminal how far the run is and what it waits for, and above it the finished steps."""
+    """Shows the progress of the run at the foot of the terminal, and above it the finished steps."""
 
     def __init__(self, command: BaseCommand, verbosity: int = 1, *, no_color: bool = False) -> None:
         super().__init__(command, verbosity)
@@ -165,7 +166,7 @@ class Live(Plain):
         screen = Console(file=vars(self.command.stdout)["_out"], no_color=self.no_color or None, highlight=False)
         region = Region(console=screen, get_renderable=self.foot, refresh_per_second=8, transient=True)
         self._display.enter_context(region)
-        # While it is there, what others print must go through it.
+        # Meanwhile, all output must go through the region.
         before, self.command.stdout = self.command.stdout, WholeLines(sys.stdout)
         self._display.callback(setattr, self.command, "stdout", before)
 
@@ -190,7 +191,7 @@ class Live(Plain):
         super().run_finished(run, status, seconds, steps, error)
 
     def foot(self) -> "Group":
-        """Return what stands at the foot now."""
+        """Return the foot of the terminal."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -207,14 +208,14 @@ class Live(Plain):
         return Group(head, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
     def _begin_step(self) -> None:
-        """Print nothing yet: the step stands at the foot until it has ended."""
+        """Print nothing: the foot shows the step until it ends."""
 
     def _end_step(self, outcome: str, remarks: str) -> None:
         self._print(f"  {self._step}... {outcome}{remarks}")
 
 
 class Json:
-    """Prints one object a line and keeps all else, such as what a migration prints, away from the output."""
+    """Prints one object a line; all other output, such as a migration's own, goes to stderr."""
 
     def __init__(self, command: BaseCommand) -> None:
         self.command, self.out = command, command.stdout
@@ -238,14 +239,11 @@ class Json:
 
 
 Reporter = Plain | Json
-"""Tells the operator of events; see ``Plain`` for which there are and what their facts are."""
+"""``Plain`` shows which events there are, and their facts."""
 
 
 def reporter(command: BaseCommand, *, kind: str = "text", verbosity: int = 1, no_color: bool = False) -> Reporter:
-    """Return the reporter for what the command prints to: a terminal, anything else, or a reader of JSON.
-
-    From now on, the stream writes escapes for what it cannot encode.
-    """
+    """Return the reporter for a command. Makes its stream escape what it cannot encode."""
     with suppress(AttributeError, OSError, ValueError):
         command.stdout.reconfigure(errors="backslashreplace")
     if kind == "json":
@@ -271,10 +269,10 @@ def print_step(command: BaseCommand, verbosity: int, step: "PlannedStep", operat
 
 
 def backfill_line(row: Backfill, progress: Progress) -> str:
-    """Say in one line how a backfill is."""
+    """Return the state of a backfill in one line."""
     told = [f"{row.name}: {row.status}"]
     if row.status == Backfill.Status.RUNNING:
-        told[0] += f", {progress.workers} at it" if progress.workers else ", but nobody is at it"
+        told[0] += f", {counted(progress.workers, 'worker')}" if progress.workers else ", but without a worker"
         told.append(f"{progress.share:.0%}" if row.sweep == 1 else f"sweep {row.sweep}, {progress.share:.0%}")
     if row.started_at:
         told.append(f"{counted(progress.rows, 'row')} in {duration(progress.seconds)} ({progress.rate:,.0f}/s)")
@@ -291,7 +289,7 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
     """Print all that is known of a backfill."""
     out, style = command.stdout, command.style
     out.write(backfill_line(row, progress), style.MIGRATE_HEADING)
-    if not row.pk:  # it is not started
+    if not row.pk:  # not started
         return
     if row.order:
         batches = f"{progress.batches:,} batch{'es' * (progress.batches != 1)}"
@@ -313,7 +311,7 @@ def print_backfill(command: BaseCommand, row: Backfill, progress: Progress) -> N
 
 @contextmanager
 def backfill_display(command: BaseCommand, *, no_color: bool = False) -> Iterator[Callable[[Backfill, Progress], None]]:
-    """Yield what shows how far a backfill is: a bar in a terminal, elsewhere a line after 2, 4, 8 … seconds."""
+    """Yield a function that shows the progress of a backfill: a bar in a terminal, else a line after 2, 4, 8 … s."""
     if not is_terminal(command):
         silence, due = FIRST_PROGRESS, time.monotonic() + FIRST_PROGRESS
 
@@ -346,7 +344,7 @@ def backfill_display(command: BaseCommand, *, no_color: bool = False) -> Iterato
 
 
 def duration(seconds: float) -> str:
-    """Say a time, in seconds, as precisely as one wants to know it."""
+    """Format seconds: ``2.5 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -355,7 +353,7 @@ def duration(seconds: float) -> str:
 
 
 def _remarks(facts: dict[str, Any], *, always: bool) -> str:
-    """Say how long a step took and who waited for it, where that is worth a word."""
+    """Return how long a step took and who waited for it, if either was long."""
     remarks = []
     if always or facts["seconds"] > LONG:
         remarks.append(duration(facts["seconds"]))
@@ -364,10 +362,6 @@ def _remarks(facts: dict[str, Any], *, always: bool) -> str:
         others = f"{count} sessions waited for it, the longest" if count > 1 else "1 session waited for it"
         remarks.append(f"{others} for {facts['longest_blocked']:.2f} s")
     return f" ({'; '.join(remarks)})" if remarks else ""
-
-
-def _doing(app: str, name: str, direction: str) -> str:
-    return f"{'Applying' if direction == 'up' else 'Unapplying'} {app}.{name}"
 
 
 def _tried(attempt: int, pause: float, whom: str) -> str:

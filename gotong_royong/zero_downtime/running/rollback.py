@@ -1,7 +1,7 @@
-"""Which migrations does a rollback take back, and can they be taken back?
+"""Which migrations does a rollback take back, and can it?
 
-This room chooses and looks; the executor carries it out. Nothing here changes the database, and the ledger, which
-remembers it all, is never among them: `migrate zero_downtime zero` drops that.
+Nothing here changes the database; the executor carries the plan out. A rollback never takes the ledger back: `migrate
+zero_downtime zero` drops that.
 """
 
 import re
@@ -25,36 +25,35 @@ if TYPE_CHECKING:
 
 
 class Applied(NamedTuple):
-    """A migration that is applied, and the steps of the ledger that applied it.
+    """An applied migration, and the ledger's steps that applied it.
 
-    There are several of a squash whose parts were applied one by one, and none of what was there before the ledger.
+    A squash whose parts were applied one by one has several; a migration from before the ledger has none.
     """
 
     key: Key
     steps: tuple[Any, ...]
     is_half: bool = False
-    """Whether a run failed in it and left a part of it, in no transaction."""
+    """Whether a run failed in it and left a part of it."""
 
     def __str__(self) -> str:
         return ".".join(self.key)
 
     @property
     def runs(self) -> list[int]:
-        """The runs that applied it, the last one at the end."""
+        """The runs that applied it, in their order."""
         return sorted({step.run for step in self.steps})
 
     @property
     def is_faked(self) -> bool:
-        """Whether it was only recorded, so that there is nothing in the database to take back."""
+        """Whether it was only recorded, so that there is nothing else to take back."""
         return bool(self.steps) and all(step.faked for step in self.steps)
 
 
 def applied(executor: "Executor") -> list[Applied]:
-    """Return what is applied, without the ledger's own, in the order in which it was done, the last one first.
+    """Return the applied migrations, without the ledger's own, the last applied first.
 
-    The ledger tells the order. What was applied before it was there comes before all that it knows, in the order in
-    which Django recorded it. What a squash replaces is found under the squash. What django_migrations has lost is there
-    if the ledger is a witness, and so is what has no file any more.
+    The ledger tells the order; migrations from before the ledger are the earliest, in the order of django_migrations.
+    A squash stands for what it replaces. Migrations that only the ledger knows, and those without a file, are included.
     """
     loader: Any = executor.loader
     nodes, memory = loader.graph.nodes, history.remembered(executor.connection.alias, loader)
@@ -78,7 +77,7 @@ def applied(executor: "Executor") -> list[Applied]:
 
 
 def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
-    """Return of the other migrations those of which something is there: a run failed in them, in no transaction."""
+    """Return the unapplied migrations that a failed run left half done."""
     alias, columns = executor.connection.alias, ("app", "name", "direction", "pk", "run", "checksum", "faked")
     return [
         Applied(key, tuple(history.steps_since_reset(alias, key).values_list(*columns, named=True)), is_half=True)
@@ -87,16 +86,16 @@ def half_done(executor: "Executor", applied: Collection[Key]) -> list[Applied]:
 
 
 def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) -> list[Applied]:
-    """Choose what one run applied and is still applied: the run with that id, else the one that did the last of it.
+    """Choose the migrations of one run that are still applied: of the run with that id, else of the last run.
 
     Raises:
-        NotUndoable: if there is no such run, nothing of it is left, or only a part of a squash is of it.
+        NotUndoable: if there is no such run, nothing of it is still applied, or it applied only a part of a squash.
     """
     runs = Run.objects.using(executor.connection.alias)
     if run_id is not None and not (history.tables(runs.db) and runs.filter(pk=run_id).exists()):
         raise NotUndoable(f"There is no run {run_id}. See showmigrations for the runs that applied something.")
     if run_id is None and not done[0].runs:
-        raise NotUndoable(f"{done[0]}, the last that was applied, is of no run that the ledger knows. Use --steps N.")
+        raise NotUndoable(f"The ledger knows no run that applied {done[0]}, the last migration. Use --steps N.")
     wanted = done[0].runs[-1] if run_id is None else run_id
     chosen = [one for one in done if wanted in one.runs]
     for one in chosen:
@@ -106,22 +105,22 @@ def batch(executor: "Executor", done: list[Applied], run_id: int | None = None) 
                 "for one of them. Nothing was changed. Use --steps N."
             )
     if not chosen:
-        raise NotUndoable(f"Nothing that run {run_id} applied is still applied.")
+        raise NotUndoable(f"Nothing that run {run_id} applied is still applied. See showmigrations for other runs.")
     return chosen
 
 
 def with_halves(executor: "Executor", done: list[Applied], chosen: list[Applied]) -> list[Applied]:
-    """Return these, and of what is half done all that stands on one of them, which has to go first."""
+    """Return these, and the half done migrations that depend on them, which go first."""
     graph = executor.loader.graph
     needing = {other for one in chosen if one.key in graph.nodes for other in graph.backwards_plan(one.key)}
     return [one for one in done if one in chosen or (one.is_half and one.key in needing)]
 
 
 def last_steps(done: list[Applied], count: int) -> list[Applied]:
-    """Choose the migrations that were applied last, ``count`` of them.
+    """Choose the ``count`` migrations that were applied last.
 
     Raises:
-        NotUndoable: if there are not as many.
+        NotUndoable: if there are fewer.
     """
     if not 0 < count <= len(done):
         raise NotUndoable(f"Cannot take back {count} steps: {len(done)} are applied.")
@@ -129,7 +128,7 @@ def last_steps(done: list[Applied], count: int) -> list[Applied]:
 
 
 def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> list[Applied]:
-    """Choose what is applied, of any app, and comes after ``timestamp``, and what depends on it.
+    """Choose the applied migrations of any app with a later timestamp, and those that depend on them.
 
     Raises:
         NotUndoable: if no migration has that timestamp.
@@ -150,31 +149,32 @@ def later_than(executor: "Executor", done: list[Applied], timestamp: str) -> lis
 def refuse_unknown(
     executor: "Executor", done: list[Applied], chosen: list[Applied], *, accept_edited: bool = False
 ) -> None:
-    """Pass if there are the files that each of these was applied with, and of all that was applied after the first.
+    """Check that the chosen migrations, and all that were applied after the first of them, have their files.
 
-    What a file that is gone has changed, nobody knows: its table may be the one that would be dropped.
+    Nobody knows what a migration without a file changed, perhaps a table that the rollback drops.
 
     Args:
-        done: all that is applied, the last one first.
-        chosen: what of it is to be taken back.
+        done: all applied migrations, the last one first.
+        chosen: those to take back.
+        accept_edited: whether to take back edited ones by their files of now, and to forget half done ones without.
 
     Raises:
-        NotUndoable: names the one whose file is gone or was edited since, and what to do.
+        NotUndoable: names the migration whose file is gone or was edited since, and what to do.
     """
     nodes = executor.loader.graph.nodes
     for one in done[: max(map(done.index, chosen), default=0)]:
         if one not in chosen and one.key not in nodes:
-            raise NotUndoable(_without_file(one, "was applied after what is to be taken back"))
+            raise NotUndoable(_without_file(one, "was applied after what the rollback takes back"))
     for one in chosen:
         if one.key not in nodes and one.is_half and accept_edited:
             executor.loader.graph.add_node(one.key, _empty(*one.key))
         if one.key not in nodes:
-            raise NotUndoable(_without_file(one, "is among what is to be taken back"))
+            raise NotUndoable(_without_file(one, "is among what the rollback takes back"))
         if len({step.faked for step in one.steps}) > 1:
             faked = ", ".join(f"{step.app}.{step.name}" for step in one.steps if step.faked)
             raise NotUndoable(
                 f"{one} cannot be taken back: of what it replaces, {faked} was only recorded, and the rest was run. "
-                f"Nothing was changed. Restore the files that it replaces, take its own away, and roll back again."
+                f"Nothing was changed. Restore the files that it replaces, remove its own, and roll back again."
             )
         for step in one.steps:
             if (step.app, step.name) != one.key or step.faked or accept_edited:
@@ -185,13 +185,13 @@ def refuse_unknown(
                 raise NotUndoable(
                     f"{one} is not taken back: its file has been edited since run {step.run} applied it.\n"
                     f"  applied: SHA-256 {step.checksum}\n  now:     SHA-256 {checksum(nodes[one.key])}\n"
-                    "Nothing was changed. Restore the file from version control, or go back by what it says now: "
+                    "Nothing was changed. Restore the file from version control, or accept the file as it is now: "
                     "rollback --accept-edited."
                 )
 
 
 def _empty(app: str, name: str) -> Migration:
-    """Return a migration that does nothing, in place of one that is forgotten, for its file is gone."""
+    """Return a migration that does nothing, in place of one without a file."""
     migration = Migration(name, app)
     migration.__module__ = ""
     return migration
@@ -199,24 +199,24 @@ def _empty(app: str, name: str) -> Migration:
 
 def _without_file(one: Applied, why: str) -> str:
     app, name = one.key
-    by = f"which run {one.runs[-1]} applied" if one.runs else "which was applied before the ledger was there"
+    by = f"which run {one.runs[-1]} applied" if one.runs else "which was applied before the ledger existed"
     said = f"{one}, {by}, {why}, and its file is gone. Nothing was changed. "
     if app not in apps.app_configs:
         return f"{said}No installed app has the label {app}: install it again."
     module, _ = MigrationLoader.migrations_module(app)
     path = f"{(module or app).replace('.', '/')}/{name}.py"
     return f"{said}Restore {path} from version control (git log --diff-filter=D -- '*/{name}.py' finds it). " + (
-        f"If it is not to come back, forget it: rollback --run {one.runs[-1]} --accept-edited."
+        f"If it does not come back, forget it: rollback --run {one.runs[-1]} --accept-edited."
         if one.is_half
         else f"If another file has taken its place, forget it: migrate {app} --prune."
     )
 
 
 def plan_of(executor: "Executor", chosen: set[Key], faked: Collection[Key] = ()) -> Plan:
-    """Return the steps down, newest first.
+    """Return the plan down, newest first.
 
     Args:
-        faked: those of which only the record goes.
+        faked: the migrations that were only recorded.
 
     Raises:
         NotUndoable: names the applied migration that needs one of these, or the operation that has no way back.
@@ -245,7 +245,7 @@ def plan_of(executor: "Executor", chosen: set[Key], faked: Collection[Key] = ())
 
 
 def difference(alias: str, before: list[Applied], after: list[Applied]) -> str:
-    """Say who has changed what is applied: ``run 7 (rollback) by maria@host took back shop.0003_index``."""
+    """Return who changed what is applied: ``run 7 (rollback) by maria@host took back shop.0003_index``."""
     changed = {one.key for one in set(before) ^ set(after)}
     by_run: dict[tuple[int, str], list[str]] = {}
     for key, step in sorted(history.latest_steps(alias, changed, "run").items()):

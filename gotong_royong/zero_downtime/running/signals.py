@@ -1,7 +1,7 @@
-"""Who is told that migrations are about to be carried out, and that they were? All that hear of stock ``migrate``.
+"""Who hears of a run? The receivers of ``pre_migrate`` and ``post_migrate``, as with Django's ``migrate``.
 
-Receivers of ``pre_migrate`` and ``post_migrate`` keep other tables true: Django's own renames the content type of a
-renamed model, and makes those of models that come back.
+They keep other tables up to date: Django's own rename the content type of a renamed model, and make those of models
+that come back.
 """
 
 import sys
@@ -17,11 +17,11 @@ from django.db.models import signals
 from ..exceptions import ReceiverFailed, in_full
 from ..stages import Plan
 
-BEFORE = "Nothing was migrated. Mend it and do that again."
-AFTER = "The migrations are done and recorded. Mend it and run migrate, which calls it again."
+BEFORE = "Nothing was migrated. Correct the receiver and try again."
+AFTER = "The migrations are done and recorded. Correct the receiver and run migrate, which calls it again."
 AFTER_BACKWARDS = (
-    "What was to be taken back is taken back, and that is recorded. Mend it: the next rollback or migrate calls it "
-    "again, but migrate would apply again what was taken back."
+    "The rollback is done and recorded. Correct the receiver: the next rollback or migrate calls it again, "
+    "but migrate applies again what was taken back."
 )
 
 
@@ -29,7 +29,7 @@ def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool =
     """Send ``pre_migrate`` or ``post_migrate`` for each app, as Django does.
 
     Args:
-        go_on: whether to do so for the other apps after a receiver failed, and to return what is to be said of it.
+        go_on: whether to go on with the other apps after a receiver failed, and to return the failures in words.
 
     Raises:
         ReceiverFailed: names the receiver and the app.
@@ -56,7 +56,7 @@ def send(name: str, verbosity: int, interactive: bool, db: str, *, go_on: bool =
 
 
 def _receiver(error: Exception) -> str:
-    """Say which function the signal called."""
+    """Return the name of the function that the signal called."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)][1:]
     called = next(frame for frame in frames if not frame.f_globals["__name__"].startswith("django.dispatch"))
     return f"{called.f_globals['__name__']}.{called.f_code.co_qualname}"
@@ -65,13 +65,16 @@ def _receiver(error: Exception) -> str:
 def between_signals(
     executor: MigrationExecutor, plan: Plan, take_back: Callable[[], object], *, go_on: bool = False, **how: Any
 ) -> list[str]:
-    """Take the plan back between the two signals that ``migrate`` sends. Reads the migrations again after it.
+    """Take the plan back between the two signals that ``migrate`` sends; then read the migrations again.
 
     A receiver may insert operations into the migrations of the plan, so ``take_back`` must use these very objects.
 
     Args:
-        go_on: whether to take back what can be where a receiver fails; returns what is to be said of those.
-        how: what the receivers are told beside: ``verbosity``, ``interactive``, ``stdout``.
+        go_on: whether to go on when a receiver fails, and to return the failures in words.
+        how: other arguments of the receivers: ``verbosity``, ``interactive``, ``stdout``.
+
+    Raises:
+        ReceiverFailed: if a receiver fails, without ``go_on``.
     """
     how = {"verbosity": 0, "interactive": False, "db": executor.connection.alias, "plan": plan, "go_on": go_on, **how}
     failed = send("pre_migrate", apps=_models(executor), **how)
@@ -81,7 +84,7 @@ def between_signals(
 
 
 def _models(executor: Any) -> StateApps:
-    """Render the models of the applied migrations, and with all their relations those of apps without migrations."""
+    """Render the models of the applied migrations, and the models of apps without migrations with their relations."""
     models: StateApps = executor._create_project_state(with_applied_migrations=True).apps
     real = [(model.app_label, model.name_lower) for model in models.real_models]
     with models.bulk_update():

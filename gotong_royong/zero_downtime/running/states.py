@@ -1,8 +1,8 @@
-"""Which models were there before and after each operation, as far as it needs to know?
+"""Which models does an operation see before and after itself?
 
-Django renders a whole project's models once, and after each operation again whatever is related to the changed one,
-however far: that takes most of the time where there are many. Here a state rolls on without being rendered, and each
-operation gets an excerpt of it before and after, whose few models are rendered only if it asks for them.
+Django renders all models of a project, and after each operation again all that are related to the changed one, however
+far. With many models that takes most of the time. Here a state changes without being rendered, and each operation gets
+excerpts from before and after it, whose few models are rendered only on demand.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,18 +27,18 @@ from django.db.transaction import atomic
 ModelKey = tuple[str, str]
 """The app of a model and its name in lower case, as a state has them."""
 References = dict[ModelKey, bool]
-"""The models that one points to or inherits from, and whether others can point to it where it does: to its key."""
+"""The models that a model points to or inherits from, and whether that reference is a key to which others can point."""
 Move = tuple[Operation, ProjectState, ProjectState]
 
 LOOKING_BACK = AlterField | RenameField | RenameModel
-"""Operations that also change, or ask for, what points to their model."""
+"""Operations that also use the models that point to their model."""
 
 
 class Rolling:
-    """A state that operations change, one after the other; a model that changes becomes another object.
+    """A state that operations change, one after the other; a changed model becomes another object.
 
     Args:
-        state: that before the first of them. It is changed, and must not have been rendered, lest that be kept up.
+        state: the one before the first operation. It changes, and must not be rendered.
     """
 
     def __init__(self, state: ProjectState) -> None:
@@ -47,14 +47,14 @@ class Rolling:
         self._last: ProjectState | None = None
 
     def step(self, operation: Operation, app: str) -> tuple[ProjectState, ProjectState]:
-        """Change the state as the operation does; return excerpts of it from before and after."""
+        """Change the state by the operation; return excerpts from before and after."""
         before = self._excerpt_for(operation, app)
         self.forwards(operation, app)
         self._last = self._excerpt_for(operation, app)
         return before, self._last
 
     def moves(self, operations: Iterable[Operation], app: str) -> list[Move]:
-        """Return what the operations do to the database, each with the excerpts before and after it."""
+        """Return the operations on the database, each with the excerpts before and after it."""
         moves: list[Move] = []
         for operation in operations:
             if isinstance(operation, SeparateDatabaseAndState):
@@ -65,26 +65,26 @@ class Rolling:
         return moves
 
     def perform(self, operation: Operation, migration: Migration, editor: Any) -> None:
-        """Carry out an operation of the migration as ``Migration.apply`` does, but for the excerpts."""
+        """Carry out an operation of the migration as ``Migration.apply`` does, with excerpts as states."""
         before, after = self.step(operation, migration.app_label)
         with transaction_of(operation, migration, editor):
             operation.database_forwards(migration.app_label, editor, before, after)
 
     def snapshot(self) -> "Rolling":
-        """Return what is here now, and does not roll on."""
+        """Return a copy that does not change any more."""
         now = copy(self)
         now.state = ProjectState(dict(self.state.models), self.state.real_apps)
         now._references = dict(self._references)
         return now
 
     def excerpt(self, keys: set[ModelKey]) -> ProjectState:
-        """Return these models and those that they point to; maybe others, where these are rendered already."""
+        """Return a state with these models and those that they point to; with more, if it is rendered already."""
         needed = self._needed(keys, keys) & self.state.models.keys()
         last = self._last
         return last if last and "apps" in vars(last) and needed <= last.models.keys() else self._excerpt(needed)
 
     def forwards(self, operation: Operation, app: str) -> None:
-        """Change the state as the operation does."""
+        """Change the state by the operation."""
         if type(operation) is RunPython:
             return
         own, models = _own(operation, app), self.state.models
@@ -100,9 +100,9 @@ class Rolling:
                 self._references.pop(key, None)
 
     def _excerpt_for(self, operation: Operation, app: str) -> ProjectState:
-        """Return the operation's models and those they point to; and what points to them, where it asks.
+        """Return the operation's models and those they point to; for LOOKING_BACK also those that point to them.
 
-        An operation that is not Django's may ask for any model, and so may Python.
+        An operation that is not Django's gets all models, and so does Python.
         """
         keys = set(self.state.models)
         if (own := _own(operation, app)) is not None:
@@ -116,7 +116,7 @@ class Rolling:
         return ProjectState(models, self.state.real_apps & real_apps)
 
     def _around(self, own: set[ModelKey]) -> set[ModelKey]:
-        """Return the models and those that point to them; also to these, where it is to a key that points on."""
+        """Return the models and those that point to them, and further back along references that are keys."""
         around, new = set(own), own
         while new:
             pointing = {
@@ -129,7 +129,7 @@ class Rolling:
         return around
 
     def _needed(self, own: set[ModelKey], around: set[ModelKey]) -> set[ModelKey]:
-        """Return all these models, what its own point to, and where the keys of all of them point to in turn."""
+        """Return these models, those that ``own`` point to, and further along references that are keys."""
         needed = around.union(*(self._references.get(key, ()) for key in own))
         new = needed
         while new:
@@ -138,7 +138,7 @@ class Rolling:
         return needed
 
     def _excerpt_of_model(self, key: ModelKey, keys: set[ModelKey]) -> ModelState:
-        """Return a copy of the model without the fields that point to others than these and unmigrated ones."""
+        """Return a copy of the model without the fields that point to migrated models outside of ``keys``."""
         model: ModelState = self.state.models[key].clone()
         for name, field in list(model.fields.items()):
             if field.remote_field and any(o in self.state.models and o not in keys for o in _pointed_to(field, key)):
@@ -150,10 +150,10 @@ class Rolling:
 
 @contextmanager
 def transaction_of(operation: Operation, migration: Migration, editor: Any) -> Iterator[None]:
-    """Open a transaction if Django gives the operation one of its own; tell the guard which operation it is.
+    """Open a transaction if Django gives the operation one of its own; tell the guard which operation runs.
 
     Raises:
-        LeftOpen: if it leaves a transaction open that is its own affair.
+        LeftOpen: if the operation leaves a transaction open.
     """
     own = has_own_transaction(operation, migration) and not editor.atomic_migration
     transaction = atomic(editor.connection.alias) if own else nullcontext()
@@ -163,12 +163,12 @@ def transaction_of(operation: Operation, migration: Migration, editor: Any) -> I
 
 
 def has_own_transaction(operation: Operation, migration: Migration) -> bool:
-    """Whether Django gives the operation a transaction of its own where the migration is none."""
+    """Whether Django gives the operation a transaction of its own if the migration has none."""
     return bool(operation.atomic or (migration.atomic and operation.atomic is not False))
 
 
 def with_inner(*operations: Operation) -> Iterator[Operation]:
-    """Yield the operations, each with what it does to the database as a ``SeparateDatabaseAndState``."""
+    """Yield the operations, each followed by its ``database_operations``."""
     for operation in operations:
         yield operation
         yield from with_inner(*getattr(operation, "database_operations", ()))
@@ -188,7 +188,7 @@ def _own(operation: Operation, app: str) -> set[ModelKey] | None:
 
 
 def _is_one_of(operation: Operation, kinds: Any) -> bool:
-    """Whether it is of one of these kinds, or changes the state as one of them does."""
+    """Whether it, or one of its ``state_operations``, is of one of these kinds."""
     return isinstance(operation, kinds) or any(
         _is_one_of(one, kinds) for one in getattr(operation, "state_operations", None) or ()
     )

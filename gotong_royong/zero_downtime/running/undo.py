@@ -1,11 +1,11 @@
-"""How is exactly what a migration did taken back, and what of it stays?
+"""How is a migration taken back, and what of it stays?
 
-The journal tells what was done. What was there before is left alone, and what was never begun is not taken back. Of an
-operation that came to no end only what its statements made can be: what Python has done, nobody knows.
+The journal tells what the migration did: only that is taken back, and what existed before stays. Of an operation that
+did not end, only the effects of its statements can be taken back; the effects of Python are unknown.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.db import ProgrammingError
 from django.db.migrations import Migration
@@ -25,37 +25,32 @@ from .loader import groups
 from .states import Move, Rolling, transaction_of, with_inner
 
 RUNNING = {"DO", "CALL", "SELECT", "WITH"}
-"""Statements that may run any other."""
-# What PostgreSQL says where the table, the column or another object is not there.
+"""Statements that may run any other statement."""
+# PostgreSQL's errors for a missing table, column or other object.
 GONE = {"42P01", "42703", "42704"}
 
 
 class Left(NamedTuple):
-    """What a way back leaves: something of ``ours`` that stays or does not come back, or what was so before us."""
+    """What a rollback leaves. ``ours`` is False if it is not an effect of the run."""
 
     text: str
     ours: bool = True
 
 
 def runs_code(operation: Operation) -> bool:
-    """Whether the operation does more than to send statements through the schema editor, as far as is known."""
+    """Whether the operation may do more than send statements through the schema editor."""
     return not all(
         one.reduces_to_sql and type(one).__module__.startswith(("django.", f"{NAME}.")) for one in with_inner(operation)
     )
 
 
 def did_nothing(operation: Operation, told: Told) -> bool:
-    """Whether it is known that the operation has executed nothing; of code that is never known."""
+    """Whether the operation surely executed nothing; never true of code."""
     return told.did_nothing and not runs_code(operation)
 
 
-def has_own_reverse(operation: Operation) -> bool:
-    """Whether only its author knows what the operation's way back does."""
-    return runs_code(operation) or any(isinstance(one, RunSQL) for one in with_inner(operation))
-
-
 def is_half_done(migration: Migration | None, past: Past) -> bool:
-    """Whether something of a migration that failed may be there. Without its file any code may have done something."""
+    """Whether a failed migration may have left effects. Without its file, any of its operations may be code."""
     if past.complete:
         return False
     operations = [operation for operation, *_ in groups(migration)] if migration else []
@@ -64,7 +59,7 @@ def is_half_done(migration: Migration | None, past: Past) -> bool:
 
 
 def refuse_irreversible(migration: Migration, past: Past) -> None:
-    """Pass if each operation that has come to its end has a way back.
+    """Check that each operation that ended has a way back.
 
     Raises:
         NotUndoable: names the one that has none.
@@ -79,20 +74,20 @@ def refuse_irreversible(migration: Migration, past: Past) -> None:
 
 
 def refuse_edited(migration: Migration, past: Past) -> None:
-    """Make sure that the operations that have been done are still those of the file.
+    """Check that the file still has the operations that are done.
 
     Raises:
-        EditedHalfway: if one is not.
+        EditedHalfway: names the first that it has not.
     """
     if number := first_edited(migration, past):
         raise EditedHalfway(
-            f"Run {past[number].run} has done operation {number} of {migration}, and by now the file says something "
-            "else there. Put that operation back into the file, and bring the change in a new one."
+            f"Run {past[number].run} did operation {number} of {migration}, and the file was edited there since. "
+            "Put that operation back into the file, and write the change into a new operation after it."
         )
 
 
 def first_edited(migration: Migration, past: Past) -> int | None:
-    """Return the number of the first operation that has been done and is another one in the file now."""
+    """Return the number of the first operation that is done and differs from the file's."""
     known = [operation for operation, *_ in groups(migration)]
     for number, told in sorted(past.items()):
         if told.ended and told.digest and [digest(one) for one in known[number - 1 : number]] != [told.digest]:
@@ -101,22 +96,17 @@ def first_edited(migration: Migration, past: Past) -> int | None:
 
 
 def look_before(operation: Operation, editor: SchemaEditor) -> None:
-    """Write down what is there already of that which reverse SQL drops, where nobody can tell what the SQL makes.
+    """Note which objects that the reverse SQL drops exist already, if the forward SQL does not name what it makes.
 
-    What an earlier, interrupted try has found then is known still, and what it has made was not there before it.
+    Not after an interrupted try: that one has noted them, and the objects may be its own.
     """
-    is_first = editor.journal is not None and not editor.journal.is_repeated
-    for one in with_inner(operation):
-        if is_first and editor.journal and isinstance(one, RunSQL) and any(map(_makes_unseen, _statements(one.sql))):
-            for statement in _statements(one.reverse_sql or ""):
+    journal = editor.journal
+    for one in with_inner(operation) if journal and not journal.is_repeated else ():
+        if isinstance(one, RunSQL) and any(map(_makes_unseen, statements.of_raw_sql(one.sql))):
+            for statement in statements.of_raw_sql(one.reverse_sql or ""):
                 for object, is_made in statement.changes:
-                    if not is_made and editor.look_at(*object) not in {None, UNKNOWN}:
-                        editor.journal.skipped(f"{object} is already there", (object,))
-
-
-def _statements(sql: Any) -> list[Statement]:
-    each = [sql] if isinstance(sql, str) else [one if isinstance(one, str) else one[0] for one in sql]
-    return [statement for text in each for statement in statements.split(text)]
+                    if journal and not is_made and editor.look_at(*object) not in {None, UNKNOWN}:
+                        journal.skipped(f"{object} is already there", (object,))
 
 
 def _makes_unseen(statement: Statement) -> bool:
@@ -126,13 +116,16 @@ def _makes_unseen(statement: Statement) -> bool:
 def take_back(
     migration: Migration, state: ProjectState, editor: SchemaEditor, journal: Journal, past: Past, run: int | None
 ) -> Iterator[Left]:
-    """Go back over the operations of the migration, newest first; yield what is left.
+    """Take back the operations of the migration, newest first; yield what is left.
+
+    Takes the locks of the reverse statements, such as ACCESS EXCLUSIVE for DROP
+    (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES).
 
     Args:
         state: the models before the migration.
-        journal: is told what is taken back.
-        past: what was done. What is taken back in no transaction is struck out.
-        run: whose work to take back; None for everybody's.
+        journal: of this step down.
+        past: what was done; without a transaction, what is taken back is marked in it.
+        run: the run whose work to take back; None for all runs.
     """
     rolling = Rolling(ProjectState(state.clone().models, state.real_apps))
     moves = [[(one, *rolling.step(one, migration.app_label)) for one in group] for group in groups(migration)]
@@ -141,8 +134,8 @@ def take_back(
             continue
         made = ", ".join(map(str, sorted(past[number].executed))) or "whatever it did"
         yield Left(
-            f"operation {number} of {migration}, which run {past[number].run} did, stays, for the file has it no more: "
-            f"{made}. Put the operation back into the file and roll back again, or drop that by hand"
+            f"operation {number} of {migration}, which run {past[number].run} did, stays, because the file no longer "
+            f"has it: {made}. Put the operation back into the file and roll back again, or drop that by hand"
         )
     for number, group in reversed(list(enumerate(moves, 1))):
         told = past.of(number)
@@ -164,7 +157,7 @@ def _take_back(migration: Migration, move: Move, editor: SchemaEditor, journal: 
     name = f"{operation.describe()!r} of {migration}"
     is_code = runs_code(operation)
     if told.reasons:
-        yield Left(f"left alone, for so it was before {name}: {'; '.join(told.reasons)}", ours=False)
+        yield Left(f"left alone, because it was so before {name}: {'; '.join(told.reasons)}", ours=False)
     if did_nothing(operation, told):
         return
     if not told.ended and not isinstance(operation, RunBackfill) and (is_code or not operation.reversible):
@@ -189,11 +182,11 @@ def _take_back(migration: Migration, move: Move, editor: SchemaEditor, journal: 
 def _not_brought_back(
     operation: Operation, name: str, told: Told, back: Told, left_out: set[Object | None]
 ) -> Iterator[Left]:
-    """Yield what the way back over an operation does not bring back.
+    """Yield what the way back of an operation does not bring back.
 
     Args:
-        told, back: what the journal tells of the way there and of the way back.
-        left_out: what the way back was not allowed to touch; None for what is not known.
+        told, back: the journals of the way up and of the way back.
+        left_out: what the way back did not touch; None stands for unknown objects.
     """
     data = sorted(str(object) for object in told.dropped if object.kind in {"table", "column"})
     for one in with_inner(operation):
@@ -209,9 +202,9 @@ def _not_brought_back(
         elif object.kind.startswith("TYPE"):
             yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
         elif object.kind.startswith("values"):
-            yield Left(f"{object}: where there was NULL, what {name} put there stays")
+            yield Left(f"{object}: {name} replaced NULL by values, which stay")
         elif object in left_out or (None in left_out and object not in back.executed | told.dropped):
-            yield Left(f"{object} stays as {name} made it: what would change it back concerns more than that")
+            yield Left(f"{object} stays as {name} made it: the reverse also changes what existed before")
         elif object in told.dropped - back.executed and object.kind in {"index", "constraint"}:
             new = ", ".join(sorted(map(str, back.executed - told.executed)))
             yield Left(f"{object}, which {name} dropped, is not back under its name{new and f': {new}'}")
@@ -219,7 +212,7 @@ def _not_brought_back(
     if unknown and not told.ended:
         yield Left(f"what {name} did before it failed may stay")
     elif unknown and told.reasons:
-        yield Left(f"what {name} did stays, as far as its statements do not name what they make")
+        yield Left(f"what {name} did stays where its statements do not name what they make")
     elif not all(map(statements.only_adds, unknown)):
         yield Left(f"what {name} changed or deleted is back only as far as its reverse SQL brings it back")
 
@@ -229,22 +222,23 @@ def _has_raw_sql(operation: Operation) -> bool:
 
 
 def _told_to_touch(operation: Operation, told: Told) -> Callable[[tuple[Object, ...]], bool] | None:
-    """Return which objects a way back may touch."""
+    """Return the test for the objects that a way back may touch; None if it may touch all."""
     if isinstance(operation, RunBackfill) or (told.ended and not told.reasons):
         return None
     if told.ended and not _has_raw_sql(operation):
         return told.skipped.isdisjoint
-    if told.ended and any(map(_makes_unseen, _statements(list(told.texts)))):
+    if told.ended and any(map(_makes_unseen, statements.of_raw_sql(list(told.texts)))):
         return lambda objects: bool(objects) and told.skipped.isdisjoint(objects)
     return lambda objects: bool(objects) and told.executed.issuperset(objects)
 
 
 def outcome(run: object, undone: Iterable[Migration], left: Collection[Left]) -> str:
-    """Say how the database is after the run's migrations were taken back, and what is left."""
+    """Return whether the database is as before the run, and what is left, in words."""
     if any(one.ours for one in left):
         said = f"The database may not be as it was before {run}:"
     else:
-        has_own = any(has_own_reverse(operation) for migration in undone for operation in migration.operations)
+        each = [operation for migration in undone for operation in migration.operations]
+        has_own = any(runs_code(operation) or _has_raw_sql(operation) for operation in each)
         condition = ", if the reverse SQL and code of these migrations are right" if has_own else ""
         said = f"The database is as it was before {run}{condition}."
     return "\n  ".join([said, *dict.fromkeys(one.text for one in left)])

@@ -1,8 +1,8 @@
 """Whom does a migration keep waiting, and for how long?
 
-``lock_timeout`` bounds how long our statements wait. Once one has its lock, only a second session can see who waits
-for us, and end it: this room is that session, a thread that looks every 20 ms. Nobody can have waited longer than we
-have been at it, so it looks that often only once something lasts. Where the thread stands still, ``backstop`` does it.
+``lock_timeout`` bounds how long our statements wait for a lock. Once a statement has its lock, only another session can
+see who waits for it, and cancel it. The watchdog is that session: a thread that looks every 20 ms once a statement
+lasts. If the thread stands still, ``backstop`` does its work.
 """
 
 import math
@@ -21,12 +21,12 @@ from ..postgres.locks import BLOCKERS, BLOCKS, PUT, described, look_up, millisec
 from .backstop import END, KEPT_OUT, Backstop
 
 Report = Callable[..., object]
-"""Is told an event by its name, and its facts by theirs; perhaps in the watchdog's thread."""
+"""Called with the name of an event and its facts, perhaps by the watchdog's thread."""
 
 INTERVAL = 0.02  # seconds between two looks
-BREAK = 0.5  # of the budget, for which nobody has waited when the next one who does is counted anew
-HEARTBEAT = 0.1  # of the budget, between two looks while nothing lasts, lest the server thinks that nobody watches
-WORTH_SAYING = 0.5  # seconds after which a statement is told of, and between two words on its progress
+BREAK = 0.5  # of the budget: after so long without a wait for rows, the next wait counts anew
+HEARTBEAT = 0.1  # of the budget: between two looks while nothing lasts, so that the backstop sees the watchdog alive
+WORTH_SAYING = 0.5  # seconds before the first report on a statement's progress, and between two reports
 
 WAITS = f"""
     SELECT pid, seconds, extract(epoch FROM waitstart)::float8, relation::regclass::text, blockers,
@@ -49,13 +49,13 @@ PROGRESS = """
 """
 
 NO_BACKSTOP = (
-    "track_activities is off for this role. So the server cannot see whether the watchdog stands still: should this "
-    "process be stopped, nobody is let in. ALTER ROLE … SET track_activities = on changes that."
+    "track_activities is off for this role, so the server cannot see whether the watchdog stands still. If this "
+    "process is stopped, others wait for it. ALTER ROLE … SET track_activities = on changes that."
 )
 
 
 class Wait(NamedTuple):
-    """One session that waits in a lock's queue: ours, or somebody who is kept out by us."""
+    """One session that waits for a lock: ours, or one that we block."""
 
     pid: int
     seconds: float
@@ -63,12 +63,12 @@ class Wait(NamedTuple):
     table: str | None
     blockers: list[int]
     our_lock: str | None
-    """On that table."""
+    """The mode of our lock on that table."""
     our_transaction: str | None
 
 
 class Blocked:
-    """What a step did to the other sessions, and how long it waited itself."""
+    """How long a step made other sessions wait, and waited itself."""
 
     def __init__(self) -> None:
         self.users: dict[tuple[int, float | None], float] = {}
@@ -89,9 +89,9 @@ class Watchdog(threading.Thread):
     """Watches the session of a connection, from the first ``with`` until its end.
 
     Args:
-        connection: whose session is watched. The watchdog opens one of its own with the same parameters.
-        budget: seconds that anybody may wait for us before the running statement is canceled.
-        report: is told of statements that last, and of their progress.
+        connection: whose session is watched. The watchdog opens its own sessions with the same parameters.
+        budget: seconds that a session may wait for us before the running statement is canceled.
+        report: called with the progress of statements that last.
     """
 
     session: "psycopg.Connection[Any]"
@@ -106,12 +106,12 @@ class Watchdog(threading.Thread):
         self._backstop: Backstop | None = None
         self._sessions = ExitStack()
         self._watches = 0
-        """The session that is watched in fact, as soon as the sessions for that are open."""
+        """The process id of the session that is watched now."""
         self._statement, self._gives_way_after, self._say_at = "", math.inf, math.inf
         self._blockers: list[int] = []
         self._kept: dict[str | None, tuple[float, float]] = {}
         self._gave_up: Wait | None = None
-        """Who was seen last to wait for a table that we have locked."""
+        """The last wait for a table that we have locked."""
         self._transaction: str | None = None
         self._verdict: ZeroDowntimeError | None = None
         self._ended_at: float | None = None
@@ -131,23 +131,24 @@ class Watchdog(threading.Thread):
         self._sessions.close()
 
     def follow(self) -> None:
-        """Watch the session that the connection has now; wait until it is, so that nothing is executed before."""
+        """Watch the connection's new session; return once it is watched."""
         self.us = self.watched.connection.info.backend_pid
         while self._watches != self.us and not isinstance(self._verdict, Unwatched):
             time.sleep(INTERVAL / 10)
 
     def new_step(self) -> Blocked:
-        """Forget the last step's waits and verdict; return where this one's will be."""
+        """Forget the last step's waits and verdict; return the record of the new step."""
         self.blocked = Blocked()
         self.new_try()
         return self.blocked
 
     def new_try(self) -> None:
+        """Forget the verdict on the last try."""
         self._hear()
         self._verdict, self._ended_at, self._busy_since = None, None, time.monotonic()
 
     def begin_statement(self, sql: str, *, gives_way_after: float) -> None:
-        """Be told which statement runs.
+        """Note that a statement begins.
 
         Args:
             gives_way_after: seconds that others may wait behind it while it waits for its own lock.
@@ -156,27 +157,27 @@ class Watchdog(threading.Thread):
         self._say_at = time.monotonic() + WORTH_SAYING
 
     def end_statement(self) -> None:
-        """Be told that it has ended; it is the last one until the next, and who blocked it is remembered."""
+        """Note that the statement has ended; it stays the last one, with the sessions that blocked it."""
         self._say_at = math.inf
 
     @property
     def verdict(self) -> ZeroDowntimeError | None:
-        """Why something was ended: a ``GaveWay`` if only to let others pass, else the error that the step ends with."""
+        """Why a statement was canceled: ``GaveWay`` if only to let others pass, else the error that ends the step."""
         self._hear()
         return self._verdict
 
     def judge(self, verdict: ZeroDowntimeError) -> None:
-        """Give a verdict, unless there is one for good."""
+        """Set the verdict, unless there is one other than ``GaveWay``."""
         if self._verdict is None or isinstance(self._verdict, GaveWay):
             self._verdict = verdict
 
     def forgive(self) -> None:
-        """Forget that something was to give way: it has come to its end all the same."""
+        """Forget a ``GaveWay``: the statement ended all the same."""
         if isinstance(self._verdict, GaveWay):
             self._verdict = None
 
     def whom_we_wait_for(self) -> str:
-        """Say which sessions kept us from our lock when it was last looked at."""
+        """Describe the sessions that blocked our lock at the last look."""
         with suppress(psycopg.Error):
             return described(self.session.execute(BLOCKERS, [self._blockers]).fetchall())
         return ""
@@ -191,7 +192,7 @@ class Watchdog(threading.Thread):
                 self._look_or_end()
 
     def _look_or_end(self) -> None:
-        """Look, from other sessions in place of lost ones; if it cannot, end what runs: nothing runs unwatched."""
+        """Look, in new sessions if ours are lost; if that fails, cancel the running statement."""
         try:
             if self._watches != self.us or (self._backstop and self._backstop.lost):
                 self._open()
@@ -206,7 +207,7 @@ class Watchdog(threading.Thread):
             self._end_with(Unwatched.failed(summary(error)))
 
     def look(self) -> None:
-        """See who waits now, remember it, and end what we do where that is due."""
+        """See who waits now, remember it, and cancel our statement if the budget is used up."""
         waits = [Wait(*row) for row in self.session.execute(WAITS.format(us=self.us))]
         ours = next((wait for wait in waits if wait.pid == self.us), None)
         users = [wait for wait in waits if wait is not ours]
@@ -218,7 +219,7 @@ class Watchdog(threading.Thread):
         users = users or self._still_kept_out()
         kept_out, gave_way = self._kept_out(users), isinstance(self._verdict, GaveWay)
         if ours and not gave_way and kept_out > self._gives_way_after:
-            self.judge(GaveWay("Its statement was canceled, for others waited behind it."))
+            self.judge(GaveWay("Its statement was canceled, because others waited behind it."))
             self.session.execute("SELECT pg_cancel_backend(%s)", [self.us])
         elif kept_out > self.budget * (2 if gave_way else 1):
             self._end(users, kept_out)
@@ -229,7 +230,7 @@ class Watchdog(threading.Thread):
             self.report("progress", sql=self._statement, phase=phase, percent=percent, whom=whom)
 
     def _still_kept_out(self) -> list[Wait]:
-        """Return who has given up waiting for a table, if we have it still: tries shorter than a look are not seen."""
+        """Return the last wait for a table if we still lock it: the session may try again between two looks."""
         if (wait := self._gave_up) is None:
             return []
         held = [self.us, wait.table, wait.our_lock, wait.our_transaction]
@@ -237,9 +238,9 @@ class Watchdog(threading.Thread):
         return [wait] if self._gave_up else []
 
     def _kept_out(self, users: list[Wait]) -> float:
-        """Return for how many seconds our transaction has kept anybody out of a table or of rows, without a break.
+        """Return for how many seconds our transaction has blocked others on one table or on rows, without a break.
 
-        Those who give up and come again, or come in turns, wait for as long as one who stays.
+        Sessions that give up and come again, or that take turns, count as one that stays.
         """
         now, longest = time.monotonic(), 0.0
         if users and users[0].our_transaction != self._transaction:
@@ -247,7 +248,7 @@ class Watchdog(threading.Thread):
         for wait in users:
             since, last = self._kept.get(wait.table, (now, 0.0))
             began = now - wait.seconds
-            holds_on = bool(wait.table) or now - last < BREAK * self.budget  # a table is locked until the end
+            holds_on = bool(wait.table) or now - last < BREAK * self.budget  # a table stays locked to the end
             since = min(since, began) if holds_on else began
             self._kept[wait.table] = since, now
             self._gave_up = wait if wait.table and BLOCKS.get(wait.our_lock or "") else self._gave_up
@@ -255,7 +256,7 @@ class Watchdog(threading.Thread):
         return longest
 
     def _end(self, users: list[Wait], kept_out: float) -> None:
-        """Cancel the statement, or end the session that idles in its transaction; end it, too, if it goes on."""
+        """Cancel the statement, or end the session if it idles in its transaction or goes on."""
         now = time.monotonic()
         if self._ended_at is None:
             self._ended_at = now
@@ -282,7 +283,7 @@ class Watchdog(threading.Thread):
         return f"The statement: {text}" if self._say_at < math.inf else f"No statement ran. The last one: {text}"
 
     def _open(self) -> None:
-        """Open the watchdog's session, and have the server watch ours, in place of what there was for that."""
+        """Open the watchdog's session and the backstop's, and close those before."""
         self._sessions.close()
         us, self.session = self.us, self._session("migrate: watchdog")
         self._sessions.callback(self.session.close)
@@ -293,7 +294,7 @@ class Watchdog(threading.Thread):
         self._watches = us
 
     def _session(self, name: str) -> "psycopg.Connection[Any]":
-        """Open a session that calls tables as the watched one does, under the role that may cancel its statements."""
+        """Open a session with the watched one's search path, and its login role, which may cancel its statements."""
         parameters = {**self.watched.get_connection_params(), "application_name": name}
         session: psycopg.Connection[Any] = psycopg.connect(**parameters)
         session.autocommit = True
@@ -303,18 +304,18 @@ class Watchdog(threading.Thread):
         return session
 
     def _hear(self) -> None:
-        """Hear what the server has done in our stead."""
+        """Set the verdict if the backstop has canceled something."""
         if self._backstop and (said := self._backstop.heard()):
             self.judge(
                 BlockedTooLong(
                     f"The watchdog stood still, with this process or because nobody reads its output, and {said}. So "
-                    f"the server let everybody in. {self._what_ran}"
+                    f"the server canceled the statement or ended the session. {self._what_ran}"
                 )
             )
 
     def _end_with(self, verdict: ZeroDowntimeError) -> None:
-        """End the running statement, past the watchdog's own session."""
+        """Cancel the running statement without the watchdog's session."""
         self.judge(verdict)
-        if watched := self.watched.connection:  # Django lets go of one that it has found lost
+        if watched := self.watched.connection:  # None if Django has found it lost
             with suppress(psycopg.Error):
                 watched.cancel_safe(timeout=self.budget)

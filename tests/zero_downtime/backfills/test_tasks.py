@@ -215,7 +215,7 @@ def test_no_worker_at_all_is_refused(users, ask, tmp_path):
     (tmp_path / "trial.py").write_text("from tests.settings import *\nZERO_DOWNTIME_BACKFILL_WORKERS = 0\n")
     trial = {"DJANGO_SETTINGS_MODULE": "trial", "PYTHONPATH": str(tmp_path)}
     told = manage(users, "procrastinate", "worker", "--one-shot", **trial).stderr
-    assert "ZERO_DOWNTIME_BACKFILL_WORKERS is 0. Set it to a whole number from 1 on, for with none no" in told
+    assert "ZERO_DOWNTIME_BACKFILL_WORKERS is 0. Set it to a whole number from 1 on. To run backfills" in told
     assert ask(LEFT) == 3_000
 
 

@@ -71,7 +71,7 @@ def test_no_postgresql_is_said_once(lite):
     lite.settings(lite.lite + 'del DATABASES["pg"]\n')
     ids, said = complaints(lite)
     assert ids == ["zero_downtime.W004"]
-    assert "HINT: Take 'gotong_royong.zero_downtime' out of INSTALLED_APPS" in said
+    assert "HINT: Remove 'gotong_royong.zero_downtime' from INSTALLED_APPS" in said
 
 
 def test_on_another_engine_the_commands_are_djangos(lite, scratch):

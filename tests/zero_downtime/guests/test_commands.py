@@ -149,9 +149,9 @@ def test_an_app_ahead_of_ours_keeps_ours_away_and_that_is_said(shop, bring):
     order(shop, "hall", "ours", "shop")
     ids, said = complaints(shop)
     assert ids == ["zero_downtime.W001"] * 2
-    assert "manage.py migrate is the command of hall, so that of gotong_royong.zero_downtime is not used" in said
-    assert "Put 'gotong_royong.zero_downtime' before 'hall' in INSTALLED_APPS; then both are used." in said
-    assert "in INSTALLED_APPS; then that of hall is not used." in said
+    assert "manage.py migrate is the command of hall, so the command of gotong_royong.zero_downtime is not used" in said
+    assert "Put 'gotong_royong.zero_downtime' before 'hall' in INSTALLED_APPS; then both work." in said
+    assert "in INSTALLED_APPS; then the command of hall is not used." in said
 
 
 WHOLE = """

@@ -112,7 +112,7 @@ def test_a_lost_history_without_a_ledger(ours, scratch):
     before = dump(ours)
     sql(scratch, "DELETE FROM django_migrations WHERE app <> 'zero_downtime'; TRUNCATE zero_downtime_run CASCADE")
     said = ours.fail("migrate")
-    assert "nothing is recorded as applied" in said
+    assert "is recorded as applied, but the table" in said
     assert "Nothing was changed." in said
     assert "--fake" in said
     assert (dump(ours), applied(ours, scratch)) == (before, [])

@@ -31,7 +31,7 @@ def rows(database):
 def test_nothing_is_run_again_and_the_ways_out_are_said(restored, scratch):
     before = look(scratch)
     said = restored.fail("migrate")
-    assert "nothing is recorded as applied, but the table shop_label, which shop.0001_items makes, is there" in said
+    assert "is recorded as applied, but the table shop_label, which shop.0001_items makes, exists" in said
     assert "The SQL or Python of shop.0002_fill would run a second time. Nothing was changed." in said
     assert (look(scratch), rows(scratch), recorded(scratch)) == (before, [("filled",)], set())
     restored.succeed("migrate", "shop", "0002", "--fake")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 CANNOT = (
     "CommandError: cannot connect to database gotong on 127.0.0.1:1 as maria. "
-    "Check DATABASE_URL and that the server is running. It said: "
+    "Check DATABASE_URL and that the server is running. The error: "
 )
 
 

@@ -196,7 +196,7 @@ def test_a_ledger_that_may_not_be_read(scratch, package, show):
     assert [*shown, empty] == ["sessions", " [X] first", " [X] second", ""]
     tables = "public.zero_downtime_run, public.zero_downtime_step, public.zero_downtime_effect"
     assert told == (
-        f"The ledger is there, and this role may not read it: it lacks SELECT on {tables}. "
+        f"This role may not read the ledger: it lacks SELECT on {tables}. "
         f"Use the role that owns them, or GRANT SELECT ON {tables} TO {reader}."
     )
 

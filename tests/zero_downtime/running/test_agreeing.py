@@ -21,7 +21,7 @@ FAILING = {
     "NULL": (
         alter("name", "TextField(null=True)"),
         "UPDATE shop_thing SET name = NULL WHERE id = 1",
-        "must fail: shop_thing.name may not be NULL then, and is in 1 row",
+        "must fail: shop_thing.name becomes NOT NULL, and is NULL in 1 row",
     ),
     "too long": (
         f"{field('code', 'CharField(max_length=3, null=True)')}, {alter('code', 'CharField(max_length=9, null=True)')}",
@@ -91,12 +91,12 @@ FAILING = {
     "a view on what raw SQL drops": (
         raw("CREATE TABLE bag (id int)", "DROP TABLE bag"),
         "CREATE VIEW bags AS SELECT * FROM bag",
-        "must fail: bag cannot be dropped, for view bags cannot be without it",
+        "must fail: bag cannot be dropped, because view bags depends on it",
     ),
     "a view on a column whose type changes": (
         alter("weight", "BigIntegerField(null=True)"),
         "CREATE VIEW weights AS SELECT weight FROM shop_thing",
-        "must fail: the type of shop_thing.weight cannot be altered, for a view shows it",
+        "must fail: the type of shop_thing.weight cannot be altered, because a view uses it",
     ),
 }
 
@@ -117,7 +117,7 @@ def test_what_may_be_mended_on_the_way_back_may_only_fail(things, scratch):
     fill = raw("SELECT 1", "UPDATE shop_thing SET name = coalesce(name, 'x')")
     trial(things, scratch, f"{alter('name', 'TextField(null=True)')}, {fill}", "UPDATE shop_thing SET name = NULL")
     out = things.succeed("rollback", "--steps", "1", "--yes")
-    assert "may fail: shop_thing.name may not be NULL then, and is in 2 rows" in told(out)
+    assert "may fail: shop_thing.name becomes NOT NULL, and is NULL in 2 rows" in told(out)
     assert sql(scratch, "SELECT DISTINCT name FROM shop_thing") == [("x",)]
 
 
@@ -190,7 +190,7 @@ def test_a_view_that_is_made_after_the_answer_stays(things, scratch, attributes)
     things.write("0002_trial", f"{TAG}, {view}", attributes)
     things.succeed("migrate")
     assert told(things.succeed("rollback", "--steps", "1", "--plan")) == []
-    assert "Dropping table shop_tag would take along what depends on it: view tags" in things.fail(
+    assert "Dropping table shop_tag would also drop what depends on it: view tags" in things.fail(
         "rollback", "--steps", "1", "--yes"
     )
     assert sql(scratch, "SELECT to_regclass('shop_tag')") == [("shop_tag",)]

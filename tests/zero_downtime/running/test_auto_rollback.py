@@ -77,7 +77,7 @@ def test_nothing_was_applied_before(migrated, scratch):
     before = look(scratch)
     migrated.write("0002_size", NO_TABLE)
     said = migrated.fail("migrate", "--auto-rollback")
-    assert "Rolled back: nothing, for nothing had been applied. The database is as it was before run 2" in said
+    assert "Rolled back: nothing, because nothing was applied. The database is as it was before run 2" in said
     assert look(scratch) == before
 
 
@@ -122,7 +122,7 @@ def test_rolling_back_fails_too(migrated, scratch):
     migrated.write("0004_trial", NO_TABLE)
     said = migrated.fail("migrate", "--auto-rollback")
     assert '\nRolling back failed, too: shop.0003_color failed: ProgrammingError: column "colour" of' in said
-    assert "\nStill there: shop.0002_size, shop.0003_color." in said
+    assert "\nStill applied: shop.0002_size, shop.0003_color." in said
     assert steps(scratch)[-1] == "0003 down failed"
     assert last_run(scratch).status == "failed"
 

@@ -116,7 +116,7 @@ def in_batches(cursor):
 
 def test_code_that_has_committed_something_is_not_run_again(shop):
     operation, made = calls(in_batches)
-    said = pytest.raises(Interrupted, match="Its code was interrupted half-way: what that has committed stays")
+    said = pytest.raises(Interrupted, match=r"Its code was interrupted half-way\. What it committed stays")
     with holding(conninfo(shop), HOLD_5, 30), somebody_who_wants(shop, 2), said:
         run(shop, operation, atomic=False)
     assert ask(shop, SUM) == (100 + ROWS - 1,)
@@ -200,8 +200,8 @@ def test_it_is_said_once_that_nobody_watches_another_session(shop, another, work
     operation, _ = calls(code)
     run(shop, operation, report=lambda event, **facts: notes.append(facts["text"]) if event == "note" else None)
     assert len(notes) == 1
-    assert "A migration works in another session, too (process " in notes[0]
-    assert "Nobody watches whom that keeps waiting" in notes[0]
+    assert "The migration also works in another session (process " in notes[0]
+    assert "The watchdog does not see who waits for that" in notes[0]
 
 
 ENDING = {
@@ -226,7 +226,7 @@ def test_code_that_ends_its_transaction_is_no_success_and_nothing_is_said_to_be_
     code = f"def code(apps, editor):\n    with editor.connection.cursor() as cursor:\n        {body}\n"
     file.write_text(code + file.read_text())
     said = project.fail("migrate", *options)
-    assert "shop.0003_ends was stopped in operation 1 of 1. Its code ended the transaction that it stood in" in said
+    assert "shop.0003_ends was stopped in operation 1 of 1. Its code ended the transaction around it" in said
     assert "Nothing of it is left" not in said
     assert "as it was before" not in said
     assert "What run 1 (migrate) applied before that stays (2 steps)" in said

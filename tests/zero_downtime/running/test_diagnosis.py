@@ -15,12 +15,12 @@ UNLOADABLE = "Migration sessions.new cannot be loaded: "
 BROKEN = {
     "syntax": (
         f"{HEAD}    dependencies = [\n",
-        f"{UNLOADABLE}SyntaxError: '[' was never closed, in line 5 of FILE. Correct that",
+        f"{UNLOADABLE}SyntaxError: '[' was never closed, in line 5 of FILE. Correct it",
     ),
-    "unreadable": ("\0", f"{UNLOADABLE}SyntaxError: source code string cannot contain null bytes. Correct that"),
+    "unreadable": ("\0", f"{UNLOADABLE}SyntaxError: source code string cannot contain null bytes. Correct it"),
     "import": (
         f"import nowhere\n{HEAD}    pass\n",
-        f"{UNLOADABLE}ModuleNotFoundError: No module named 'nowhere', in line 1 of FILE. Correct that",
+        f"{UNLOADABLE}ModuleNotFoundError: No module named 'nowhere', in line 1 of FILE. Correct it",
     ),
     "attribute": (
         f"{HEAD}    operations = [migrations.AddFeild()]\n",
@@ -29,7 +29,7 @@ BROKEN = {
     "no class": ("import os\n", "Migration new in app sessions has no Migration class. Write one"),
     "no such migration": (
         f"{HEAD}    dependencies = [('tasks', '2026')]\n",
-        "Migration sessions.new depends on tasks.2026, which is not there. Correct its dependencies",
+        "Migration sessions.new depends on tasks.2026, which does not exist. Correct its dependencies",
     ),
     "no such app": (
         f"{HEAD}    dependencies = [('nowhere', '__first__')]\n",
@@ -102,7 +102,7 @@ def test_a_migration_that_comes_before_what_is_applied(run, scratch):
     assert said.startswith(
         "Migration sessions.new is applied before its dependency sessions.old on database 'default'."
     )
-    assert "let the new one depend on the app's last migration" in said
+    assert "make it depend on the app's last migration" in said
 
 
 @pytest.mark.parametrize("command", ["makemigrations", "showmigrations"])

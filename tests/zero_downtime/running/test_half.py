@@ -161,7 +161,10 @@ class TestFiles:
         assert "forget it: rollback --run 2 --accept-edited." in said
         assert "--prune" not in said
         out = labeled.succeed("rollback", "--run", "2", "--accept-edited")
-        assert "operation 1 of shop.0003_half, which run 2 did, stays, for the file has it no more: column color" in out
+        assert (
+            "operation 1 of shop.0003_half, which run 2 did, stays, because the file no longer has it: column color"
+            in out
+        )
         assert "operation 2" not in out
         assert look(scratch) == was
         assert "0003_half" not in labeled.succeed("showmigrations")
@@ -171,7 +174,7 @@ class TestFiles:
         fail_in(labeled, COLOR)
         labeled.write("0003_half", COLOR.replace("color", "size"), NOT_ATOMIC)
         plan = labeled.succeed("migrate", "--plan")
-        assert "half done, and edited since: refused until what was done is back in its file" in plan
+        assert "half done, and edited since: refused until the file says again what was done" in plan
         assert "goes on" not in plan
         shown = labeled.succeed("showmigrations")
         assert (
@@ -182,7 +185,7 @@ class TestFiles:
     def test_of_one_without_a_reverse_no_way_back_is_promised(self, labeled):
         fail_in(labeled, 'migrations.RunSQL("CREATE TABLE bag ()")')
         shown = labeled.succeed("showmigrations")
-        assert "migrate goes on after operation 1; rollback cannot take it back, for it has no reverse" in shown
+        assert "migrate goes on after operation 1; rollback cannot take it back, because it has no reverse" in shown
         assert "rollback takes it back" not in shown
         assert "has no reverse" in labeled.fail("rollback", "--yes")
 
@@ -200,5 +203,5 @@ class TestLostRows:
         forget(scratch, "0002%")
         plan = labeled.succeed("migrate", "--plan")
         assert "shop.0002_label (up, pre-deploy, only recorded)" in plan
-        assert "-- django_migrations has lost this, which the ledger knows to be applied" in plan
+        assert "-- django_migrations has lost this; the ledger knows that it is applied" in plan
         assert "CREATE TABLE" not in plan

@@ -124,12 +124,12 @@ def test_what_was_there_before_is_left_alone(migrated, scratch, case, attributes
     migrated.write("0003_fails", FAILS)
     said = migrated.fail("migrate", "--auto-rollback")
     assert "Rolled back: shop.0002_trial." in said
-    assert "left alone, for so it was before" in said
+    assert "left alone, because it was so before" in said
     assert re.search(r"already (there|gone)", said)
     assert seen(scratch) == was
     (migrated.migrations / "0003_fails.py").unlink()
     migrated.succeed("migrate")
-    assert "left alone, for so it was before" in migrated.succeed("rollback", "--yes")
+    assert "left alone, because it was so before" in migrated.succeed("rollback", "--yes")
     assert seen(scratch) == was
 
 
@@ -160,7 +160,7 @@ def test_what_was_refused_is_not_dropped(migrated, scratch, attributes):
     was = seen(scratch)
     migrated.write("0002_trial", f'column("items", "size"), {LABEL_MODEL}', attributes)
     said = migrated.fail("migrate", "--auto-rollback")
-    assert "There is a table shop_label already" in said
+    assert "The table shop_label exists already and differs." in said
     assert seen(scratch) == was
 
 
@@ -182,7 +182,7 @@ class TestResume:
         was = seen(scratch)
         migrated.write("0002_trial", f'{INSERT}, column("items", "weight")', NOT_ATOMIC)
         said = migrated.fail("migrate")
-        assert "Run 2 has done operation 2 of shop.0002_trial, and by now the file says something else there." in said
+        assert "Run 2 did operation 2 of shop.0002_trial, and the file was edited there since." in said
         assert seen(scratch) == was
 
     def test_a_run_undoes_only_what_it_has_done_itself(self, migrated, scratch):
@@ -229,7 +229,7 @@ class TestHalfRolledBack:
     def test_an_edited_operation_is_refused(self, migrated, scratch, half):
         was = seen(scratch)
         migrated.write("0003_trial", 'column("items", "weight")', NOT_ATOMIC)
-        assert "Run 3 has done operation 1 of shop.0003_trial" in migrated.fail("rollback", "--yes")
+        assert "Run 3 did operation 1 of shop.0003_trial" in migrated.fail("rollback", "--yes")
         assert seen(scratch) == was
 
     def test_after_that_nothing_is_half_done(self, migrated, scratch, half):
@@ -337,7 +337,7 @@ class TestCascade:
         was = seen(scratch)
         label.write("0003_drop", operation, attributes)
         said = label.fail("migrate")
-        assert "would take along what depends on it: view texts. That was not dropped." in said
+        assert "would also drop what depends on it: view texts. Nothing was dropped." in said
         assert seen(scratch) == was
         sql(scratch, "DROP VIEW texts")
         label.succeed("migrate")

@@ -103,7 +103,7 @@ def test_nothing_runs_unwatched(shop, scratch, watcher):
         done = finish(run)
         elsewhere.execute(f"ALTER DATABASE {scratch.alias} ALLOW_CONNECTIONS true")
     assert done.code == 1
-    assert "Unwatched: shop.0002_size was stopped in operation 2 of 2. The session that watches" in done.err
+    assert "Unwatched: shop.0002_size was stopped in operation 2 of 2. The watchdog's session was lost" in done.err
     assert "is not currently accepting connections" in done.err
     assert goes_on(shop, scratch) == ("failed", "failed")
 

@@ -45,7 +45,7 @@ class TestWhatCommitsOnItsWay:
         shop.write("0002_sizes", operation, NOT_ATOMIC)
         with holding(conninfo(scratch), READ, 30), load(conninfo(scratch), READ) as victims:
             said = shop.fail("migrate", "--auto-rollback")
-        assert "What it committed on its way, in a CALL or DO, stays, and it was not run again" in said
+        assert "What the CALL or DO committed stays, and it was not run again" in said
         assert "may stay" in said
         assert "The database is as it was" not in said
         assert "had done nothing" not in said
@@ -66,7 +66,7 @@ class TestWhatCommitsOnItsWay:
         for options in ([], ["--auto-rollback"]):
             said = shop.fail("migrate", *options)
             assert "division by zero" in said
-            assert "What it committed on its way" in said
+            assert "What the CALL or DO committed" in said
             assert "had done nothing" not in said
             assert "The database is as it was" not in said
 
@@ -92,7 +92,7 @@ class TestTransactionLeftOpen:
     def test_its_step_fails_and_is_not_recorded(self, shop, items, operation, options):
         shop.write("0002_more", f"{operation}, column('items', 'less')", NOT_ATOMIC)
         said = shop.fail("migrate", *options)
-        assert "operation 1 of 2. It left a transaction open, and what it did in that was rolled back" in said
+        assert "operation 1 of 2. It left a transaction open, which was rolled back" in said
         assert ("RunPython" in operation) or ("had done nothing yet" in said) or ("is as it was before" in said)
         assert len(items.execute("SELECT * FROM items").description) == 2
         assert not items.execute("SELECT FROM django_migrations WHERE name = '0002_more'").rowcount

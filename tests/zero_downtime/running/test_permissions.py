@@ -49,7 +49,7 @@ def test_a_role_that_may_not_write_the_ledger(shop, scratch, guest):
     said = shop.fail("migrate", DATABASE_URL=guest)
     assert said == (
         "CommandError: permission denied for table zero_downtime_run. "
-        "Use the role that owns the tables, or GRANT this one what it lacks.\n"
+        "Use the role that owns the tables, or GRANT this role the missing right.\n"
     )
     said = shop.fail("rollback", "--yes", "--all", DATABASE_URL=guest)
     assert said.startswith("CommandError: permission denied for table ")
@@ -71,7 +71,7 @@ def test_a_role_that_may_not_read_the_ledger(shop, scratch, guest, command):
     said = shop.fail(*command.split(), DATABASE_URL=guest)
     tables = "public.zero_downtime_step, public.zero_downtime_effect"
     assert said.startswith(
-        "LedgerNotReadable: The ledger is there, and this role may not read it: it lacks SELECT on "
+        "LedgerNotReadable: This role may not read the ledger: it lacks SELECT on "
         f"{tables}. Use the role that owns them, or GRANT SELECT ON {tables} TO guest_"
     )
 
@@ -88,7 +88,7 @@ def test_the_schema_in_which_the_ledger_cannot_be_made_is_named(shop, scratch, g
 def test_a_search_path_that_leads_nowhere(shop, scratch):
     with scratch.cursor() as cursor:
         cursor.execute(f"ALTER DATABASE {scratch.alias} SET search_path = nowhere")
-    assert "No schema of the role's search_path exists: make one (CREATE SCHEMA)" in shop.fail("migrate")
+    assert "No schema of the role's search_path exists. Make one (CREATE SCHEMA)" in shop.fail("migrate")
 
 
 @pytest.mark.parametrize("command", ["migrate --plan", "rollback --plan", "showmigrations"])
@@ -98,7 +98,7 @@ def test_who_locks_the_ledger_is_not_waited_for(shop, scratch, command):
     with psycopg.connect(**conninfo(scratch)) as somebody:
         somebody.execute("LOCK TABLE zero_downtime_step")
         said = shop.fail(*command.split())
-    assert said.startswith("CommandError: canceling statement due to lock timeout. Another session has locked what ")
+    assert said.startswith("CommandError: canceling statement due to lock timeout. Another session holds the lock. ")
     assert said.count("\n") == 1
 
 
@@ -114,7 +114,7 @@ def test_a_role_that_does_not_own_the_table(shop, scratch, guest):
     said = shop.fail("migrate", DATABASE_URL=guest)
     assert said == (
         "StepFailed: shop.0002_size failed in operation 1 of 1: ProgrammingError: must be owner of table items\n"
-        "Nothing of it is left. Migrate again as the role that owns it, or GRANT this one what it lacks.\n"
+        "Nothing of it is left. Migrate again as the role that owns it, or GRANT this role the missing right.\n"
     )
     run = Run.objects.using(scratch.alias).latest("pk")
     assert (run.status, run.steps.get().status) == ("failed", "failed")

@@ -221,7 +221,7 @@ class TestSteps:
             "-- Perhaps more: Django looks up names of indexes and constraints on accounts_tag, "
             "which a step above makes or changes.",
         ]
-        cannot = "-- Cannot be told before the steps above have run: ValueError: Found wrong number (0)"
+        cannot = "-- Not known before the steps above have run: ValueError: Found wrong number (0)"
         assert any(sql.startswith(cannot) for sql in third.statements)
 
     def test_what_asks_of_untouched_tables_is_told(self, migrated):

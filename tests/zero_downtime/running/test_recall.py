@@ -58,7 +58,7 @@ def test_a_new_migration_whose_index_is_there_with_other_columns_is_not_taken_fo
     labeled.write("0005_index", INDEX.replace("by_text", "by_id").replace('["text"]', '["id"]'))
     before = look(scratch)
     said = labeled.fail("migrate")
-    assert "index by_id on shop_label already, and it is another one." in said
+    assert "The index by_id on shop_label exists already and differs." in said
     assert "--fake" in said
     assert look(scratch) == before
     assert "0005_index" not in recorded(scratch)
@@ -82,7 +82,9 @@ def test_what_is_there_and_differs_changes_nothing(labeled, scratch):
     sql(scratch, "TRUNCATE zero_downtime_run CASCADE")
     before = look(scratch)
     said = labeled.fail("migrate")
-    assert "Of the app shop nothing is recorded as applied, but the table shop_label, which shop.0002_label" in said
+    assert (
+        "No migration of the app shop is recorded as applied, but the table shop_label, which shop.0002_label" in said
+    )
     assert "The SQL or Python of shop.0001_items would run a second time. Nothing was changed." in said
     assert "migrate shop NAME --fake" in said
     assert look(scratch) == before

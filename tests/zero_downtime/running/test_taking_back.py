@@ -81,7 +81,7 @@ class TestWhichSteps:
         for name in ("0004_fill", "0003_index", "0002_label"):
             assert labeled.succeed("rollback", "--steps", "1", "--plan").splitlines()[1] == f"  shop.{name}"
             labeled.succeed("rollback", "--steps", "1", "--yes")
-        assert "shop.0001_items, the last that was applied, is of no run" in refused(labeled, scratch, "--yes")
+        assert "The ledger knows no run that applied shop.0001_items" in refused(labeled, scratch, "--yes")
         assert sql(scratch, "SELECT to_regclass('shop_label'), to_regclass('items')") == [(None, "items")]
 
     def test_what_django_migrations_has_lost_counts(self, labeled, scratch):
@@ -99,7 +99,9 @@ class TestFiles:
     def test_one_that_is_gone_is_named_and_nothing_older_is_offered(self, labeled, scratch, which):
         (labeled.migrations / "0004_fill.py").unlink()
         said = refused(labeled, scratch, *which, "--yes")
-        assert "shop.0004_fill, which run 2 applied, is among what is to be taken back, and its file is gone." in said
+        assert (
+            "shop.0004_fill, which run 2 applied, is among what the rollback takes back, and its file is gone." in said
+        )
         assert "Restore shop/migrations/0004_fill.py from version control" in said
         labeled.succeed("migrate", "shop", "--prune")
         assert labeled.succeed("rollback", "--steps", "1", "--plan").splitlines()[1] == "  shop.0003_index"
@@ -114,7 +116,8 @@ class TestFiles:
         (labeled.migrations / "0004_fill.py").unlink()
         said = refused(labeled, scratch, "--run", "1", "--yes", "--all")
         assert (
-            "shop.0004_fill, which run 2 applied, was applied after what is to be taken back, and its file is" in said
+            "shop.0004_fill, which run 2 applied, was applied after what the rollback takes back, and its file is"
+            in said
         )
 
     def test_what_it_has_no_more_stays_and_is_told(self, shop, scratch):
@@ -123,7 +126,10 @@ class TestFiles:
         shop.fail("migrate")
         shop.write("0002_trial", LABEL, "atomic = False")
         out = shop.succeed("rollback", "--steps", "1", "--yes", "--accept-edited")
-        assert "operation 2 of shop.0002_trial, which run 1 did, stays, for the file has it no more: table bag." in out
+        assert (
+            "operation 2 of shop.0002_trial, which run 1 did, stays, because the file no longer has it: table bag."
+            in out
+        )
         assert "Put the operation back into the file and roll back again, or drop that by hand" in out
         assert sql(scratch, "SELECT to_regclass('shop_label'), to_regclass('bag')") == [(None, "bag")]
 
@@ -320,7 +326,7 @@ class TestTwoAtOnce:
             done = labeled.run("rollback", "--plan")
             cursor.execute("COMMIT")
         if done.code:
-            assert "Another session has locked what this reads" in done.err
+            assert "Another session holds the lock." in done.err
         else:
             assert "  shop.0005_bag" in done.out
 

@@ -8,7 +8,7 @@ from tests.databases import conninfo, look
 pytestmark = pytest.mark.once
 
 COMMANDS = ["migrate", "rollback --yes --all", "backfill run shop.fill", "showmigrations", "migrate --plan"]
-READ_ONLY = "The server is a standby, or the database is set to be only read. Use one that takes writes."
+READ_ONLY = "The server is a standby, or the database is read-only. Use one that takes writes."
 ODD = """
     CREATE FUNCTION odd() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         RAISE 'the moon is wrong' USING ERRCODE = 'ZZ042', DETAIL = 'maria@example.org';
@@ -65,7 +65,7 @@ def test_a_table_that_is_locked_is_waited_for_by_no_plan_and_within_the_patience
         other.execute(f"LOCK TABLE {table}")
         for command in ["migrate --plan", "rollback --plan", "showmigrations"]:
             said = one_line(migrated, command)
-            assert "Another session has locked what this reads." in said or table == "zero_downtime_run"
+            assert "Another session holds the lock." in said or table == "zero_downtime_run"
         done = migrated.run("migrate")
         assert f"Waiting for process {other.info.backend_pid} (" in done.out
         assert (done.code, done.err.count("\n")) == (1, 1)

@@ -471,4 +471,4 @@ def test_without_activities_users_are_let_in_and_it_is_said_what_is_not_done(sho
     finally:
         process.kill()
         done = finish(process)
-    assert done.out.count("track_activities is off for this role.") == 1
+    assert done.out.count("track_activities is off for this role,") == 1

@@ -73,7 +73,7 @@ def test_a_way_back_that_fails_says_what_it_took_back(migrated, scratch):
     said = migrated.fail("migrate", "shop", "zero")
     assert "shop.0003_b failed" in said
     assert said.endswith(
-        "What run 2 (migrate) took back before that is not applied any more (1 step): migrate applies it again.\n"
+        "What run 2 (migrate) took back before that is no longer applied (1 step): migrate applies it again.\n"
     )
     assert applied(scratch) == ["0001", "0002", "0003"]
 
@@ -106,8 +106,9 @@ def test_what_is_half_done_is_not_hidden_by_a_record(migrated, scratch):
 def test_a_receiver_that_fails_is_named(migrated, scratch, signal):
     migrated.models(RECEIVER.format(signal=signal, backwards=False, does='raise ValueError("the moon")'))
     afterwards = {
-        "pre_migrate": "Nothing was migrated. Mend it and do that again.",
-        "post_migrate": "The migrations are done and recorded. Mend it and run migrate, which calls it again.",
+        "pre_migrate": "Nothing was migrated. Correct the receiver and try again.",
+        "post_migrate": "The migrations are done and recorded. Correct the receiver and run migrate, which calls it "
+        "again.",
     }
     assert migrated.fail("migrate") == (
         f"ReceiverFailed: shop.models.refuse, a receiver of {signal}, failed for the app shop: ValueError: the moon. "
@@ -125,8 +126,8 @@ def test_after_one_that_fails_on_the_way_back_nobody_is_told_to_migrate(migrated
     assert done.code == 1
     assert done.err == (
         "ReceiverFailed: shop.models.refuse, a receiver of post_migrate, failed for the app shop: ValueError: the "
-        "moon. What was to be taken back is taken back, and that is recorded. Mend it: the next rollback or migrate "
-        "calls it again, but migrate would apply again what was taken back.\n"
+        "moon. The rollback is done and recorded. Correct the receiver: the next rollback or migrate calls it again, "
+        "but migrate applies again what was taken back.\n"
     )
     assert ("Took back 1 migration in run 2 (rollback)." in done.out) is (back[0] == "rollback")
     assert applied(scratch) == ["0001"]
@@ -150,7 +151,7 @@ def test_one_that_fails_in_a_command_that_a_receiver_calls_is_named_once(migrate
     migrated.models(CALLS)
     assert migrated.fail("migrate") == (
         "ReceiverFailed: shop.models.refuse, a receiver of post_migrate, failed for the app shop: ValueError: the "
-        "moon. The migrations are done and recorded. Mend it and run migrate, which calls it again.\n"
+        "moon. The migrations are done and recorded. Correct the receiver and run migrate, which calls it again.\n"
     )
 
 
@@ -211,7 +212,7 @@ def test_a_foreign_key_that_went_along_is_named_in_the_plan_and_on_the_way_back(
         cursor.execute("CREATE TABLE other (thing int CONSTRAINT of_thing REFERENCES shop_thing)")
     shop.write("0002_gone", 'migrations.DeleteModel("Thing")', attributes)
     plan = shop.succeed("migrate", "--plan")
-    assert "-- Takes along, unless a step above drops it: constraint of_thing on table other." in plan
+    assert "-- Also drops, unless a step above drops it: constraint of_thing on table other." in plan
     shop.succeed("migrate")
     said = shop.succeed("rollback", "--yes")
     assert "Took back 1 migration in run 3 (rollback)." in said

@@ -21,7 +21,6 @@ from ...linter.sandbox import watch
 from ...linter.scratch import Place, place
 from ...linter.sizes import sizes, weighed
 from ...running import diagnosis
-from ...running.loader import without_collecting
 from ...stages import Key
 from ..base import ZeroDowntimeCommand
 from .migrate import sigterm_like_ctrl_c
@@ -123,9 +122,8 @@ class Command(ZeroDowntimeCommand):
 
 def loaded() -> MigrationLoader:
     """Load all migrations; name each to the watching process first, because a module may do anything."""
-    with without_collecting():
-        for path in diagnosis.files():
-            watch.go_on(f"loading {path}")
-            import_module(path)
-        watch.go_on("")
-        return MigrationLoader(None)
+    for path in diagnosis.files():
+        watch.go_on(f"loading {path}")
+        import_module(path)
+    watch.go_on("")
+    return MigrationLoader(None)

@@ -1,7 +1,6 @@
 """Django's ``migrate`` with the engine's executor: one run at a time, under the lock budget, recorded."""
 
 import argparse
-import gc
 import json
 import signal
 import sys
@@ -23,7 +22,6 @@ from ...running import diagnosis, recall, reports, signals
 from ...running.executor import Executor
 from ...running.guard import guarded
 from ...running.ledger import only_runner
-from ...running.loader import without_collecting
 from ...stages import Stage
 from .. import chain
 from ..consent import Asking, Consent
@@ -121,15 +119,13 @@ class Command(chain.Chained, migrate.Command):
                 }
 
             def executor(*arguments: Any) -> Executor:
-                with without_collecting():
-                    self.executor = Asking(*arguments, **keywords)
-                    if self.guarded:
-                        agreed = not options["interactive"]
-                        self.executor.consent = None if options["fake"] else self.consent(agreed, kind)
-                        recall.recall(self.executor)
+                self.executor = Asking(*arguments, **keywords)
+                if self.guarded:
+                    agreed = not options["interactive"]
+                    self.executor.consent = None if options["fake"] else self.consent(agreed, kind)
+                    recall.recall(self.executor)
                 return self.executor
 
-            stack.callback(gc.unfreeze)
             stack.enter_context(in_place_of_djangos(executor))
             yield
 

@@ -1,25 +1,24 @@
-"""What may a way back destroy, and where must it fail?
+"""What would a rollback destroy, and where must it fail?
 
-Its statements are collected, not executed, and read one after the other. A name in them is followed back through the
-renames before it to what bears it now, so that is counted which is there. What cannot be told counts as a loss.
-Nothing is changed here.
+It collects the statements of the way back, without executing them, and reads one after the other. It follows each name
+through earlier renames to the object of now, and counts its rows. What it does not understand counts as a loss.
 """
 
 from django.apps import apps
 
 from ...apps import APP
 from ...postgres import catalog
+from ...postgres.statements import quoted
 from ..executor import Executor
 from ..loader import is_own
 from .collected import way_back
-from .present import quoted
 from .reader import Loss, Reader
 
 __all__ = ["Loss", "Reader", "empties", "way_back"]
 
 
 def empties(executor: Executor, found: Reader) -> bool:
-    """Whether the way back leaves none of the tables that the project's own models have now."""
+    """Whether the way back drops all tables of the project's own models."""
     own = [
         model._meta.db_table
         for model in apps.get_models(include_auto_created=True)

@@ -1,32 +1,33 @@
-"""What would a way back send to the database? It is collected, not executed."""
+"""What would a way back send to the database?"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from django.db import Error, router
+from django.db import Error
 from django.db.migrations import Migration
 from django.db.migrations.operations import RunPython, RunSQL
 
 from ...apps import NAME
 from ...exceptions import summary
 from ...operations import RunBackfill
-from ...postgres.statements import Object, split
+from ...postgres.statements import of_raw_sql
 from ...stages import Plan, key_of
 from ..executor import Executor
-from ..plan import only_looking, states_before
+from ..plan import function_of, named, only_looking, states_before
 from ..states import Move, Rolling
 from ..undo import did_nothing
 from .reader import Reader
 
 
 def way_back(executor: Executor, plan: Plan) -> Reader:
-    """Return what the plan back destroys of what is there now, and where it must fail.
+    """Return what the plan down destroys, and where it must fail.
 
-    Counts row by row, under ACCESS SHARE, and waits for that no longer than the lock timeout.
+    Counts rows under ACCESS SHARE (https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES), for
+    which it waits LOCK_TIMEOUT at most.
 
     Args:
-        plan: steps down, newest first, without those of which only the record goes.
+        plan: steps down, newest first, without those that were only recorded.
     """
     found = Reader(executor.connection)
     for take_down in list(_said(executor, plan, found)):
@@ -35,7 +36,7 @@ def way_back(executor: Executor, plan: Plan) -> Reader:
 
 
 def _said(executor: Executor, plan: Plan, found: Reader) -> Iterator[Callable[[], None]]:
-    """Yield what is to be taken down of each operation, the last one first, and of what Django does at the end."""
+    """Yield calls that give the statements of each operation to the reader, the last operation first."""
     connection = executor.connection
     with only_looking(connection):
         befores = states_before(executor, plan)
@@ -50,7 +51,8 @@ def _said(executor: Executor, plan: Plan, found: Reader) -> Iterator[Callable[[]
                 if (told := past.of(number)) and not did_nothing(operation, told)
                 for move in rolling.moves([operation], migration.app_label)
             ]
-            made = {object for _, move in moves for object in _made(connection, migration, move)}
+            raw: list[Any] = [move[0].sql for _, move in moves if isinstance(move[0], RunSQL)]
+            made = [object for sql in raw for statement in of_raw_sql(sql) for object in statement.objects]
             with connection.schema_editor(collect_sql=True, atomic=False) as editor:
                 for told, move in reversed(moves):
                     own = made if isinstance(move[0], RunSQL) else None
@@ -63,30 +65,18 @@ def _said(executor: Executor, plan: Plan, found: Reader) -> Iterator[Callable[[]
                 yield from (partial(found.read, migration, str(sql)) for sql in editor.deferred_sql)
 
 
-def _made(connection: Any, migration: Migration, move: Move) -> list[Object]:
-    """Return what the SQL of an operation makes, as far as it says so."""
-    operation, before, after = move
-    with connection.schema_editor(collect_sql=True, atomic=False) as editor:
-        if isinstance(operation, RunSQL):
-            operation.database_forwards(migration.app_label, editor, before, after)
-    return [object for sql in editor.collected_sql for statement in split(sql) for object in statement.objects]
-
-
 def _back(editor: Any, migration: Migration, move: Move) -> Iterator[tuple[str, bool]]:
-    """Yield what the way back of an operation says, and whether it is SQL; what is not is said in words."""
+    """Yield the statements of the way back of an operation with True; words for what is not SQL with False."""
     operation, before, after = move
     known, is_djangos = len(editor.collected_sql), type(operation).__module__.startswith("django.")
     if isinstance(operation, RunPython) and not isinstance(operation, RunBackfill):
-        code: Any = operation.reverse_code
-        allowed = router.allow_migrate(editor.connection.alias, migration.app_label, **operation.hints)
-        if code is not RunPython.noop and allowed:
-            code = getattr(code, "func", code)  # of a functools.partial
-            yield f"runs code, {code.__module__}.{getattr(code, '__qualname__', code)}", False
+        if called := function_of(operation, operation.reverse_code, migration.app_label, editor.connection):
+            yield f"runs code, {named(called)}", False
     elif operation.reduces_to_sql:
         try:
             operation.database_backwards(migration.app_label, editor, after, before)
         except Exception as error:  # noqa: BLE001  (an operation may raise anything)
-            # Django's look up names of indexes and constraints, which the way back may yet have to make.
+            # Django's operations look up names of indexes and constraints, which the way back may make before.
             if not is_djangos or isinstance(error, Error):
                 yield f"{operation.describe()} ({summary(error)})", False
         yield from ((sql, True) for sql in editor.collected_sql[known:])

@@ -1,6 +1,6 @@
-"""What is there now under a name of the way back, and how much of it?
+"""Which object of now does a name of the way back mean, and how much does it hold?
 
-Renames on the way back are followed. What the way back makes itself is not there now.
+It follows the renames on the way back. What the way back makes itself does not exist now.
 """
 
 import re
@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ...conf import conf
 from ...postgres import catalog, locks
 from ...postgres.catalog import Dependent
-from ...postgres.statements import unquoted
+from ...postgres.statements import quoted, unquoted
 
 TABLE = "SELECT oid, oid::regclass::text FROM pg_class WHERE oid = to_regclass(%s)"
 COLUMN = """
@@ -42,14 +42,14 @@ MAY_DO_ANYTHING = """
 
 
 class Table(NamedTuple):
-    """A table or view that is there now: its OID, and its name as PostgreSQL writes it."""
+    """An existing table or view: its OID, and its name as PostgreSQL writes it."""
 
     oid: int
     name: str
 
 
 class Present:
-    """The database as it is now, seen from a place on the way back."""
+    """The database of now, under the names of a point on the way back."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
@@ -60,7 +60,7 @@ class Present:
         self._columns: dict[tuple[int, str], str | None] = {}
 
     def table(self, name: str) -> Table | None:
-        """Return what bears the name; None if it is not there now. The schema of a renamed one may be left out."""
+        """Return the table of that name; None if it does not exist now. A renamed table's name may lack the schema."""
         key = parts(name)
         if key not in self._tables:
             row = self._ask(TABLE, name)
@@ -75,19 +75,19 @@ class Present:
         return self._tables[key]
 
     def column(self, table: Table, name: str) -> str | None:
-        """Return what the column is called now, without quotes; None if it is not there now."""
+        """Return the column's name of now, without quotes; None if it does not exist now."""
         place = table.oid, plain(name)
         if place not in self._columns:
             self._columns[place] = plain(name) if self._ask(COLUMN, *place) else None
         return self._columns[place]
 
     def type(self, table: Table, column: str) -> tuple[str, bool]:
-        """Return the type of a column, and whether its values are made from those of others."""
+        """Return the type of a column, and whether it is generated."""
         row: tuple[str, bool] = self._ask(COLUMN, table.oid, column)
         return row
 
     def rows(self, table: Table, name: str) -> str:
-        """Return what stands after FROM for a question that calls the table and its columns as the way back does."""
+        """Return a FROM clause that gives the table and its columns their names on the way back."""
         renamed = [
             f", {quoted(now)} AS {quoted(then)}"
             for (oid, then), now in self._columns.items()
@@ -96,7 +96,11 @@ class Present:
         return f"(SELECT *{''.join(renamed)} FROM {table.name}) AS {quoted(plain(name))}"  # noqa: S608
 
     def move_table(self, old: str, *new: str) -> None:
-        """Say that the way back has renamed the table, or put it into another schema: the parts of its new name."""
+        """Note that the way back renames the table or moves it into another schema.
+
+        Args:
+            new: the parts of its new name.
+        """
         if table := self.table(old):
             self._forget_names(table)
             self._moved.add(table.oid)
@@ -107,13 +111,13 @@ class Present:
         self._columns[table.oid, plain(old)] = None
 
     def forget_table(self, table: Table) -> None:
-        """Say that the way back has dropped the table."""
+        """Note that the way back drops the table."""
         self._forget_names(table)
         self.tables_gone.add(table.oid)
         self._gone.add(("pg_class", table.oid))
 
     def forget_column(self, table: Table, name: str) -> None:
-        """Say that the way back has dropped the column."""
+        """Note that the way back drops the column."""
         self._columns[table.oid, plain(name)] = None
 
     def forget_constraint(self, table: Table, name: str) -> None:
@@ -121,10 +125,11 @@ class Present:
             self._gone.add(("pg_constraint", int(row[0])))
 
     def forget(self, dependents: list[Dependent]) -> None:
+        """Note that the way back drops these."""
         self._gone.update((one.catalog, one.oid) for one in dependents)
 
     def dependents(self, table: Table, column: str = "") -> list[Dependent]:
-        """Return what cannot be without it, as far as the way back has left it."""
+        """Return what depends on it and is not dropped earlier on the way back."""
         return [
             one
             for one in catalog.dependents(self.connection, table.oid, column)
@@ -132,30 +137,34 @@ class Present:
         ]
 
     def pointing(self, table: Table, actions: str) -> str:
-        """Return the tables whose foreign keys lead to this one, and not itself.
+        """Return the other tables whose foreign keys lead to this one.
 
         Args:
-            actions: which of the keys, by what deleting does there, a letter each.
+            actions: the ON DELETE actions of the keys, as letters of pg_constraint.confdeltype.
         """
         return ", ".join(name for name in self._ask(POINTING, table.oid, list(actions))[0] if name != table.name)
 
     def is_viewed(self, table: Table, column: str) -> bool:
-        """Whether a view shows the column, whose type PostgreSQL does not alter then."""
+        """Whether a view uses the column; then PostgreSQL refuses to alter its type."""
         oids = [one.oid for one in self.dependents(table, column) if one.catalog == "pg_class"]
         return bool(self._ask(VIEW, oids))
 
     def acts_on_writes(self, table: Table) -> bool:
-        """Whether a trigger or a rule may do anything when rows of the table are written; a view does by a rule."""
+        """Whether the table has triggers or rules, or is a view."""
         with self.connection.cursor() as cursor:
             cursor.execute(ACTS_ON_WRITES, {"table": table.oid})
             return cursor.fetchone() is not None
 
     def may_do_anything(self, functions: list[str]) -> bool:
-        """Whether a function of such a name is not PostgreSQL's, or is one that does something."""
+        """Whether a function of such a name is not PostgreSQL's, or is volatile and not known as harmless."""
         return bool(functions and self._ask(MAY_DO_ANYTHING, [plain(name) for name in functions]))
 
     def count(self, what: str, rows: str = "", where: str = "") -> int | Error:
-        """Ask as one who only reads, sees all rows and waits no longer than the lock timeout."""
+        """Count in a read-only transaction that sees all rows and waits for a lock for LOCK_TIMEOUT at most.
+
+        Returns:
+            The count, or the error.
+        """
         try:
             with transaction.atomic(self.connection.alias), self.connection.cursor() as cursor:
                 cursor.execute("SET LOCAL transaction_read_only = on")
@@ -183,7 +192,3 @@ def parts(name: str) -> tuple[str, ...]:
 def plain(name: str) -> str:
     """Return the last part of a name, without quotes."""
     return parts(name)[-1]
-
-
-def quoted(name: str) -> str:
-    return '"{}"'.format(name.replace('"', '""'))

@@ -1,4 +1,4 @@
-"""What do the statements of a way back destroy of what is there now, and which of them must fail?"""
+"""What do the statements of a way back destroy, and which of them must fail?"""
 
 import re
 from collections.abc import Callable, Collection
@@ -11,11 +11,11 @@ from django.db.migrations import Migration
 from ...exceptions import counted, summary
 from ...postgres import locks
 from ...postgres.changes import HAS_VALUE, NOTHING, called, read
-from ...postgres.statements import Object, Statement, split
-from .present import Present, Table, parts, plain, quoted
+from ...postgres.statements import Object, Statement, quoted, split
+from .present import Present, Table, parts, plain
 
 IS_CUT = re.compile(r"(?:character varying|character|varchar|char|bpchar|bit|bit varying|varbit) ?\(", re.IGNORECASE)
-"""Types to which an assignment refuses what is too long, and a cast cuts it."""
+"""Types that refuse a value that is too long on assignment, and cut it on a cast."""
 CANNOT_BE_CONVERTED = "22", "42846"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 HOLDS_ROWS = {"table", "foreign table", "materialized view"}
 CANNOT_BE_TOLD = {"schema", "extension", "sequence"}
@@ -24,7 +24,7 @@ Said = dict[str, str]
 
 
 class Loss(NamedTuple):
-    """What a step back destroys, or why it must fail, in words."""
+    """What a step down destroys, or why it must fail, in words."""
 
     migration: Migration
     text: str
@@ -35,23 +35,23 @@ class Loss(NamedTuple):
 
 
 class Reader:
-    """Reads the statements of a plan back, one after the other, and tells what is lost.
+    """Reads the statements of a plan down, one after the other, and finds the losses.
 
-    Counts row by row, under ACCESS SHARE, and waits for that no longer than the lock timeout.
+    Takes ACCESS SHARE on tables to count their rows: see ``Present.count``.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.losses: list[Loss] = []
         self.present = Present(connection)
         self.goes_along: set[tuple[str, int]] = set()
-        """What is named that CASCADE drops beside a table or a column: PostgreSQL's catalog, and the OID in it."""
+        """The dependents that CASCADE drops, by catalog table and OID."""
         self._filled: set[tuple[int, str]] = set()
         self._enums: dict[str, str] = {}
         self._is_blurred = False
-        """Whether something has been read that may change rows, so that none knows what comes after it."""
+        """Whether an earlier statement may change rows, so that counts of now may be wrong."""
         self._has_triggers = False
         self._made_back: set[str] = set()
-        """The names that the way back has given."""
+        """The names of what the way back makes or renames."""
         self._migration: Migration
         self._stays: Collection[Object]
         self._made: Collection[Object] | None
@@ -81,8 +81,8 @@ class Reader:
         """Read a string of SQL.
 
         Args:
-            stays: what was there before the migration, so that its way back leaves it.
-            made: what its SQL makes; None if it drops only what it has made, as Django's operations do.
+            stays: what existed before the migration, so that its way back leaves it.
+            made: what its SQL makes; None for Django's operations, which drop only what they made.
         """
         self._migration, self._stays, self._made = migration, stays, made
         for statement in split(sql):
@@ -90,9 +90,9 @@ class Reader:
                 self._read(statement)
 
     def not_told(self, migration: Migration, what: str) -> None:
-        """Take down of what nobody can tell what it destroys."""
+        """Note something with unknown losses."""
         self._migration = migration
-        self._lose(f"{what}: what is lost cannot be told")
+        self._lose(f"{what}: what is lost is not known")
         self._is_blurred = True
 
     def _read(self, statement: Statement) -> None:
@@ -140,20 +140,17 @@ class Reader:
         column = self.present.column(table, said["name"])
         if column and (table.oid, column) not in self._filled:
             self._fail_counted(
-                table, said, f"{quoted(column)} IS NULL", f"{table.name}.{column} may not be NULL then, and is in {{}}"
+                table, said, f"{quoted(column)} IS NULL", f"{table.name}.{column} becomes NOT NULL, and is NULL in {{}}"
             )
 
     def _convert(self, table: Table, said: Said) -> None:
-        """Convert there and back, and count what is not what it was."""
+        """Count the values that change when they are converted there and back."""
         column = self.present.column(table, said["name"])
         if column is None:
             return
         (old, _), new, using = self.present.type(table, column), said["type"], said["using"]
-        value, shown, rows = (
-            quoted(plain(said["name"])),
-            f"{table.name}.{column}",
-            self.present.rows(table, said["table"]),
-        )
+        value, shown = quoted(plain(said["name"])), f"{table.name}.{column}"
+        rows = self.present.rows(table, said["table"])
         converted = f"({using or value})::{new}"
         if labels := self._enums.get(plain(new)):
             self._fail_counted(
@@ -169,13 +166,13 @@ class Reader:
             if isinstance(again, Error) and (locks.sqlstate(again) or "").startswith(CANNOT_BE_CONVERTED):
                 self._fail(f"{shown} cannot be converted from {old} to {new}: {type(again.__cause__).__name__}")
             else:
-                self._lose(f"converts {shown} from {old} to {new}: what changes cannot be told ({summary(number)})")
+                self._lose(f"converts {shown} from {old} to {new}: what changes is not known ({summary(number)})")
         elif number and not using and IS_CUT.match(new):
             self._fail(f"{counted(number, 'value')} of {shown} would be too long for {new}")
         elif number:
             self._lose(f"changes {counted(number, 'value')} of {shown}, from {old} to {new}")
         if new != old and self.present.is_viewed(table, column):
-            self._fail(f"the type of {shown} cannot be altered, for a view shows it")
+            self._fail(f"the type of {shown} cannot be altered, because a view uses it")
 
     # Constraints
 
@@ -216,7 +213,7 @@ class Reader:
             for name in said["names"].split(", "):
                 self._lose_unless_made(kind, name)
             if cascades:
-                self._lose(f"runs {_shown(statement)}: what goes with it cannot be told")
+                self._lose(f"runs {_shown(statement)}: what CASCADE drops is not known")
 
     def _drop_relation(self, kind: str, name: str, *, cascades: bool) -> None:
         table = self.present.table(name)
@@ -239,7 +236,7 @@ class Reader:
             self._is_blurred = True
 
     def _write(self, statement: Statement, said: Said) -> None:
-        """Count the rows that a DELETE or an UPDATE finds, if what it says holds now, too."""
+        """Count the rows of now that a DELETE or an UPDATE finds."""
         if (table := self.present.table(said["name"])) is None:
             return
         condition: str = said.get("condition", "")
@@ -263,17 +260,17 @@ class Reader:
         self._is_blurred = True
 
     def _was_there(self, kind: str, name: str) -> bool:
-        """Whether it was there before the migration, so that it stays."""
+        """Whether it existed before the migration, so that it stays."""
         return any(
             one.kind == kind and plain(name) in map(plain, filter(None, (one.name, one.table))) for one in self._stays
         )
 
-    # How that is said
+    # How a loss is noted
 
     def _lose_unless_made(self, kind: str, name: str) -> None:
         made = {(one.kind, plain(one.name)) for one in self._made or ()}
         if self._made is not None and (kind, plain(name)) not in made and plain(name) not in self._made_back:
-            self._lose(f"drops {kind} {name}, and the SQL of this migration does not say that it has made it")
+            self._lose(f"drops {kind} {name}, which the SQL of this migration does not make")
 
     def _lose_counted(self, noun: str, table: Table, what: str = "count(*)", *, of: str = "") -> None:
         number = self.present.count(what, table.name)
@@ -283,7 +280,7 @@ class Reader:
             self._lose(f"loses {counted(number, noun)} of {of or table.name}")
 
     def _fail_counted(self, table: Table, said: Said, condition: str, text: str) -> None:
-        """Say that a statement must fail if there are such rows. Of what cannot be counted PostgreSQL will say it."""
+        """Note that a statement must fail if there are such rows; nothing if they cannot be counted."""
         number = self.present.count("count(*)", self.present.rows(table, said["table"]), condition)
         if number and not isinstance(number, Error):
             self._fail(text.replace("{}", counted(number, "row")))
@@ -296,7 +293,7 @@ class Reader:
             self.present.forget(dependents)
             self.goes_along.update((one.catalog, one.oid) for one in dependents)
         elif dependents:
-            self._fail(f"{shown} cannot be dropped, for {listed} cannot be without it")
+            self._fail(f"{shown} cannot be dropped, because {listed} depends on it")
 
     def _not_told(self, statement: Statement) -> None:
         self.not_told(self._migration, f"runs {_shown(statement)}")
@@ -307,7 +304,7 @@ class Reader:
             self.losses.append(loss)
 
     def _fail(self, text: str) -> None:
-        """Say that a statement must fail; that it may, if the rows may be others by then."""
+        """Note that a statement must fail; or may, if earlier statements may change the rows."""
         said = "may fail" if self._is_blurred else "must fail"
         self._lose(f"{said}: {text}", must_fail=not self._is_blurred)
 
