@@ -1,14 +1,13 @@
 """Do squashes in squashes, old squashes and models that move between apps go up, down, and through a lost history?"""
 
-import django
 import pytest
 
 from tests.test_migrations import look
 from tests.zero_downtime.running.test_recall import FILL, INDEX, LABEL, recorded, sql
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
-NESTS = pytest.mark.skipif(django.VERSION < (6, 0), reason="Django squashes no squashes before 6.0.")
+NESTS = pytest.mark.needs_django(6, 0)
 ALL = {"0001_items", "0002_label", "0003_index", "0004_fill"}
 INNER = 'replaces = [("shop", "0002_label"), ("shop", "0003_index")]'
 OUTER = 'replaces = [("shop", "0002_inner"), ("shop", "0004_fill")]'

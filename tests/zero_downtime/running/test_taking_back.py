@@ -10,7 +10,7 @@ from tests.databases import look
 from tests.zero_downtime.running.test_recall import FILL, INDEX, LABEL, SQUASH, forget, recorded, sql
 from tests.zero_downtime.shop import finish
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 SLOW = """migrations.RunSQL("SELECT 1", "SELECT pg_sleep(3)")"""
 
