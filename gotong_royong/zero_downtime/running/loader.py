@@ -26,7 +26,10 @@ class Loader(MigrationLoader):
     final: ProjectState | None = None
     """What all migrations lead to, once somebody has found that out."""
     lost: dict[Key, Key]
-    """What a recorded squash replaces and is not recorded itself, each with the squash: it was, when that was."""
+    """What a recorded squash replaces and is not recorded itself, each with the squash: it was, when that was.
+
+    But not what the ledger knows to be taken back since: stock Django leaves the row of the squash.
+    """
 
     vouched: dict[Key, Key] = {}
     """What the ledger knows to be applied of squashes that Django leaves out of the graph, each with the squash."""
@@ -39,8 +42,12 @@ class Loader(MigrationLoader):
     def applied_migrations(self, applied: dict[Key, Any]) -> None:
         applied = applied or {}  # none before they are read
         squashes = [key for key in applied if key in self.disk_migrations and self.disk_migrations[key].replaces]
-        replaced = {part: key for key in squashes for part in parts(self, self.disk_migrations[key])}
-        self.lost = {part: key for part, key in {**replaced, **self.vouched}.items() if part not in applied}
+        replaced = {part: key for key in squashes for part in history.parts(self, self.disk_migrations[key])}
+        self._applied, lost = applied, {part: key for part, key in replaced.items() if part not in applied}
+        if lost and self.connection:
+            memory = history.remembered(self.connection.alias, self)
+            lost = {part: key for part, key in lost.items() if not history.is_taken_back(self, part, memory)}
+        self.lost = {**lost, **{part: key for part, key in self.vouched.items() if part not in applied}}
         self._applied = {**applied, **{part: applied.get(key) for part, key in self.lost.items()}}
 
     def load_disk(self) -> None:
@@ -51,7 +58,7 @@ class Loader(MigrationLoader):
     def build_graph(self) -> None:
         self.final, self.vouched = None, {}
         super().build_graph()
-        if vouched := {part: key for key in self._torn() for part in parts(self, self.disk_migrations[key])}:
+        if vouched := {part: key for key in self._torn() for part in history.parts(self, self.disk_migrations[key])}:
             self.vouched = vouched
             super().build_graph()
 
@@ -61,7 +68,11 @@ class Loader(MigrationLoader):
         Django leaves them out of the graph, for it takes the rest of them for applied. The ledger vouches for all.
         """
         squashes = self.disk_migrations.keys() - self.graph.nodes.keys() - self.applied_migrations.keys()
-        torn = [key for key in squashes if not {*parts(self, self.disk_migrations[key])} <= self.disk_migrations.keys()]
+        torn = [
+            key
+            for key in squashes
+            if not {*history.parts(self, self.disk_migrations[key])} <= self.disk_migrations.keys()
+        ]
         memory = history.remembered(self.connection.alias, self) if self.connection and torn else {}
         return [key for key in torn if history.vouching(self, key, memory)]
 
@@ -92,14 +103,6 @@ def groups(migration: Migration) -> list[list[Operation]]:
         else:
             found.append([operation])
     return found
-
-
-def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:
-    """Yield what the migration replaces, and what that replaces in turn."""
-    for app, name in migration.replaces:
-        yield app, name
-        if part := loader.disk_migrations.get((app, name)):
-            yield from parts(loader, part)
 
 
 def file_of(migration: Migration) -> str:

@@ -186,6 +186,13 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
     return [nodes[key] for key in found if key[0] not in gone]
 
 
+def all_lost(executor: "Executor") -> list[Key]:
+    """Return what ``recall`` would record again, in the order of names."""
+    loader = executor.loader
+    migrations = lost(executor.connection, loader, history.remembered(executor.connection.alias, loader))
+    return sorted({*map(key_of, migrations), *loader.lost})
+
+
 def refuse_unwitnessed(connection: BaseDatabaseWrapper, loader: Loader, plan: Plan) -> None:
     """Make sure that no app is migrated from its beginning over what is there, if that changes data.
 
