@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 READY := $(VENV)/.ready
+NEWEST := .venv-newest
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')# one more, for many tests wait
 PYTEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
@@ -27,6 +28,14 @@ $(READY): requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
+# The pinned packages, but for Django: the newest in place of the LTS.
+$(NEWEST)/.ready: requirements/dev.txt requirements/newest.txt
+	@python=$$(.ci/newer-python $(PYTHON)) && echo "Installing the pinned packages and the newest Django into $(NEWEST) (once) …" && \
+		$$python -m venv --clear $(NEWEST)
+	@for pinned in $^; do $(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--requirement $$pinned || exit; done
+	@touch $@
+
 install: $(READY) ## only set up the packages
 
 migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
@@ -41,6 +50,9 @@ test-all: $(READY) ## run all tests there, and what depends on the server on the
 
 test-server: $(READY) ## run only what depends on the server
 	@$(PYTEST) -m "not once and not slow and not guests"
+
+test-newest: $(NEWEST)/.ready ## run what depends on Django's version on the newest one, in an environment of its own
+	@$(NEWEST)/bin/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m "newest and not slow and not guests"
 
 coverage: $(READY) ## run the tests once and say which lines no test reaches
 	@$(PYTEST) --cov
@@ -65,14 +77,15 @@ wheel: $(READY) ## build the engine as a package, django-zero-downtime, into dis
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 lock: ## pin the newest allowed versions, with hashes, in requirements/
-	uv pip compile $(LOCK) --output-file requirements/production.txt pyproject.toml --group site
-	uv pip compile $(LOCK) --output-file requirements/dev.txt --group dev pyproject.toml
+	uv pip compile $(LOCK) --python-version 3.11 --output-file requirements/production.txt pyproject.toml --group site
+	uv pip compile $(LOCK) --python-version 3.11 --output-file requirements/dev.txt --group dev pyproject.toml
+	echo "django>=6,<6.2" | uv pip compile $(LOCK) --python-version 3.12 --no-config --no-deps --output-file requirements/newest.txt -
 
-LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+LOCK := --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock"
 
 clean: ## remove what the other commands made, but not the data of the embedded PostgreSQL
-	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
+	@rm -rf $(VENV) $(NEWEST) dist .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: wheel help install migrate test test-all test-server coverage run bench lint lock clean
+.PHONY: wheel help install migrate test test-all test-server test-newest coverage run bench lint lock clean

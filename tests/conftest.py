@@ -6,10 +6,31 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
+import django
 import pytest
 from django.core.management import call_command
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+NEWEST = 6, 0  # no ``needs_django`` names a newer one
+
+
+def _needs_newer(item: pytest.Item) -> bool:
+    return any(mark.args > django.VERSION for mark in item.iter_markers("needs_django"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the installed Django cannot do: the same project on a newer one runs it."""
+    if newer := [item for item in items if _needs_newer(item)]:
+        config.hook.pytest_deselected(items=newer)
+        items[:] = [item for item in items if item not in newer]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if django.VERSION < NEWEST:
+        terminalreporter.write_line(
+            f"On Django {django.__version__}: what needs a newer one is run by make test-newest."
+        )
 
 
 @contextmanager

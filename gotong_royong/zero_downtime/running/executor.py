@@ -26,7 +26,7 @@ from ..postgres.schema import SchemaEditor
 from ..stages import Key, Plan, Stage, before_deploy, key_of, stages_of
 from . import history, ledger, recall, rollback, undo
 from .guard import Guard, guarded
-from .loader import Loader, groups, parts
+from .loader import Loader, groups
 from .progress import Progress, is_interruption
 from .signals import between_signals
 from .states import Rolling, has_own_transaction
@@ -304,9 +304,15 @@ class Executor(MigrationExecutor):
         return state
 
     def record(self, migration: Migration, *, applied: bool = True) -> None:
-        """Record the migration and all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
+        """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on.
+
+        Where a part of a squash is taken back, the squash is applied no more. Django leaves its row.
+        """
         record = self.recorder.record_applied if applied else self.recorder.record_unapplied
-        for app, name in dict.fromkeys([*parts(self.loader, migration), key_of(migration)]):
+        key = key_of(migration)
+        for app, name in dict.fromkeys(
+            [*history.parts(self.loader, migration), key, *(() if applied else history.whole(self.loader, key))]
+        ):
             record(app, name)
 
     def _past(self, step: Progress) -> Past:

@@ -1,9 +1,10 @@
 """What does the ledger know of migrations? It may know nothing."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from django.db import connections
+from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Exists, Model, OuterRef, Prefetch, Q, QuerySet
@@ -146,11 +147,38 @@ def vouching(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> list[
     return steps if all(step and step.direction == Step.Direction.UP for step in steps) else []
 
 
+def is_taken_back(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> bool:
+    """Whether the last step of the migration, or of a squash that replaces it, went down."""
+    step = _last(loader, key, memory)
+    return bool(step) and step.direction == Step.Direction.DOWN
+
+
 def _latest(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> list[Any]:
-    """Return the last step of the migration, or those of the migrations it replaces if one of them is later."""
-    own, migration = memory.get(key), loader.disk_migrations.get(key)
+    """Return the last step of the migration, or of each that it replaces if one of those has a later one."""
+    own, migration = _last(loader, key, memory), loader.disk_migrations.get(key)
     replaced = [step for part in (migration.replaces if migration else ()) for step in _latest(loader, part, memory)]
     return replaced if any(step and (own is None or step.pk > own.pk) for step in replaced) else [own]
+
+
+def _last(loader: MigrationLoader, key: Key, memory: dict[Key, Any]) -> Any:
+    """Return the last step of the migration or of a squash that replaces it; None if none is known."""
+    known = (memory.get(each) for each in (key, *whole(loader, key))) if memory else ()
+    return max(filter(None, known), key=lambda step: step.pk, default=None)
+
+
+def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:
+    """Yield what the migration replaces, and what that replaces in turn."""
+    for app, name in migration.replaces:
+        yield app, name
+        if part := loader.disk_migrations.get((app, name)):
+            yield from parts(loader, part)
+
+
+def whole(loader: MigrationLoader, key: Key) -> Iterator[Key]:
+    """Yield the squashes that replace the migration, also by way of others."""
+    for squash, migration in loader.disk_migrations.items():
+        if migration.replaces and key in parts(loader, migration):
+            yield squash
 
 
 def named(loader: MigrationLoader) -> set[Key]:

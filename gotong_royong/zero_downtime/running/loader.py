@@ -3,7 +3,6 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,10 @@ class Loader(MigrationLoader):
     final: ProjectState | None = None
     """The state after all migrations, once it is known."""
     lost: dict[Key, Key]
-    """For each migration that a recorded squash replaces and that has no record, the squash: it is applied."""
+    """For each migration that a recorded squash replaces and that has no record, the squash: it is applied.
+
+    Migrations that the ledger knows as taken back are left out: stock Django leaves the record of the squash.
+    """
 
     vouched: dict[Key, Key] = {}
     """For each part of a squash that Django leaves out of the graph but the ledger knows as applied, the squash."""
@@ -37,8 +39,12 @@ class Loader(MigrationLoader):
     def applied_migrations(self, applied: dict[Key, Any]) -> None:
         applied = applied or {}  # none before they are read
         squashes = [key for key in applied if key in self.disk_migrations and self.disk_migrations[key].replaces]
-        replaced = {part: key for key in squashes for part in parts(self, self.disk_migrations[key])}
-        self.lost = {part: key for part, key in {**replaced, **self.vouched}.items() if part not in applied}
+        replaced = {part: key for key in squashes for part in history.parts(self, self.disk_migrations[key])}
+        self._applied, lost = applied, {part: key for part, key in replaced.items() if part not in applied}
+        if lost and self.connection:
+            memory = history.remembered(self.connection.alias, self)
+            lost = {part: key for part, key in lost.items() if not history.is_taken_back(self, part, memory)}
+        self.lost = {**lost, **{part: key for part, key in self.vouched.items() if part not in applied}}
         self._applied = {**applied, **{part: applied.get(key) for part, key in self.lost.items()}}
 
     def load_disk(self) -> None:
@@ -49,7 +55,7 @@ class Loader(MigrationLoader):
     def build_graph(self) -> None:
         self.final, self.vouched = None, {}
         super().build_graph()
-        if vouched := {part: key for key in self._torn() for part in parts(self, self.disk_migrations[key])}:
+        if vouched := {part: key for key in self._torn() for part in history.parts(self, self.disk_migrations[key])}:
             self.vouched = vouched
             super().build_graph()
 
@@ -59,7 +65,11 @@ class Loader(MigrationLoader):
         Django leaves them out of the graph, because some parts seem unapplied. The ledger knows all parts as applied.
         """
         squashes = self.disk_migrations.keys() - self.graph.nodes.keys() - self.applied_migrations.keys()
-        torn = [key for key in squashes if not {*parts(self, self.disk_migrations[key])} <= self.disk_migrations.keys()]
+        torn = [
+            key
+            for key in squashes
+            if not {*history.parts(self, self.disk_migrations[key])} <= self.disk_migrations.keys()
+        ]
         memory = history.remembered(self.connection.alias, self) if self.connection and torn else {}
         return [key for key in torn if history.vouching(self, key, memory)]
 
@@ -90,14 +100,6 @@ def groups(migration: Migration) -> list[list[Operation]]:
         else:
             found.append([operation])
     return found
-
-
-def parts(loader: MigrationLoader, migration: Migration) -> Iterator[Key]:
-    """Yield the migrations that a squash replaces, and those that they replace."""
-    for app, name in migration.replaces:
-        yield app, name
-        if part := loader.disk_migrations.get((app, name)):
-            yield from parts(loader, part)
 
 
 def file_of(migration: Migration) -> str:

@@ -182,6 +182,13 @@ def lost(connection: BaseDatabaseWrapper, loader: Loader, memory: dict[Key, Any]
     return [nodes[key] for key in found if key[0] not in gone]
 
 
+def all_lost(executor: "Executor") -> list[Key]:
+    """Return what ``recall`` would record again, in the order of names."""
+    loader = executor.loader
+    migrations = lost(executor.connection, loader, history.remembered(executor.connection.alias, loader))
+    return sorted({*map(key_of, migrations), *loader.lost})
+
+
 def refuse_unwitnessed(connection: BaseDatabaseWrapper, loader: Loader, plan: Plan) -> None:
     """Check that no app without records, but with tables, is migrated from its beginning, if that may change data.
 

@@ -18,7 +18,7 @@ from ..exceptions import NotUndoable
 from ..models import Run, Step
 from ..stages import Key, Plan, key_of
 from . import history, recall, undo
-from .loader import checksum, parts
+from .loader import checksum
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -62,12 +62,12 @@ def applied(executor: "Executor") -> list[Applied]:
     loader.applied_migrations |= {key: nodes[key] for key in lost}
     found = {key for key in loader.applied_migrations if key[0] != APP}
     half = half_done(executor, found)
-    covered = {part for key in found & nodes.keys() for part in parts(loader, nodes[key])}
+    covered = {part for key in found & nodes.keys() for part in history.parts(loader, nodes[key])}
     places: dict[Applied, tuple[int, int]] = {}
     for key in found - covered:
         migration = nodes.get(key) or Migration(key[1], key[0])
         steps = tuple(history.vouching(loader, key, memory))
-        rows = [recorded[part] for part in parts(loader, migration) if part in recorded]
+        rows = [recorded[part] for part in history.parts(loader, migration) if part in recorded]
         places[Applied(key, steps)] = (
             max((step.pk for step in steps), default=0),
             max(rows, default=recorded.get(key, 0)),

@@ -6,13 +6,14 @@ from contextlib import closing, suppress
 
 import pytest
 from django.core.checks import run_checks
+from django.db import connection
 
 from gotong_royong.zero_downtime.checks import HERE
 from gotong_royong.zero_downtime.models import Run
 from tests.databases import conninfo
 from tests.zero_downtime.guests.test_commands import complaints
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 NUMBER = len([*HERE.glob("migrations/2*.py")])
 SQLITE = """
@@ -126,16 +127,17 @@ def old(scratch):
 
 
 def test_a_server_that_is_too_old(shop, old):
+    oldest = connection.features.minimum_database_version[0]  # Django 6.1 wants PostgreSQL 15
     shop.settings(
         f'DATABASES["default"] |= {{"HOST": "127.0.0.1", "PORT": {old}, "OPTIONS": {{"sslmode": "disable"}}}}\n'
     )
     assert complaints(shop)[0] == []
     done = shop.run("check", "--database", "default")
     assert done.code == 1
-    assert "(zero_downtime.E002) Database 'default': PostgreSQL 14 or later is required (found 13" in done.err
+    assert f"(zero_downtime.E002) Database 'default': PostgreSQL {oldest} or later is required (found 13" in done.err
     assert "HINT: Upgrade the server" in done.err
     assert "Traceback" not in done.err
-    assert "PostgreSQL 14 or later is required" in shop.fail("migrate")
+    assert f"PostgreSQL {oldest} or later is required" in shop.fail("migrate")
 
 
 def test_a_server_that_is_not_there_is_not_for_the_check_to_name(shop):

@@ -4,7 +4,7 @@ import pytest
 
 from gotong_royong.zero_downtime.models import Run
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 ADDS = """
 from django.core.management.base import CommandError

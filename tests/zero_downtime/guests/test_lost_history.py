@@ -5,7 +5,7 @@ import pytest
 from tests.test_migrations import look
 from tests.zero_downtime.running.test_recall import FILL, INDEX, LABEL, recorded, sql
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 
 @pytest.fixture

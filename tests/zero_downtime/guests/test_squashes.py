@@ -1,16 +1,16 @@
 """Do squashes in squashes, old squashes and models that move between apps go up, down, and through a lost history?"""
 
-import django
 import pytest
 
 from tests.test_migrations import look
 from tests.zero_downtime.running.test_recall import FILL, INDEX, LABEL, recorded, sql
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
-NESTS = pytest.mark.skipif(django.VERSION < (6, 0), reason="Django squashes no squashes before 6.0.")
+NESTS = pytest.mark.needs_django(6, 0)
 ALL = {"0001_items", "0002_label", "0003_index", "0004_fill"}
 INNER = 'replaces = [("shop", "0002_label"), ("shop", "0003_index")]'
+SEVERAL = "000[23]%", "0002_(inner|outer)", "%_(label|index|fill)", "0002_(label|inner)|0004%"
 OUTER = 'replaces = [("shop", "0002_inner"), ("shop", "0004_fill")]'
 
 
@@ -37,7 +37,7 @@ def squash(shop, *, nested=True):
 
 @NESTS
 @pytest.mark.parametrize("applied", ["before", "after"])
-@pytest.mark.parametrize("lost", ["%", "0002_outer", "0002_inner", "0003%", "0004%"])
+@pytest.mark.parametrize("lost", ["%", "0002_outer", "0002_inner", "0003%", "0004%", *SEVERAL])
 def test_a_squash_in_a_squash(labeled, scratch, applied, lost):
     if applied == "before":
         labeled.succeed("migrate")
@@ -49,6 +49,8 @@ def test_a_squash_in_a_squash(labeled, scratch, applied, lost):
     assert "[X] 0002_outer (2 squashed migrations)" in labeled.succeed("showmigrations", "shop")
     before = look(scratch)
     sql(scratch, f"DELETE FROM django_migrations WHERE app = 'shop' AND name SIMILAR TO '{lost}'")
+    shown = labeled.succeed("showmigrations", "shop")
+    assert "[ ]" not in shown or "lost what is applied, and migrate records again: " in shown
     said = labeled.succeed("migrate")
     assert "Applying" not in said
     assert recorded(scratch) == everything
@@ -79,3 +81,28 @@ def test_a_squash_that_was_applied_long_ago_and_whose_files_are_gone(labeled, sc
     assert look(scratch) == before
     assert "[X] 0002_inner (2 squashed migrations)" in labeled.succeed("showmigrations", "shop")
     assert "No migrations to apply" in labeled.succeed("migrate")
+
+
+def test_a_part_of_a_squash_that_was_taken_back_is_not_taken_for_a_lost_one(labeled, scratch):
+    labeled.succeed("migrate")
+    squash(labeled, nested=False)
+    labeled.succeed("migrate")
+    before = look(scratch)
+    labeled.succeed("migrate", "shop", "0002_label", "--no-input")
+    assert recorded(scratch) == {"0001_items", "0002_label"}
+    assert " [ ] 0003_index" in labeled.succeed("showmigrations", "shop")
+    said = labeled.succeed("migrate")
+    assert "lost" not in said
+    assert "Applying shop.0003_index... OK" in said
+    assert recorded(scratch) == {*ALL, "0002_inner"}
+    assert look(scratch) == before
+
+
+def test_nor_is_one_where_stock_django_has_left_the_row_of_the_squash(labeled, scratch):
+    labeled.succeed("migrate")
+    squash(labeled, nested=False)
+    labeled.succeed("migrate")
+    labeled.succeed("migrate", "shop", "0002_label", "--no-input")
+    sql(scratch, "INSERT INTO django_migrations (app, name, applied) VALUES ('shop', '0002_inner', now())")
+    assert "Applying shop.0003_index... OK" in labeled.succeed("migrate")
+    assert recorded(scratch) == {*ALL, "0002_inner"}

@@ -13,7 +13,7 @@ from django.db.migrations.loader import MigrationLoader
 from gotong_royong.zero_downtime.models import Step
 from gotong_royong.zero_downtime.running import history, recall
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 FILE = """
 from django.db import migrations

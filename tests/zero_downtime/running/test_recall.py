@@ -4,7 +4,7 @@ import pytest
 
 from tests.databases import look
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 LABEL = 'migrations.CreateModel("Label", [("id", models.BigAutoField(primary_key=True)), ("text", models.TextField())])'
 INDEX = 'migrations.AddIndex("label", models.Index(fields=["text"], name="by_text"))'

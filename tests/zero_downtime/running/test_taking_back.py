@@ -48,18 +48,21 @@ def refused(shop, database, *arguments):
 
 
 class TestWhichSteps:
+    @pytest.mark.newest
     def test_the_last_is_the_one_that_was_done_last(self, squashed, scratch):
         """A squash, recorded last of all though done first, was taken back with its table."""
         assert sql(scratch, "SELECT name FROM django_migrations ORDER BY id DESC LIMIT 1") == [("0001_squash",)]
         squashed.succeed("rollback", "--steps", "1", "--yes")
         assert recorded(scratch) == {"0001_items", "0002_label", "0003_index", "0001_squash"}
 
+    @pytest.mark.newest
     def test_what_was_squashed_is_found_under_the_squash(self, squashed, scratch):
         squashed.succeed("rollback", "--steps", "1", "--yes")
         squashed.succeed("rollback", "--steps", "1", "--yes")
         assert recorded(scratch) == {"0001_items"}
         assert sql(scratch, "SELECT to_regclass('shop_label')") == [(None,)]
 
+    @pytest.mark.newest
     def test_a_run_is_the_one_that_applied_what_was_squashed(self, squashed, scratch):
         squashed.succeed("rollback", "--yes")
         assert "0004_fill" not in recorded(scratch)

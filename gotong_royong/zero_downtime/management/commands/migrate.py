@@ -209,22 +209,14 @@ class Command(chain.Chained, migrate.Command):
             sys.exit(1)
 
 
-@contextmanager
-def in_place_of_djangos(executor: Any) -> Iterator[None]:
-    """Put the engine's executor and signals into the module from which Django's command takes them."""
-    ours = {
-        "MigrationExecutor": executor,
-        "emit_pre_migrate_signal": partial(signals.send, "pre_migrate"),
-        "emit_post_migrate_signal": partial(signals.send, "post_migrate"),
-    }
-    before = {name: getattr(migrate, name) for name in ours}
-    try:
-        for name, value in ours.items():
-            setattr(migrate, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(migrate, name, value)
+def in_place_of_djangos(executor: Any) -> AbstractContextManager[None]:
+    """Let Django's command build our executor and send our signals."""
+    return chain.in_place(
+        migrate,
+        MigrationExecutor=executor,
+        emit_pre_migrate_signal=partial(signals.send, "pre_migrate"),
+        emit_post_migrate_signal=partial(signals.send, "post_migrate"),
+    )
 
 
 @contextmanager

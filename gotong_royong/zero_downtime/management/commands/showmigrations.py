@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from django.core.management.commands import showmigrations
+from django.db.migrations.loader import MigrationLoader
 
 from ...exceptions import LedgerNotReadable
 from ...running import history, recall
 from ...running.executor import Executor
+from ...running.loader import Loader
 from ...running.plan import only_looking
 from ...stages import Key
 from .. import chain
@@ -37,7 +39,8 @@ class Command(chain.Chained, showmigrations.Command):
         with only_looking(connection):
             self.stdout = SimpleNamespace(write=lambda *line: lines.append(line))  # type: ignore[assignment]
             try:
-                show(connection, app_names)
+                with chain.in_place(showmigrations, MigrationLoader=_loader):
+                    show(connection, app_names)
             finally:
                 self.stdout = stdout
             keys = list(_keys(text for text, *_ in lines))
@@ -45,7 +48,7 @@ class Command(chain.Chained, showmigrations.Command):
                 executor = Executor(connection)
                 nodes = executor.loader.graph.nodes
                 steps = history.applied_by(connection.alias, executor.loader, *COLUMNS)
-                halves = recall.halves(executor)
+                halves, lost = recall.halves(executor), recall.all_lost(executor)
                 shown = (key for key in keys if key in steps)
                 edited = [key for key in shown if recall.is_edited(nodes[key], steps[key])]
             except LedgerNotReadable as error:
@@ -57,6 +60,10 @@ class Command(chain.Chained, showmigrations.Command):
                 for key in steps.keys() | halves.keys():
                     remarks = filter(None, ["edited since" if key in edited else "", halves.get(key)])
                     cells[key] = [*(_cells(steps[key]) if key in steps else [""] * 4), "; ".join(remarks)]
+                if names := [".".join(key) for key in lost if key[0] in (app_names or [key[0]])]:
+                    said.append(
+                        f"django_migrations has lost what is applied, and migrate records again: {', '.join(names)}."
+                    )
                 said += [recall.warning([nodes[key] for key in edited])] * bool(edited)
         rows = [(line[0], cells.get(key, []), line[1:]) for key, line in zip(keys, lines, strict=True)]
         widths = [max(map(len, column)) for column in zip(*(each for _, each, _ in rows if each), strict=True)]
@@ -66,6 +73,14 @@ class Command(chain.Chained, showmigrations.Command):
             self.stdout.write(line, *style)
         for text in said:
             self.stdout.write(f"\n{text}", self.style.WARNING)
+
+
+def _loader(connection: Any, **options: Any) -> MigrationLoader:
+    """Return our loader, which knows what is applied though its row is lost; Django's if it may not read the ledger."""
+    try:
+        return Loader(connection, **options)
+    except LedgerNotReadable:
+        return MigrationLoader(connection, **options)
 
 
 def _keys(texts: Iterable[str]) -> Iterator[Key]:

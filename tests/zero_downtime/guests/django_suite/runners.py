@@ -75,11 +75,18 @@ class Stock(DiscoverRunner):
 
 
 class Ours(Stock):
-    """With our app installed whatever a test says, our schema editor on every connection, and every run guarded."""
+    """With our app installed whatever a test says, our schema editor on every connection, and every run guarded.
+
+    Files are called as Django calls them, so that all else that makemigrations does is compared.
+    """
 
     def setup_databases(self, **options):
+        from gotong_royong.zero_downtime.authoring import autodetector
+        from gotong_royong.zero_downtime.management.commands import makemigrations
         from gotong_royong.zero_downtime.postgres.editors import schema_editor_class
 
+        autodetector.rename = makemigrations.rename = lambda *named: None
+        del makemigrations.Command.handle_merge
         for connection in connections.all():
             type(connection).SchemaEditorClass = schema_editor_class(connection.SchemaEditorClass)
         for name in ("set_available_apps", "set_installed_apps"):
