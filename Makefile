@@ -42,20 +42,23 @@ migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 	@$(BIN)/python manage.py migrate
 
 test: $(READY) ## run the tests on the embedded PostgreSQL 18, or on DATABASE_URL, but for the slow ones and those that install from PyPI
-	@$(PYTEST) -m "not slow and not guests"
+	@$(PYTEST) -m "not slow and not guests and not django_suite"
 
 test-all: $(READY) ## run all tests there, and what depends on the server on the embedded PostgreSQL 16
-	@$(PYTEST)
+	@$(PYTEST) -m "not django_suite"
 	@[ -n "$$DATABASE_URL" ] || { echo; echo "What depends on the server, on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(MAKE) --no-print-directory test-server; }
 
 test-server: $(READY) ## run only what depends on the server
-	@$(PYTEST) -m "not once and not slow and not guests"
+	@$(PYTEST) -m "not once and not slow and not guests and not django_suite"
 
 test-newest: $(NEWEST)/.ready ## run what depends on Django's version on the newest one, in an environment of its own
 	@$(NEWEST)/bin/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m "newest and not slow and not guests"
 
+test-django: $(READY) ## run Django's own tests with stock Django and with the engine, and compare
+	@$(PYTEST) -m django_suite
+
 coverage: $(READY) ## run the tests once and say which lines no test reaches
-	@$(PYTEST) --cov
+	@$(PYTEST) --cov -m "not django_suite"
 
 run: migrate ## serve the admin on demo data, at PORT
 	@$(BIN)/python manage.py load_demo --users 200 --admin
@@ -88,4 +91,4 @@ clean: ## remove what the other commands made, but not the data of the embedded 
 	@rm -rf $(VENV) $(NEWEST) dist .mypy_cache .pytest_cache .ruff_cache .coverage staticfiles
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: wheel help install migrate test test-all test-server test-newest coverage run bench lint lock clean
+.PHONY: wheel help install migrate test test-all test-server test-newest test-django coverage run bench lint lock clean

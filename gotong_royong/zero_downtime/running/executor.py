@@ -304,15 +304,9 @@ class Executor(MigrationExecutor):
         return state
 
     def record(self, migration: Migration, *, applied: bool = True) -> None:
-        """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on.
-
-        Where a part of a squash is taken back, the squash is applied no more. Django leaves its row.
-        """
+        """Record the migration with all that it replaces, as Django's ``record_migration`` does from 6.0 on."""
         record = self.recorder.record_applied if applied else self.recorder.record_unapplied
-        key = key_of(migration)
-        for app, name in dict.fromkeys(
-            [*history.parts(self.loader, migration), key, *(() if applied else history.whole(self.loader, key))]
-        ):
+        for app, name in history.recorded_together(self.loader, migration, applied=applied):
             record(app, name)
 
     def _past(self, step: Progress) -> Past:

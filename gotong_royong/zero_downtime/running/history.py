@@ -181,6 +181,15 @@ def whole(loader: MigrationLoader, key: Key) -> Iterator[Key]:
             yield squash
 
 
+def recorded_together(loader: MigrationLoader, migration: Migration, *, applied: bool) -> list[Key]:
+    """Return the migrations whose records change with that of this one: it, and those that it replaces.
+
+    If a part of a squash is taken back, the squash is no longer applied. Stock Django leaves its record.
+    """
+    key = (migration.app_label, migration.name)
+    return list(dict.fromkeys([*parts(loader, migration), key, *(() if applied else whole(loader, key))]))
+
+
 def named(loader: MigrationLoader) -> set[Key]:
     """Return the migrations with files, those that they replace, and the applied ones."""
     files = loader.disk_migrations

@@ -45,8 +45,7 @@ def start(source, settings, folder):
         return subprocess.Popen(command, cwd=source / "tests", env=environment, stdout=log, stderr=log)
 
 
-@pytest.mark.guests
-@pytest.mark.slow
+@pytest.mark.django_suite
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not LISTED.exists(), reason="nothing is listed for this Django")
 def test_only_the_listed_ones_of_djangos_tests_end_otherwise_with_ours(source, tmp_path):
