@@ -66,7 +66,7 @@ TRADES = {
             "kitchen hygiene", "fish smoking", "nutrition advice", "menu planning", "coffee roasting",
         ),
         (
-            "Cook for the public kitchen", "Prepare rice boxes for the clean-up pool", "Teach tempeh making",
+            "Cook for the public kitchen", "Prepare rice boxes for the clean-up crew", "Teach tempeh making",
             "Pack food parcels before Lebaran", "Feed the harvest helpers",
         ),
     ),
@@ -204,7 +204,7 @@ MESSAGES = (
     "We worked side by side on {skill}; I would ask {name} again.",
     "{name} is patient and exact. Learned a lot about {skill}.",
     "Always comes when called. {name} knows {skill}.",
-    "{name} led the whole pool through a long day.",
+    "{name} led the whole crew through a long day.",
 )
 STATEMENTS = (
     "I was there and saw it done.",

@@ -212,13 +212,13 @@ UNION ALL
     FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indrelid = to_regclass(%(table)s)
 """
 
-COLLATION = """  -- the columns differ between versions
+# The columns of pg_collation differ between versions.
+COLLATION = """
     SELECT (to_jsonb(c) - '{oid,collname,collnamespace,collowner,collversion}'::text[])::text
     FROM pg_collation c WHERE oid = to_regcollation(%(name)s)
 """
 
-# This estimates rows as the planner does: rows a page at the last ANALYZE, times the pages now
-# (https://www.postgresql.org/docs/current/row-estimation-examples.html).
+# Rows as the planner estimates them: https://www.postgresql.org/docs/current/row-estimation-examples.html
 TABLES = """
     WITH named AS (
         SELECT name, coalesce(indrelid, to_regclass(name)::oid) AS oid

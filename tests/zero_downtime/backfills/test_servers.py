@@ -20,6 +20,7 @@ from gotong_royong.zero_downtime.backfills.statements import Blocks
 from gotong_royong.zero_downtime.backfills.throttle import Throttle
 from gotong_royong.zero_downtime.backfills.worker import Worker
 from gotong_royong.zero_downtime.models import Backfill
+from gotong_royong.zero_downtime.postgres import programs
 from gotong_royong.zero_downtime.postgres.programs import open_way
 from tests.databases import conninfo
 from tests.zero_downtime.backfills.conftest import LOG, UNDONE, going, until
@@ -55,8 +56,9 @@ def program(name):
 
 def execute(command, folder):
     owner = folder.stat()
-    code, said = embedded._run(command, (owner.st_uid, owner.st_gid), command[0])
-    assert code == 0, said
+    process = programs.begin(command, (owner.st_uid, owner.st_gid))
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
 
 
 @pytest.fixture

@@ -148,6 +148,6 @@ def test_rows_of_a_squash_are_recorded_again_though_some_of_it_are_there(labeled
         labeled.succeed(*command.split())
     assert "0001_squash" in labeled.succeed("rollback", "--steps", "2", "--plan")
     out = labeled.succeed("migrate")
-    assert f"django_migrations has lost shop.{gone[0]}, which shop.0001_squash replaces" in out
+    assert f"django_migrations has lost shop.{gone[0]}, which the applied shop.0001_squash replaces" in out
     assert recorded(scratch) == before
     assert look(scratch) == was
