@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')# one more, for many tests wait
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')# two more, because many tests wait
 PYTEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 # For developers only: without it, a missing SECRET_KEY is an error. A deploy calls manage.py itself.
