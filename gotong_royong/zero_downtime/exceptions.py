@@ -74,7 +74,7 @@ class Unwatched(ZeroDowntimeError):
     @classmethod
     def lost(cls, lost: str, refused: str) -> "Unwatched":
         return cls(
-            f"The watchdog's session was lost ({lost}), and the server refuses another one: {refused}. "
+            f"The watchdog's session was lost ({lost}), and another could not be opened: {refused}. "
             "No statement runs without the watchdog. Once the server takes new connections, migrate again."
         )
 
@@ -153,7 +153,7 @@ class StillNeeded(ZeroDowntimeError):
 
     def __init__(self, dropped: str, dependents: Iterable[str]) -> None:
         super().__init__(
-            f"Dropping {dropped} would also drop what depends on it: {', '.join(dependents)}. Nothing was dropped. "
+            f"Dropping {dropped} would also drop what depends on it: {', '.join(dependents)}. It was not dropped. "
             "Drop that first, in this migration or an earlier one, with a reverse that makes it again."
         )
 

@@ -123,7 +123,7 @@ class Executor(MigrationExecutor):
             ledger.close_orphaned_runs(self.alias, self.report)
             self.report("nothing_to_do")
             if self.backup_folder:
-                self.report("note", text="There is nothing to do, so there is no backup.")
+                self.report("note", text="There is nothing to do, so no backup was made.")
         if not plan or unmakes_ledger or not self.alias:
             return super().migrate(targets, plan, state, fake, fake_initial)
         if not fake and not fake_initial:
@@ -392,7 +392,7 @@ class Executor(MigrationExecutor):
         except Exception as error:  # noqa: BLE001  (a receiver may raise anything)
             stays = [str(step.migration) for step in self._applied] or ["half of the failed migration"] * is_half
             left = ", ".join(stays) or "nothing"
-            return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill applied: {left}.")
+            return failure.saying(f"{told}\nRolling back failed, too: {in_full(error)}\nStill there: {left}.")
         return failure.saying(
             f"{failure}\nRolled back: {', '.join(map(str, undone)) or 'nothing, because nothing was applied'}. "
             f"{undo.outcome(self.run, undone, self.left)}",

@@ -202,9 +202,11 @@ def _not_brought_back(
         elif object.kind.startswith("TYPE"):
             yield Left(f"{object}: {name} converted it, and it is converted back, which may have changed values")
         elif object.kind.startswith("values"):
-            yield Left(f"{object}: {name} replaced NULL by values, which stay")
+            yield Left(f"{object}: where {name} replaced NULL by a value, the value stays")
         elif object in left_out or (None in left_out and object not in back.executed | told.dropped):
-            yield Left(f"{object} stays as {name} made it: the reverse also changes what existed before")
+            yield Left(
+                f"{object} stays as {name} made it: the statement that takes it back concerns other objects, too"
+            )
         elif object in told.dropped - back.executed and object.kind in {"index", "constraint"}:
             new = ", ".join(sorted(map(str, back.executed - told.executed)))
             yield Left(f"{object}, which {name} dropped, is not back under its name{new and f': {new}'}")

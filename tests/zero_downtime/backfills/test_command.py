@@ -54,6 +54,13 @@ def at_work(skills, declare, fill):
     assert not thread.is_alive()
 
 
+def test_to_retry_one_without_a_where_changes_all_rows_again(backfill, declare, fill):
+    fill(10)
+    name = declare(where=None)
+    backfill("run", name)
+    assert f"has succeeded already. backfill retry {name} changes all rows again." in backfill("run", name)
+
+
 def test_from_the_list_to_its_end(backfill, declare, fill, ask):
     fill(3_000)
     name = declare()
@@ -61,7 +68,7 @@ def test_from_the_list_to_its_end(backfill, declare, fill, ask):
     ended = backfill("run", name, "--full-speed", "--workers", "2")
     assert ended.splitlines()[-1].startswith(f"{name}: succeeded, 3,000 rows in ")
     assert "verified: no row was left to do at " in backfill("show", name)
-    assert "has succeeded already" in backfill("run", name)
+    assert f"has succeeded already. backfill retry {name} checks for new rows to do." in backfill("run", name)
     assert ask(UNDONE) == ask(TWICE) == 0
     ask("INSERT INTO skills (name) VALUES ('late')")
     assert "is pending again" in backfill("retry", name)

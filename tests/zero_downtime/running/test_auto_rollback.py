@@ -122,7 +122,7 @@ def test_rolling_back_fails_too(migrated, scratch):
     migrated.write("0004_trial", NO_TABLE)
     said = migrated.fail("migrate", "--auto-rollback")
     assert '\nRolling back failed, too: shop.0003_color failed: ProgrammingError: column "colour" of' in said
-    assert "\nStill applied: shop.0002_size, shop.0003_color." in said
+    assert "\nStill there: shop.0002_size, shop.0003_color." in said
     assert steps(scratch)[-1] == "0003 down failed"
     assert last_run(scratch).status == "failed"
 

@@ -48,7 +48,7 @@ def test_nothing_to_do_needs_none(migrated, scratch, tmp_path):
     before = Run.objects.using(scratch.alias).count()
     out = migrated.succeed("migrate", "--backup", str(tmp_path / "nowhere"))
     assert "No migrations to apply." in out
-    assert "There is nothing to do, so there is no backup." in out
+    assert "There is nothing to do, so no backup was made." in out
     assert Run.objects.using(scratch.alias).count() == before
 
 

@@ -337,7 +337,7 @@ class TestCascade:
         was = seen(scratch)
         label.write("0003_drop", operation, attributes)
         said = label.fail("migrate")
-        assert "would also drop what depends on it: view texts. Nothing was dropped." in said
+        assert "would also drop what depends on it: view texts. It was not dropped." in said
         assert seen(scratch) == was
         sql(scratch, "DROP VIEW texts")
         label.succeed("migrate")

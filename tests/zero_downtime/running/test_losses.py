@@ -254,8 +254,8 @@ CASES = {
         raw("CREATE VIEW ours AS SELECT 1", "DROP VIEW ours; DROP VIEW IF EXISTS theirs; DROP FUNCTION f()"),
         "CREATE VIEW theirs AS SELECT 1; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         [
-            "drops view theirs, which the SQL of this migration does not make",
-            "drops function f, which the SQL of this migration does not make",
+            "drops view theirs; the SQL of this migration does not tell whether it made that",
+            "drops function f; the SQL of this migration does not tell whether it made that",
         ],
     ),
     "a materialized view": (
@@ -266,7 +266,7 @@ CASES = {
     "an index that it has not made": (
         raw("SELECT 1", "DROP INDEX by_name"),
         "CREATE INDEX by_name ON shop_thing (name)",
-        ["drops index by_name, which the SQL of this migration does not make"],
+        ["drops index by_name; the SQL of this migration does not tell whether it made that"],
     ),
     "what nobody knows": (
         raw("SELECT 1", "SET LOCAL search_path = public"),

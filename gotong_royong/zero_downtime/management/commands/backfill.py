@@ -68,7 +68,9 @@ class Command(ZeroDowntimeCommand):
             raise BackfillRefused("--workers must be 1 or more.")
         row = control.get_or_create(name, database)
         if row.status == Status.SUCCEEDED:
-            self.stdout.write(f"{row} has succeeded already. backfill retry {row} checks for new rows to do.")
+            knows = declarations.declared(name).where is not None
+            does = "checks for new rows to do" if knows else "changes all rows again"
+            self.stdout.write(f"{row} has succeeded already. backfill retry {row} {does}.")
             return
         if row.status not in {Status.PENDING, Status.RUNNING}:
             told = f"failed. {row.error}\n" if row.status == Status.FAILED else f"is {row.status}. "

@@ -62,7 +62,7 @@ class Command(chain.Chained, showmigrations.Command):
                     cells[key] = [*(_cells(steps[key]) if key in steps else [""] * 4), "; ".join(remarks)]
                 if names := [".".join(key) for key in lost if key[0] in (app_names or [key[0]])]:
                     said.append(
-                        f"django_migrations has lost what is applied, and migrate records again: {', '.join(names)}."
+                        f"django_migrations has lost these, and migrate records them again: {', '.join(names)}."
                     )
                 said += [recall.warning([nodes[key] for key in edited])] * bool(edited)
         rows = [(line[0], cells.get(key, []), line[1:]) for key, line in zip(keys, lines, strict=True)]

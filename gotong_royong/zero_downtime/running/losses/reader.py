@@ -270,7 +270,7 @@ class Reader:
     def _lose_unless_made(self, kind: str, name: str) -> None:
         made = {(one.kind, plain(one.name)) for one in self._made or ()}
         if self._made is not None and (kind, plain(name)) not in made and plain(name) not in self._made_back:
-            self._lose(f"drops {kind} {name}, which the SQL of this migration does not make")
+            self._lose(f"drops {kind} {name}; the SQL of this migration does not tell whether it made that")
 
     def _lose_counted(self, noun: str, table: Table, what: str = "count(*)", *, of: str = "") -> None:
         number = self.present.count(what, table.name)
