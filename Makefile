@@ -44,9 +44,8 @@ migrate: $(READY) ## migrate the database in DATABASE_URL, or the embedded one
 test: $(READY) ## run the tests on the embedded PostgreSQL 18, or on DATABASE_URL, but for the slow ones and those that install from PyPI
 	@$(PYTEST) -m "not slow and not guests and not django_suite"
 
-test-all: $(READY) ## run all tests there, and what depends on the server on the embedded PostgreSQL 16
+test-all: $(READY) ## run all tests there
 	@$(PYTEST) -m "not django_suite"
-	@[ -n "$$DATABASE_URL" ] || { echo; echo "What depends on the server, on PostgreSQL 16:"; EMBEDDED_POSTGRES_VERSION=16 $(MAKE) --no-print-directory test-server; }
 
 test-server: $(READY) ## run only what depends on the server
 	@$(PYTEST) -m "not once and not slow and not guests and not django_suite"

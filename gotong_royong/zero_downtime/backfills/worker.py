@@ -146,8 +146,8 @@ class Worker:
         return before or order
 
     def _renew(self, error: Exception) -> None:
-        """Replace a lost connection. Raise the error once PATIENCE is over without a committed batch."""
-        if not self.renews or not locks.is_lost(error):
+        """Begin again with a new connection. Raise the error once PATIENCE is over without a committed batch."""
+        if not (self.renews and self._passes(error)):
             raise error
         if self.batches.committed > self._committed:
             self._lost_at, self._committed = None, self.batches.committed
@@ -162,6 +162,13 @@ class Worker:
             locks.put(self.connection, SETTINGS)
             self._be_known()
 
+    def _passes(self, error: Exception) -> bool:
+        """Whether a new session may get on: this one is lost, or somebody canceled its statement.
+
+        A pause cancels the statement that verifies. It may hit the next one, after another operator's resume.
+        """
+        return locks.is_lost(error) or (self.renews and locks.sqlstate(error) == locks.QUERY_CANCELED)
+
     def _is_called_off(self, error: Exception) -> bool:
         """Whether a statement was canceled because the worker or the backfill stops."""
         if locks.sqlstate(error) != locks.QUERY_CANCELED:
@@ -175,10 +182,10 @@ class Worker:
         except (BackfillRefused, LeaseLost):
             raise LeaseLost from None  # somebody controlled the backfill at this moment
         except Exception as error:
-            if locks.is_lost(error):
-                raise
             if self._is_called_off(error):
                 raise LeaseLost from None
+            if self._passes(error):
+                raise
             text = summary(error)
             with suppress(BackfillRefused):
                 control.become(self.row, Backfill.Status.FAILED, error=text)

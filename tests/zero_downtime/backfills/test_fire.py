@@ -227,7 +227,8 @@ def test_a_zombie_cannot_commit(skills, fill, declare, ask, monkeypatch):
     assert ask("SELECT count(*) FROM written") == before
 
 
-def test_the_server_ends_all_sessions_in_the_middle(skills, fill, declare, ask):
+@pytest.mark.parametrize("signal", ["pg_terminate_backend", "pg_cancel_backend"])
+def test_somebody_signals_all_sessions_in_the_middle(skills, fill, declare, ask, signal):
     fill(20_000)
     name, done, ended = declare(), threading.Event(), 0
 
@@ -243,7 +244,7 @@ def test_the_server_ends_all_sessions_in_the_middle(skills, fill, declare, ask):
     with psycopg.connect(**conninfo(skills) | {"dbname": "postgres"}, autocommit=True) as other:
         while not done.wait(0.1) and ended < 5:
             ended += other.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'backfill' "
+                f"SELECT count({signal}(pid)) FROM pg_stat_activity WHERE application_name = 'backfill' "
                 "AND datname = %s",
                 [skills.settings_dict["NAME"]],
             ).fetchone()[0]

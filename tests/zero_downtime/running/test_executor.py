@@ -111,7 +111,7 @@ class TestWatchdog:
         assert "pg_sleep(20)" in message
         step = Step.objects.using(migrated.alias).latest("pk")
         assert (step.status, step.blocked_sessions) == (Status.FAILED, 2)
-        assert 1.0 < step.longest_blocked <= step.total_blocked
+        assert 0.9 < step.longest_blocked <= step.total_blocked  # the watchdog's clock and the server's differ
         with pytest.raises(Exception, match="does not exist"):
             ask(migrated, "SELECT points FROM users")
 
