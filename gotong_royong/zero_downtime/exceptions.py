@@ -229,6 +229,18 @@ class ImpossibleStage(ZeroDowntimeError):
     """A pre-deploy migration needs a post-deploy one, or a stage has no such name."""
 
 
+class NoWayForNewCode(ZeroDowntimeError):
+    """A field goes that new code no longer names, while the database still wants a value for it."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"{field} is NOT NULL and has no default that fits every row. The new code no longer names it, so its "
+            "INSERT would fail until the column is gone. Write null=True or a default into the model, run "
+            "makemigrations, and remove the field then. Django's own operation: makemigrations --no-rewrite.",
+            returncode=3,
+        )
+
+
 class BackupFailed(ZeroDowntimeError):
     """The backup before a run failed, so the run did not begin."""
 

@@ -31,7 +31,7 @@ WINGS = {
         "code facts names registry sizes queries lock_probe sandbox observer failures reached rows earlier_runs "
         "differences server scratch runner trace selection apart reports rules judgement"
     ),
-    "authoring": "autodetector",
+    "authoring": "statements rewrites pieces autodetector writer",
     "tasks": "",
     "admin": "",
     "management": "base chain consent commands",

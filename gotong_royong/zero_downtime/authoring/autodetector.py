@@ -23,7 +23,9 @@ from django.db.migrations.questioner import MigrationQuestioner
 from django.db.migrations.state import ProjectState
 from django.utils.text import camel_case_to_spaces, slugify
 
-from ..stages import Key, key_of
+from ..operations import FillField, RequireBackfill
+from ..stages import Key, Stage, key_of
+from .pieces import split
 
 LONGEST_DESCRIPTION = 60
 CREATE, DELETE = "create_{}_table[s]", "delete_{}_table[s]"
@@ -32,6 +34,9 @@ SECOND = timedelta(seconds=1)
 
 class MigrationAutodetector(autodetector.MigrationAutodetector):
     """Django's autodetector, with names of a timestamp and a description."""
+
+    rewrites = False
+    """Whether to split the migrations into safe pieces."""
 
     def __init__(
         self, from_state: ProjectState, to_state: ProjectState, questioner: MigrationQuestioner | None = None
@@ -47,8 +52,10 @@ class MigrationAutodetector(autodetector.MigrationAutodetector):
     def arrange_for_graph(
         self, changes: dict[str, list[Migration]], graph: MigrationGraph, migration_name: str | None = None
     ) -> dict[str, list[Migration]]:
-        """Connect changes to the graph as Django does, then rename them."""
+        """Connect changes to the graph as Django does, then split and rename them."""
         changes = super().arrange_for_graph(changes, graph, migration_name)
+        if self.rewrites and any(migration.operations for some in changes.values() for migration in some):
+            split(changes, self._state_before, list(_in_order(changes, graph)))
         rename(changes, graph, self._state_before, self.now(), migration_name)
         return changes
 
@@ -89,12 +96,36 @@ def rename(
     """Name new migrations by a timestamp and ``name``, or by what they do to ``state``, which changes with them."""
     stamps = timestamps(graph, now)
     renamed: dict[Key, Key] = {}
+    backfills: dict[str, str] = {}
     for migration in _in_order(changes, graph):
         dependencies = [renamed.get(parent, parent) for parent in migration.dependencies]
         migration.dependencies = dependencies  # type: ignore[misc]
         old_key = key_of(migration)
-        migration.name = f"{next(stamps)}_{name or describe(migration, state)}"
+        described = describe(migration, state)
+        migration.name = f"{next(stamps)}_{name + _part(migration, changes) if name else described}"
         renamed[old_key] = key_of(migration)
+        _name_backfills(migration, backfills)
+
+
+def _name_backfills(migration: Migration, names: dict[str, str]) -> None:
+    """Name what fills a field after its migration; let what requires it name it so."""
+    named = list(migration.operations)
+    for number, one in enumerate(named):
+        if isinstance(one, FillField):
+            names[one.name] = ".".join(key_of(migration))
+            named[number] = one.named(names[one.name])
+        elif isinstance(one, RequireBackfill):
+            one.name = names.get(one.name, one.name)
+    migration.operations = named  # type: ignore[misc]
+
+
+def _part(migration: Any, changes: dict[str, list[Migration]]) -> str:
+    """Return the end of a given name: pieces after the deploy complete what those before it begin."""
+    if any(isinstance(one, FillField) for one in migration.operations):
+        return "_fill"
+    stages = {getattr(one, "stage", None) for one in changes[migration.app_label]}
+    is_last = getattr(migration, "stage", None) == Stage.POST_DEPLOY and Stage.PRE_DEPLOY in stages
+    return "_complete" if is_last else ""
 
 
 def _in_order(changes: dict[str, list[Migration]], graph: MigrationGraph) -> Iterator[Migration]:
@@ -152,7 +183,12 @@ def _slug(text: str) -> str:
 def _say(steps: Iterable[Operation], app_label: str, state: ProjectState) -> Iterator[tuple[str, str, str]]:
     """Yield of each operation its table, a sentence with a gap and the word for it; bring ``state`` forward."""
     for step in steps:
-        if inner := getattr(step, "state_operations", None):
+        if isinstance(step, FillField):
+            model, field, _ = step.filled
+            yield (model, f"fill_{{}}_of_{_table(state, *model.split('.'))}", field)
+        elif isinstance(step, RequireBackfill):
+            pass
+        elif inner := getattr(step, "state_operations", None):
             yield from _say(inner, app_label, state)
         elif inner := getattr(step, "database_operations", None):
             yield from _say(inner, app_label, state.clone())

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist, FieldError, ValidationError
 from django.db import DEFAULT_DB_ALIAS
+from django.db.migrations.loader import MigrationLoader
 from django.db.models import Model, Q, QuerySet
 from django.db.models.sql import UpdateQuery
 from django.utils.module_loading import autodiscover_modules
@@ -65,6 +66,11 @@ class BackfillDeclaration:
         return cls.process is not BackfillDeclaration.process
 
 
+def declare(name: str, **values: Any) -> None:
+    """Declare a backfill of a migration, with these attributes of ``BackfillDeclaration``."""
+    DECLARED[name] = type("OfMigration", (BackfillDeclaration,), {"__module__": "", "name": name, **values})
+
+
 def declared(name: str) -> type[BackfillDeclaration]:
     """Return the declaration of that name.
 
@@ -73,6 +79,8 @@ def declared(name: str) -> type[BackfillDeclaration]:
         BackfillRefused: if it lacks a model, or an update or process, or names an unknown reverse.
     """
     autodiscover_modules("backfills")
+    if name not in DECLARED:
+        MigrationLoader(None, ignore_no_migrations=True)  # what it imports may declare some
     if name not in DECLARED:
         near = meant(name, DECLARED, "backfill list shows those that are.")
         raise UnknownBackfill(f"No backfill {name} is declared in the code that runs here. {near}")

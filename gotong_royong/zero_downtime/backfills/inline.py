@@ -140,6 +140,17 @@ def take_back(name: str, connection: BaseDatabaseWrapper, model: type[models.Mod
         control.forget(each, alias)
 
 
+def forget(name: str, connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
+    """Stop the backfill and forget it, so that it may run again; the changed rows stay changed.
+
+    Raises:
+        BackfillRefused: if a worker stays in a batch for longer than PATIENCE.
+    """
+    if _is_recorded(connection) and name in control.names(connection.alias):
+        _stop(control.known(name, connection.alias))
+        control.forget(name, connection.alias)
+
+
 def _stop(row: Backfill) -> None:
     """Cancel it, and wait until no worker is in a batch of it."""
     with suppress(BackfillRefused):  # it has ended already

@@ -5,8 +5,9 @@ from typing import Any
 from django.db import router
 from django.db.migrations.operations import RunPython
 from django.db.migrations.operations.base import Operation, OperationCategory
+from django.db.models import Q
 
-from ..backfills.declarations import declared
+from ..backfills.declarations import declare, declared
 
 
 class _OfBackfill(Operation):
@@ -84,6 +85,44 @@ class RunBackfill(_OfBackfill, RunPython):
 
     def describe(self) -> str:
         return f"Run the backfill {self.name}"
+
+
+class FillField(RunBackfill):
+    """A ``RunBackfill`` that this migration declares itself: it fills a field where it is NULL.
+
+    Backwards it forgets the backfill; the values stay.
+
+    Args:
+        name: of the backfill.
+        model: the label of the model, such as ``"shop.Book"``.
+        field: the name of the field.
+        value: what it gets; an expression, too.
+
+    Raises:
+        BackfillFailed: if it fails here, or rows are set aside.
+        BackfillRefused: in a transaction, or if the backfill is paused.
+    """
+
+    reversible = True
+
+    def __init__(self, name: str, model: str, field: str, value: Any) -> None:
+        super().__init__(name)
+        self.filled = model, field, value
+        declare(name, model=model, where=Q(**{field: None}), update={field: value})
+
+    def deconstruct(self) -> Any:
+        return type(self).__qualname__, [self.name, *self.filled], {}
+
+    def named(self, name: str) -> "FillField":
+        """Return the same one with another name."""
+        return type(self)(name, *self.filled)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        self._call("forget", app_label, schema_editor, from_state)
+
+    def describe(self) -> str:
+        model, field, _ = self.filled
+        return f"Fill {field} of {model} where it is NULL"
 
 
 class RequireBackfill(_OfBackfill):

@@ -160,7 +160,7 @@ def test_two_operators_pause_and_resume_while_two_workers_are_at_it(skills, fill
                 with suppress(BackfillRefused):  # the other was quicker
                     act(control.get_or_create(name, skills.alias))
                     effective.append(seed)
-                time.sleep(chance.uniform(0, 0.1))
+                time.sleep(chance.uniform(0, 0.3))  # long enough for a look at what is left
         connections[skills.alias].close()
 
     operators = [threading.Thread(target=operate, args=(seed,)) for seed in (1, 2)]

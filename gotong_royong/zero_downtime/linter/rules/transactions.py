@@ -5,7 +5,7 @@ from itertools import groupby, product
 
 from django.db.migrations import RunPython
 
-from ...operations import RunBackfill
+from ...operations import RequireBackfill, RunBackfill
 from ..facts import Direction, Lock, Pass, Statement, Trace
 from ..registry import Spot, rule
 from ..rows import HALF
@@ -94,7 +94,8 @@ def schema_and_data(trace: Trace) -> Iterator[Spot]:
         for number, operation in trace.operations
         if isinstance(operation, RunPython) and operation.code is not RunPython.noop
     ]
-    data += [s.operation for s in trace.up.statements if s.writes and not s.changes]
+    rests = {number for number, operation in trace.operations if isinstance(operation, RequireBackfill)}
+    data += [s.operation for s in trace.up.statements if s.writes and not s.changes and s.operation not in rests]
     if strong and data:
         table = next((lock.table for lock in strong.takes), "")
         yield Spot(trace.up, data[0], None, table)

@@ -1,16 +1,21 @@
-"""Django's ``makemigrations``, with names of a timestamp and a description."""
+"""Django's ``makemigrations``, with names of a timestamp and a description, and safe pieces for each stage."""
 
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from django.core.management import CommandParser
 from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
 
 from ...authoring.autodetector import MigrationAutodetector, describe_merge, extending, rename, timestamps
+from ...authoring.writer import Writer
+from ...stages import Stage
 from .. import chain
+
+WHEN = {Stage.PRE_DEPLOY: "Before the deploy", Stage.POST_DEPLOY: "After the deploy"}
 
 
 class Command(chain.Chained, makemigrations.Command):
@@ -18,7 +23,18 @@ class Command(chain.Chained, makemigrations.Command):
         super().__init__(*args, **options)
         self.autodetector = extending(type(self).autodetector)  # type: ignore[misc, arg-type]
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--no-rewrite",
+            action="store_false",
+            dest="rewrite",
+            help="Write Django's own operations in one file, and not the safe steps in a file for each stage.",
+        )
+
     def handle(self, *app_labels: str, **options: Any) -> None:
+        if options.get("rewrite", True) and not (options["check_changes"] or options["update"] or options["merge"]):
+            self.autodetector = type("Rewriting", (self.autodetector,), {"rewrites": True})  # type: ignore[misc]
         with warnings.catch_warnings() if self._called_from_command_line else nullcontext():
             if self._called_from_command_line:
                 warnings.showwarning = self.warn
@@ -38,7 +54,12 @@ class Command(chain.Chained, makemigrations.Command):
             previous = [(app_label, Path(path).stem) for app_label, path in paths.items()]
             state = loader.project_state(previous, at_end=False)
             rename(changes, loader.graph, state, MigrationAutodetector.now(), self.migration_name)
-        super().write_migration_files(changes, *updated)
+        with chain.in_place(makemigrations, MigrationWriter=Writer):
+            super().write_migration_files(changes, *updated)
+        pieces = [migration for some in changes.values() for migration in some if hasattr(migration, "stage")]
+        if self.verbosity >= 1 and pieces and not updated:
+            for migration in pieces:
+                self.log(f"  {WHEN[migration.stage]}: {migration.app_label}.{migration.name}")
 
     def handle_merge(self, loader: MigrationLoader, conflicts: dict[str, Any]) -> None:
         """Merge app by app: Django adds one to the highest ``parse_number`` of an app's leaves."""

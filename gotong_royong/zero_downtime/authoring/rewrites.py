@@ -1,0 +1,274 @@
+"""Which safe steps does an operation become?
+
+What the same run makes is no user's yet, so operations on it stay as they are. So do operations without a safe form:
+the linter says what is wrong with them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from django.db import Error, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import truncate_name
+from django.db.migrations import Migration, operations
+from django.db.migrations.graph import MigrationGraph
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
+from django.db.models import NOT_PROVIDED, ForeignKey, OneToOneField
+from django.db.models.functions import Now
+
+from ..exceptions import NoWayForNewCode
+from ..operations import FillField, RequireBackfill
+from ..stages import Known, Stage
+from .statements import LONGEST_NAME, Safe, Unknown, checked, safe, sql_of
+
+PRE, POST = Stage.PRE_DEPLOY, Stage.POST_DEPLOY
+
+BY_STATEMENT = (
+    operations.AddIndex,
+    operations.RemoveIndex,
+    operations.AddConstraint,
+    operations.RemoveConstraint,
+    operations.AlterField,
+    operations.AlterUniqueTogether,
+    operations.AlterIndexTogether,
+)
+
+
+class Step(NamedTuple):
+    """An operation, its stage, and whether each of its statements must commit alone, or it changes rows."""
+
+    operation: Operation
+    stage: Stage
+    alone: bool = False
+    data: bool = False
+
+
+class _Known(Known):
+    """What running code knows in one state of the models."""
+
+    def __init__(self, state: ProjectState) -> None:
+        super().__init__([], MigrationGraph(), ())
+        self.state = state
+
+    def _field(self, migration: Migration, number: int, model: str, name: str) -> Any:
+        found = self.state.models.get((migration.app_label, model))
+        return found.fields.get(name) if found else None
+
+
+class Rewriter:
+    """Turns operations into steps, one after the other.
+
+    Args:
+        state: the models before the first operation; it changes with each.
+    """
+
+    def __init__(self, state: ProjectState) -> None:
+        self.state, self.known = state, _Known(state)
+
+    def steps(self, migration: Migration) -> list[Step]:
+        """Return the steps of a migration, and bring the state forward.
+
+        Raises:
+            NoWayForNewCode: if new code cannot insert rows while a field that goes is still there.
+        """
+        found: list[Step] = []
+        for number, operation in enumerate(migration.operations):
+            loses = self.known.loses(migration, number)
+            before, self.state = self.state, self.state.clone()
+            operation.state_forwards(migration.app_label, self.state)
+            self.known.state = self.state
+            for step in self._rewrite(operation, migration.app_label, before, POST if loses else PRE):
+                met = step.stage == PRE and any(one.stage == POST and _meet(one, step) for one in found)
+                found.append(step._replace(stage=POST) if met else step)
+        return found
+
+    def _rewrite(self, operation: Any, app: str, before: ProjectState, stage: Stage) -> Iterator[Step]:
+        model = str(getattr(operation, "model_name", getattr(operation, "name", ""))).lower()
+        connection = _connection(app, model)
+        if connection is None or {(app,), (app, model)} & self.known.new or _is_nobodys(before, app, model):
+            yield Step(operation, PRE if connection is None else stage)
+        elif isinstance(operation, operations.AddField):
+            yield from self._add_field(connection, operation, app, before, stage)
+        elif isinstance(operation, operations.RemoveField):
+            yield from self._remove_field(operation, app, before)
+        elif isinstance(operation, BY_STATEMENT):
+            filling = self._fill(connection, operation, app, before)
+            yield from filling or [self._by_statement(connection, operation, app, (before, self.state), stage)]
+        else:
+            yield Step(operation, stage)
+
+    def _by_statement(
+        self,
+        connection: Any,
+        operation: Any,
+        app: str,
+        states: tuple[ProjectState, ProjectState],
+        stage: Stage,
+        **naming: Any,
+    ) -> Step:
+        before, after = states
+        try:
+            up = safe(connection, lambda editor: operation.database_forwards(app, editor, before, after), **naming)
+            naming["there"] = [form.made for form in up if form.made]
+            down = safe(connection, lambda editor: operation.database_backwards(app, editor, after, before), **naming)
+        except (Unknown, Error):  # a database that cannot be reached knows no name either
+            return Step(operation, stage)
+        if not up and not down:
+            return Step(operation, PRE)
+        return _step(up, down, operation)
+
+    def _fill(self, connection: Any, operation: Any, app: str, before: ProjectState) -> list[Step]:
+        """Return the steps of a field that becomes NOT NULL and has a value for the rows without one; else nothing."""
+        if not isinstance(operation, operations.AlterField):
+            return []
+        model, field = before.models[app, operation.model_name_lower], operation.field
+        old: Any = model.fields[operation.name_lower]
+        if not old.null or field.null or not field.has_default() or field.is_relation or _differs_by_row(field):
+            return []
+        bare = field.clone()
+        bare.default = NOT_PROVIDED
+        altering, after = operations.AlterField(operation.model_name, operation.name, bare), before.clone()
+        altering.state_forwards(app, after)
+        proof = self._by_statement(connection, altering, app, (before, after), POST)
+        if not isinstance(proof.operation, operations.RunSQL):
+            return []
+        proof.operation.state_operations = [operation]
+        name = f"{app}.fill_{model.name_lower}_{operation.name_lower}"
+        return [
+            Step(FillField(name, f"{app}.{model.name}", operation.name, field.get_default()), PRE, data=True),
+            Step(RequireBackfill(name), POST, alone=True),
+            proof,
+        ]
+
+    def _add_field(
+        self, connection: Any, operation: Any, app: str, before: ProjectState, stage: Stage
+    ) -> Iterator[Step]:
+        field = operation.field
+        has_value = field.has_default() or getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
+        if field.many_to_many or isinstance(field, OneToOneField) or getattr(field, "generated", False):
+            yield Step(operation, stage)
+            return
+        filled = not field.null and field.db_default is NOT_PROVIDED and has_value
+        if filled and (field.unique or isinstance(field, ForeignKey) or _differs_by_row(field)):
+            yield Step(operation, stage)  # each row needs a value of its own
+            return
+        bare = field.clone()
+        if filled:
+            bare.db_default = Now() if not field.has_default() else field.get_default()
+            bare.default = field.default if operation.preserve_default else NOT_PROVIDED
+        wanted = bare.clone()
+        bare.db_index = False
+        bare._unique = False
+        between = before.clone()
+        adding = operations.AddField(operation.model_name, operation.name, bare)
+        adding.state_forwards(app, between)
+        yield self._column(connection, adding, app, before, between)
+        if (wanted.db_index, wanted.unique) != (bare.db_index, bare.unique):
+            altering, after = operations.AlterField(operation.model_name, operation.name, wanted), between.clone()
+            altering.state_forwards(app, after)
+            names = self._inline_unique(connection, app, operation, after)
+            # The column is new: it has nothing that Django would look for, and running code does not know it.
+            step = self._by_statement(connection, altering, app, (between, after), PRE, names=names, there=[])
+            yield step._replace(stage=PRE)
+        if filled:
+            last = field.clone()
+            last.default = field.default if operation.preserve_default else NOT_PROVIDED
+            yield Step(operations.AlterField(operation.model_name, operation.name, last), POST)
+
+    def _column(self, connection: Any, adding: Any, app: str, before: ProjectState, after: ProjectState) -> Step:
+        """Return the step that adds a column; its check, if it has one, comes after it."""
+        model: Any = after.apps.get_model(app, adding.model_name)
+        field = model._meta.get_field(adding.name)
+        check = field.db_parameters(connection)["check"]
+        if not check:
+            return Step(adding, PRE)
+        statements: list[str] = []
+        editor = connection.SchemaEditorClass(connection, collect_sql=True, atomic=False)
+        with editor:
+            adding.database_forwards(app, editor, before, after)
+        statements = [statement.rstrip(";") for statement in editor.collected_sql]
+        inline = f" CHECK ({check})"
+        if len(statements) != 1 or statements[0].count(inline) != 1:
+            return Step(adding, PRE)
+        quote = connection.ops.quote_name
+        table, column = quote(model._meta.db_table), quote(field.column)
+        name = quote(truncate_name(f"{model._meta.db_table}_{field.column}_check", LONGEST_NAME, 4))
+        sql = statements[0].replace(inline, "").replace(" ADD COLUMN ", " ADD COLUMN IF NOT EXISTS ", 1)
+        return Step(
+            operations.RunSQL(
+                sql=[sql, *checked(table, name, f"CHECK ({check})")],
+                reverse_sql=[f"ALTER TABLE {table} DROP COLUMN IF EXISTS {column}"],
+                state_operations=[adding],
+            ),
+            PRE,
+            alone=True,
+        )
+
+    def _inline_unique(self, connection: Any, app: str, operation: Any, after: ProjectState) -> dict[str, str]:
+        """Return the name that PostgreSQL gives to the UNIQUE of a new column, by the name that Django would give."""
+        model: Any = after.apps.get_model(app, operation.model_name)
+        column = model._meta.get_field(operation.name).column
+        plain, quote = f"{model._meta.db_table}_{column}_key", connection.ops.quote_name
+        if len(plain) > LONGEST_NAME:
+            return {}
+        with connection.SchemaEditorClass(connection, collect_sql=True, atomic=False) as editor:
+            djangos = editor._create_index_name(model._meta.db_table, [column], suffix="_uniq")
+        return {quote(djangos): quote(plain)}
+
+    def _remove_field(self, operation: Any, app: str, before: ProjectState) -> Iterator[Step]:
+        field: Any = before.models[app, operation.model_name_lower].fields[operation.name_lower]
+        needs_value = not (field.null or field.many_to_many or field.primary_key or getattr(field, "generated", False))
+        if needs_value and field.db_default is NOT_PROVIDED:
+            if not field.has_default() or isinstance(field, ForeignKey) or _differs_by_row(field):
+                raise NoWayForNewCode(f"{app}.{operation.model_name}.{operation.name}")
+            kept = field.clone()
+            kept.db_default = field.get_default()
+            yield Step(operations.AlterField(operation.model_name, operation.name, kept), PRE)
+        yield Step(operation, POST)
+
+
+def _step(up: list[Safe], down: list[Safe], operation: Operation) -> Step:
+    stage = POST if any(form.stage == POST for form in up) else PRE
+    forth: list[Any] = sql_of(up)
+    back: list[Any] = sql_of(down)
+    alone = max(len(forth), len(back)) > 1 or any("CONCURRENTLY" in one for one in [*forth, *back])
+    return Step(operations.RunSQL(sql=forth, reverse_sql=back, state_operations=[operation]), stage, alone)
+
+
+def _connection(app: str, model: str) -> BaseDatabaseWrapper | None:
+    """Return the PostgreSQL database that has the model's table, or None."""
+    for alias in connections:
+        if connections[alias].vendor == "postgresql" and router.allow_migrate(alias, app, model_name=model or None):
+            return connections[alias]
+    return None
+
+
+def _is_nobodys(state: ProjectState, app: str, model: str) -> bool:
+    """Whether the model has no table that Django manages."""
+    found = state.models.get((app, model))
+    return found is not None and (not found.options.get("managed", True) or bool(found.options.get("proxy")))
+
+
+def _differs_by_row(field: Any) -> bool:
+    """Whether each row is to get a value of its own: the function of the default is called for each object."""
+    return callable(field.default) and field.get_default() != field.get_default()
+
+
+def _meet(one: Step, other: Step) -> bool:
+    """Whether two steps concern the same field, index or constraint, or one of them the whole model."""
+    (table, names), (other_table, other_names) = _concerns(one.operation), _concerns(other.operation)
+    return table == other_table and (not names or not other_names or bool(names & other_names))
+
+
+def _concerns(operation: Any) -> tuple[str, set[str]]:
+    for inner in getattr(operation, "state_operations", None) or [operation]:
+        part = getattr(inner, "index", getattr(inner, "constraint", None))
+        model = str(getattr(inner, "model_name", getattr(inner, "old_name", getattr(inner, "name", "")))).lower()
+        if part is not None:
+            return model, {part.name.lower(), *map(str.lower, getattr(part, "fields", ()))}
+        if hasattr(inner, "model_name"):
+            old = getattr(inner, "old_name", None)
+            return model, {str(name).lower() for name in (getattr(inner, "name", None), old) if name}
+        return model, set()
+    return "", set()
