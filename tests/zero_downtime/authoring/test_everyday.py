@@ -65,12 +65,16 @@ EDITS = {
     ),
     "no index": (f"indexes = [{INDEX}]", "indexes = []", [POST]),
     "another index of the name": (INDEX, INDEX.replace('"price"', '"pages"'), [POST]),
-    "unique": ("    pages = models.IntegerField()", "pages = models.IntegerField(unique=True)", [POST]),
+    "unique": ("pages = models.IntegerField()", "pages = models.IntegerField(unique=True)", [POST]),
     "a unique constraint": (CHECK, f'{CHECK}, models.UniqueConstraint(fields=["pages"], name="one")', [POST]),
     "a check": (CHECK, f'{CHECK}, models.CheckConstraint(condition=models.Q(price__gt=0), name="costs")', [POST]),
     "no check": (f"constraints = [{CHECK}]", "constraints = []", [PRE]),
     "another check of the name": (CHECK, CHECK.replace("gt=0", "gte=1"), [PRE, POST]),
-    "choices": ("IntegerField(default=1)", "IntegerField(choices=[(1, 'one')], default=2)", [PRE]),
+    "choices": (
+        "price = models.IntegerField(default=1)",
+        "price = models.IntegerField(choices=[(1, 'one')], default=2)",
+        [PRE],
+    ),
     "remove a nullable field": (NEW, "", [POST]),
     "remove a field with db_default": ("    stock = models.IntegerField(db_default=0)\n", "", [POST]),
     "remove a field with a default": ("    rank = models.IntegerField(default=1)\n", "", [PRE, POST]),
@@ -80,8 +84,8 @@ EDITS = {
         [POST],
     ),
     "NOT NULL with a default": (NEW, NEW.replace("null=True", "default='-'"), [PRE, POST]),
-    "NULL": ("    pages = models.IntegerField()", "pages = models.IntegerField(null=True)", [PRE]),
-    "a new db_default": ("    pages = models.IntegerField()", "pages = models.IntegerField(db_default=1)", [PRE]),
+    "NULL": ("pages = models.IntegerField()", "pages = models.IntegerField(null=True)", [PRE]),
+    "a new db_default": ("pages = models.IntegerField()", "pages = models.IntegerField(db_default=1)", [PRE]),
 }
 
 
