@@ -6,21 +6,23 @@ the linter says what is wrong with them.
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from uuid import uuid4
 
+from django.contrib.postgres.functions import RandomUUID
 from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration, operations
 from django.db.migrations.graph import MigrationGraph
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models import NOT_PROVIDED, ForeignKey, OneToOneField
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from ..exceptions import NoWayForNewCode
 from ..operations import FillField, RequireBackfill
 from ..stages import Known, Stage
-from .statements import LONGEST_NAME, Safe, Unknown, checked, safe, sql_of
+from .statements import Safe, Unknown, checked, plain_name, safe, sql_of
 
 PRE, POST = Stage.PRE_DEPLOY, Stage.POST_DEPLOY
 
@@ -124,7 +126,7 @@ class Rewriter:
             return []
         model, field = before.models[app, operation.model_name_lower], operation.field
         old: Any = model.fields[operation.name_lower]
-        if not old.null or field.null or not field.has_default() or field.is_relation or _differs_by_row(field):
+        if not old.null or field.null or not field.has_default() or field.is_relation or field.unique:
             return []
         bare = field.clone()
         bare.default = NOT_PROVIDED
@@ -136,7 +138,7 @@ class Rewriter:
         proof.operation.state_operations = [operation]
         name = f"{app}.fill_{model.name_lower}_{operation.name_lower}"
         return [
-            Step(FillField(name, f"{app}.{model.name}", operation.name, field.get_default()), PRE, data=True),
+            Step(FillField(name, f"{app}.{model.name}", operation.name, _value(field)), PRE, data=True),
             Step(RequireBackfill(name), POST, alone=True),
             proof,
         ]
@@ -145,17 +147,16 @@ class Rewriter:
         self, connection: Any, operation: Any, app: str, before: ProjectState, stage: Stage
     ) -> Iterator[Step]:
         field = operation.field
-        has_value = field.has_default() or getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False)
         if field.many_to_many or isinstance(field, OneToOneField) or getattr(field, "generated", False):
             yield Step(operation, stage)
             return
-        filled = not field.null and field.db_default is NOT_PROVIDED and has_value
-        if filled and (field.unique or isinstance(field, ForeignKey) or _differs_by_row(field)):
+        filled = not field.null and field.db_default is NOT_PROVIDED and (field.has_default() or _is_timed(field))
+        if filled and (field.unique or isinstance(field, ForeignKey) or field.default is uuid4):
             yield Step(operation, stage)  # each row needs a value of its own
             return
         bare = field.clone()
         if filled:
-            bare.db_default = Now() if not field.has_default() else field.get_default()
+            bare.db_default = _value(field)
             bare.default = field.default if operation.preserve_default else NOT_PROVIDED
         wanted = bare.clone()
         bare.db_index = False
@@ -193,7 +194,7 @@ class Rewriter:
             return Step(adding, PRE)
         quote = connection.ops.quote_name
         table, column = quote(model._meta.db_table), quote(field.column)
-        name = quote(truncate_name(f"{model._meta.db_table}_{field.column}_check", LONGEST_NAME, 4))
+        name = plain_name(model._meta.db_table, field.column, "check")
         sql = statements[0].replace(inline, "").replace(" ADD COLUMN ", " ADD COLUMN IF NOT EXISTS ", 1)
         return Step(
             operations.RunSQL(
@@ -208,22 +209,23 @@ class Rewriter:
     def _inline_unique(self, connection: Any, app: str, operation: Any, after: ProjectState) -> dict[str, str]:
         """Return the name that PostgreSQL gives to the UNIQUE of a new column, by the name that Django would give."""
         model: Any = after.apps.get_model(app, operation.model_name)
-        column = model._meta.get_field(operation.name).column
-        plain, quote = f"{model._meta.db_table}_{column}_key", connection.ops.quote_name
-        if len(plain) > LONGEST_NAME:
-            return {}
+        column, quote = model._meta.get_field(operation.name).column, connection.ops.quote_name
         with connection.SchemaEditorClass(connection, collect_sql=True, atomic=False) as editor:
             djangos = editor._create_index_name(model._meta.db_table, [column], suffix="_uniq")
-        return {quote(djangos): quote(plain)}
+        return {quote(djangos): plain_name(model._meta.db_table, column, "key")}
 
     def _remove_field(self, operation: Any, app: str, before: ProjectState) -> Iterator[Step]:
         field: Any = before.models[app, operation.model_name_lower].fields[operation.name_lower]
         needs_value = not (field.null or field.many_to_many or field.primary_key or getattr(field, "generated", False))
         if needs_value and field.db_default is NOT_PROVIDED:
-            if not field.has_default() or isinstance(field, ForeignKey) or _differs_by_row(field):
+            if (
+                not (field.has_default() or _is_timed(field))
+                or field.is_relation
+                or (field.unique and field.default is not uuid4)
+            ):
                 raise NoWayForNewCode(f"{app}.{operation.model_name}.{operation.name}")
             kept = field.clone()
-            kept.db_default = field.get_default()
+            kept.db_default = _value(field)
             yield Step(operations.AlterField(operation.model_name, operation.name, kept), PRE)
         yield Step(operation, POST)
 
@@ -250,9 +252,16 @@ def _is_nobodys(state: ProjectState, app: str, model: str) -> bool:
     return found is not None and (not found.options.get("managed", True) or bool(found.options.get("proxy")))
 
 
-def _differs_by_row(field: Any) -> bool:
-    """Whether each row is to get a value of its own: the function of the default is called for each object."""
-    return callable(field.default) and field.get_default() != field.get_default()
+def _value(field: Any) -> Any:
+    """Return the default of a field, as an expression where PostgreSQL can tell each row's own."""
+    if field.default is uuid4:
+        return RandomUUID()
+    is_now = field.default is timezone.now or (field.default is NOT_PROVIDED and _is_timed(field))
+    return Now() if is_now else field.get_default()
+
+
+def _is_timed(field: Any) -> bool:
+    return bool(getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False))
 
 
 def _meet(one: Step, other: Step) -> bool:

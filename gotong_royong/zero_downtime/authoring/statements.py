@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import truncate_name
+from django.db.backends.utils import split_identifier, truncate_name
 
 from ..postgres.editors import schema_editor_class
 from ..stages import Stage
@@ -91,7 +91,7 @@ def _no_index(text: str, parts: Parts, names: Names) -> Safe:
 
 def _unique(text: str, parts: Parts, names: Names) -> Safe:
     table, name = parts["table"], names.get(parts["name"], parts["name"])
-    index = f'"{truncate_name(f"{name[1:-1]}_zd", LONGEST_NAME, 4)}"'  # USING INDEX renames it
+    index = plain_name(name, "zd")  # USING INDEX renames it
     nulls = parts.get("nulls_distinct", "")
     return Safe(
         [
@@ -102,6 +102,12 @@ def _unique(text: str, parts: Parts, names: Names) -> Safe:
         Stage.POST_DEPLOY,
         ("unique", name),
     )
+
+
+def plain_name(*words: str) -> str:
+    """Return a quoted name of these names, of which some may be quoted, or a table with its schema."""
+    words = (split_identifier(word)[1].strip('"').replace('"', "") for word in words)  # type: ignore[assignment]
+    return f'"{truncate_name("_".join(words), LONGEST_NAME, 4)}"'
 
 
 def checked(table: str, name: str, definition: str) -> list[str]:
@@ -130,7 +136,7 @@ def _null(text: str, parts: Parts, names: Names) -> Safe:
     table, column = parts["table"], found["column"]
     if found["verb"] == "DROP":
         return Safe([text], Stage.PRE_DEPLOY)
-    proof = f'"{truncate_name(f"{table[1:-1]}_{column[1:-1]}_zd", LONGEST_NAME, 4)}"'
+    proof = plain_name(table, column, "zd")
     return Safe(
         [
             *checked(table, proof, f"CHECK ({column} IS NOT NULL)"),
