@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import split_identifier, truncate_name
+from django.db.backends.utils import split_identifier
 
 from ..postgres.editors import schema_editor_class
 from ..stages import Stage
@@ -104,10 +104,17 @@ def _unique(text: str, parts: Parts, names: Names) -> Safe:
     )
 
 
-def plain_name(*words: str) -> str:
-    """Return a quoted name of these names, of which some may be quoted, or a table with its schema."""
-    words = (split_identifier(word)[1].strip('"').replace('"', "") for word in words)  # type: ignore[assignment]
-    return f'"{truncate_name("_".join(words), LONGEST_NAME, 4)}"'
+def plain_name(*names: str) -> str:
+    """Return the quoted name that PostgreSQL would make of these: it shortens the longest but for the last.
+
+    Args:
+        names: of a table or a constraint, of a column, and what it is for; some may be quoted or have a schema.
+    """
+    *parts, end = (split_identifier(name)[1].strip('"') for name in names)
+    while len("_".join([*parts, end])) > LONGEST_NAME:
+        longest = max(reversed(range(len(parts))), key=lambda number: len(parts[number]))
+        parts[longest] = parts[longest][:-1]
+    return f'"{"_".join([*parts, end])}"'
 
 
 def checked(table: str, name: str, definition: str) -> list[str]:
