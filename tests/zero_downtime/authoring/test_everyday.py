@@ -6,7 +6,7 @@ import pytest
 
 from tests.catalog import fingerprint
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.newest]
 
 BASE = """
 import uuid
@@ -99,6 +99,18 @@ EDITS = {
 }
 
 
+EVERYDAY = (
+    "a nullable field",
+    "a field with a default",
+    "an index",
+    "unique",
+    "a foreign key",
+    "remove a field with a default",
+    "NOT NULL with a default",
+    "a check",
+    "choices",
+    "many to many",
+)
 LEFT = {
     "NULL": "W414",  # running code may read None: only the author knows
     "remove a key of its own": "E102",  # on the way down, each row gets a key of its own
@@ -125,7 +137,9 @@ def library(shop, scratch):
     return shop
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    "edit", [edit if edit in EVERYDAY else pytest.param(edit, marks=pytest.mark.slow) for edit in EDITS]
+)
 def test_one_command_and_no_finding(library, scratch, edit):
     old, new, stages = EDITS[edit]
     assert BASE.count(old) == 1
