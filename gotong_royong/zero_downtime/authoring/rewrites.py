@@ -38,12 +38,19 @@ BY_STATEMENT = (
 
 
 class Step(NamedTuple):
-    """An operation, its stage, and whether each of its statements must commit alone, or it changes rows."""
+    """An operation and its stage.
+
+    Args:
+        alone: whether each of its statements must commit alone.
+        data: whether it changes rows.
+        in_state_only: whether it changes nothing in the database.
+    """
 
     operation: Operation
     stage: Stage
     alone: bool = False
     data: bool = False
+    in_state_only: bool = False
 
 
 class _Known(Known):
@@ -81,8 +88,8 @@ class Rewriter:
             operation.state_forwards(migration.app_label, self.state)
             self.known.state = self.state
             for step in self._rewrite(operation, migration.app_label, before, POST if loses else PRE):
-                met = step.stage == PRE and any(one.stage == POST and _meet(one, step) for one in found)
-                found.append(step._replace(stage=POST) if met else step)
+                waits = step.stage == PRE and any(one.stage == POST and _needs(step, one) for one in found)
+                found.append(step._replace(stage=POST) if waits else step)
         return found
 
     def _rewrite(self, operation: Any, app: str, before: ProjectState, stage: Stage) -> Iterator[Step]:
@@ -95,8 +102,9 @@ class Rewriter:
         elif isinstance(operation, operations.RemoveField):
             yield from self._remove_field(operation, app, before)
         elif isinstance(operation, BY_STATEMENT):
-            filling = self._fill(connection, operation, app, before)
-            yield from filling or [self._by_statement(connection, operation, app, (before, self.state), stage)]
+            yield from self._alter(connection, operation, app, before, stage)
+        elif isinstance(operation, operations.AlterOrderWithRespectTo) and operation.order_with_respect_to:
+            yield from _order(connection, operation, app, before)
         else:
             yield Step(operation, stage)
 
@@ -116,32 +124,62 @@ class Rewriter:
             down = safe(connection, lambda editor: operation.database_backwards(app, editor, after, before), **naming)
         except (Unknown, Error):  # a database that cannot be reached knows no name either
             return Step(operation, stage)
-        if not up and not down:
-            return Step(operation, PRE)
+        if all(form.as_is for form in [*up, *down]):
+            stage = POST if any(form.stage == POST for form in up) else PRE
+            return Step(operation, stage, in_state_only=not up and not down)
         return _step(up, down, operation)
 
+    def _alter(self, connection: Any, operation: Any, app: str, before: ProjectState, stage: Stage) -> Iterator[Step]:
+        """Yield the steps of a change of what exists. A field becomes NOT NULL after its other changes."""
+        becomes_not_null = False
+        if isinstance(operation, operations.AlterField):
+            old: Any = before.models[app, operation.model_name_lower].fields[operation.name_lower]
+            field = operation.field
+            becomes_not_null = old.null and not field.null and _has_value(field) and not field.is_relation
+            if field.null and not old.null and old.has_default() and _differ_only_in_null(field, old):
+                yield self._without_default(connection, operation, app, before, (False, True))
+                return
+        if becomes_not_null:
+            between = field.clone()
+            between.null = True
+            altering, after = operations.AlterField(operation.model_name, operation.name, between), before.clone()
+            altering.state_forwards(app, after)
+            first = self._by_statement(connection, altering, app, (before, after), POST)
+            if filling := self._fill(connection, operation, app, after):
+                yield from [*([] if first.in_state_only else [first]), *filling]
+                return
+        yield self._by_statement(connection, operation, app, (before, self.state), stage)
+
     def _fill(self, connection: Any, operation: Any, app: str, before: ProjectState) -> list[Step]:
-        """Return the steps of a field that becomes NOT NULL and has a value for the rows without one; else nothing."""
-        if not isinstance(operation, operations.AlterField):
-            return []
-        model, field = before.models[app, operation.model_name_lower], operation.field
-        old: Any = model.fields[operation.name_lower]
-        if not old.null or field.null or not field.has_default() or field.is_relation or field.unique:
-            return []
-        bare = field.clone()
-        bare.default = NOT_PROVIDED
-        altering, after = operations.AlterField(operation.model_name, operation.name, bare), before.clone()
-        altering.state_forwards(app, after)
-        proof = self._by_statement(connection, altering, app, (before, after), POST)
+        """Return the steps of a field that only becomes NOT NULL; nothing if it needs other statements."""
+        proof = self._without_default(connection, operation, app, before, (True, False))
         if not isinstance(proof.operation, operations.RunSQL):
             return []
-        proof.operation.state_operations = [operation]
+        model = before.models[app, operation.model_name_lower]
         name = f"{app}.fill_{model.name_lower}_{operation.name_lower}"
+        value = _value(operation.field)
         return [
-            Step(FillField(name, f"{app}.{model.name}", operation.name, _value(field)), PRE, data=True),
+            Step(FillField(name, f"{app}.{model.name}", operation.name, value), PRE, data=True),
             Step(RequireBackfill(name), POST, alone=True),
             proof,
         ]
+
+    def _without_default(
+        self, connection: Any, operation: Any, app: str, before: ProjectState, nulls: tuple[bool, bool]
+    ) -> Step:
+        """Return the step of a field that may be NULL, or no longer may: Django would write a default into each row."""
+        states = [before]
+        for null in nulls:
+            bare = operation.field.clone()
+            bare.default = bare.db_default = NOT_PROVIDED
+            bare.null = null
+            altering, after = operations.AlterField(operation.model_name, operation.name, bare), states[-1].clone()
+            altering.state_forwards(app, after)
+            states.append(after)
+        step = self._by_statement(connection, altering, app, (states[1], states[2]), POST)
+        if isinstance(step.operation, operations.RunSQL):
+            step.operation.state_operations = [operation]
+        return step
 
     def _add_field(
         self, connection: Any, operation: Any, app: str, before: ProjectState, stage: Stage
@@ -150,7 +188,7 @@ class Rewriter:
         if field.many_to_many or isinstance(field, OneToOneField) or getattr(field, "generated", False):
             yield Step(operation, stage)
             return
-        filled = not field.null and field.db_default is NOT_PROVIDED and (field.has_default() or _is_timed(field))
+        filled = not field.null and field.db_default is NOT_PROVIDED and _has_value(field)
         if filled and (field.unique or isinstance(field, ForeignKey) or field.default is uuid4):
             yield Step(operation, stage)  # each row needs a value of its own
             return
@@ -218,16 +256,24 @@ class Rewriter:
         field: Any = before.models[app, operation.model_name_lower].fields[operation.name_lower]
         needs_value = not (field.null or field.many_to_many or field.primary_key or getattr(field, "generated", False))
         if needs_value and field.db_default is NOT_PROVIDED:
-            if (
-                not (field.has_default() or _is_timed(field))
-                or field.is_relation
-                or (field.unique and field.default is not uuid4)
-            ):
+            if not _has_value(field) or field.is_relation or (field.unique and field.default is not uuid4):
                 raise NoWayForNewCode(f"{app}.{operation.model_name}.{operation.name}")
             kept = field.clone()
             kept.db_default = _value(field)
             yield Step(operations.AlterField(operation.model_name, operation.name, kept), PRE)
         yield Step(operation, POST)
+
+
+def _order(connection: Any, operation: Any, app: str, before: ProjectState) -> list[Step]:
+    """Return the steps of a new order: its column keeps the default until the deploy is over."""
+    table = connection.ops.quote_name(before.apps.get_model(app, operation.name)._meta.db_table)
+    add = operations.RunSQL(
+        f'ALTER TABLE {table} ADD COLUMN IF NOT EXISTS "_order" integer NOT NULL DEFAULT 0',
+        f'ALTER TABLE {table} DROP COLUMN IF EXISTS "_order"',
+        state_operations=[operation],
+    )
+    default = f'ALTER TABLE {table} ALTER COLUMN "_order"'
+    return [Step(add, PRE), Step(operations.RunSQL(f"{default} DROP DEFAULT", f"{default} SET DEFAULT 0"), POST)]
 
 
 def _step(up: list[Safe], down: list[Safe], operation: Operation) -> Step:
@@ -239,11 +285,9 @@ def _step(up: list[Safe], down: list[Safe], operation: Operation) -> Step:
 
 
 def _connection(app: str, model: str) -> BaseDatabaseWrapper | None:
-    """Return the PostgreSQL database that has the model's table, or None."""
-    for alias in connections:
-        if connections[alias].vendor == "postgresql" and router.allow_migrate(alias, app, model_name=model or None):
-            return connections[alias]
-    return None
+    """Return a database that has the model's table; None if one of those is not PostgreSQL."""
+    found = [connections[alias] for alias in connections if router.allow_migrate(alias, app, model_name=model or None)]
+    return found[0] if found and all(connection.vendor == "postgresql" for connection in found) else None
 
 
 def _is_nobodys(state: ProjectState, app: str, model: str) -> bool:
@@ -254,30 +298,58 @@ def _is_nobodys(state: ProjectState, app: str, model: str) -> bool:
 
 def _value(field: Any) -> Any:
     """Return the default of a field, as an expression where PostgreSQL can tell each row's own."""
+    if field.default is NOT_PROVIDED and field.db_default is not NOT_PROVIDED:
+        return field.db_default
     if field.default is uuid4:
         return RandomUUID()
     is_now = field.default is timezone.now or (field.default is NOT_PROVIDED and _is_timed(field))
     return Now() if is_now else field.get_default()
 
 
+def _has_value(field: Any) -> bool:
+    return field.has_default() or field.db_default is not NOT_PROVIDED or _is_timed(field)
+
+
+def _differ_only_in_null(field: Any, other: Any) -> bool:
+    fields = [one.clone() for one in (field, other)]
+    for one in fields:
+        one.null, one.default = True, NOT_PROVIDED
+    (_, *one), (_, *two) = (each.deconstruct() for each in fields)
+    return bool(one == two)
+
+
 def _is_timed(field: Any) -> bool:
     return bool(getattr(field, "auto_now", False) or getattr(field, "auto_now_add", False))
 
 
-def _meet(one: Step, other: Step) -> bool:
-    """Whether two steps concern the same field, index or constraint, or one of them the whole model."""
-    (table, names), (other_table, other_names) = _concerns(one.operation), _concerns(other.operation)
-    return table == other_table and (not names or not other_names or bool(names & other_names))
+def _needs(step: Step, earlier: Step) -> bool:
+    """Whether a step may only come after an earlier one: that one makes, takes or renames what the step concerns."""
+    (model, names), (other, others) = _concerns(step.operation), _concerns(earlier.operation)
+    one = _inner(earlier.operation)
+    if isinstance(one, operations.RenameModel | operations.AlterModelTable | operations.DeleteModel):
+        return model == other
+    if isinstance(one, operations.AlterField | operations.AlterUniqueTogether):
+        return False
+    part = getattr(one, "index", getattr(one, "constraint", None))
+    made = {part.name.lower()} if part is not None else others
+    return model == other and bool(names & made)
+
+
+def _inner(operation: Any) -> Any:
+    return next(iter(getattr(operation, "state_operations", None) or [operation]))
 
 
 def _concerns(operation: Any) -> tuple[str, set[str]]:
-    for inner in getattr(operation, "state_operations", None) or [operation]:
-        part = getattr(inner, "index", getattr(inner, "constraint", None))
-        model = str(getattr(inner, "model_name", getattr(inner, "old_name", getattr(inner, "name", "")))).lower()
-        if part is not None:
-            return model, {part.name.lower(), *map(str.lower, getattr(part, "fields", ()))}
-        if hasattr(inner, "model_name"):
-            old = getattr(inner, "old_name", None)
-            return model, {str(name).lower() for name in (getattr(inner, "name", None), old) if name}
-        return model, set()
-    return "", set()
+    """Return the model, and the names of fields, indexes and constraints, in small letters."""
+    one = _inner(operation)
+    part = getattr(one, "index", getattr(one, "constraint", None))
+    if part is not None:
+        names = [part.name, *getattr(part, "fields", ())]
+    elif isinstance(one, operations.AlterUniqueTogether):
+        names = [field for fields in one.option_value or () for field in fields]
+    elif isinstance(one, operations.AlterOrderWithRespectTo):
+        names = ["_order"]
+    else:
+        names = [getattr(one, "name", ""), getattr(one, "old_name", ""), getattr(one, "new_name", "")]
+    model = getattr(one, "model_name", None) or getattr(one, "new_name", None) or getattr(one, "name", "")
+    return str(model).lower(), {str(name).lower() for name in names if name}

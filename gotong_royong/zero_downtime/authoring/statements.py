@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import split_identifier
+from psycopg.sql import Literal
 
 from ..postgres.editors import schema_editor_class
 from ..stages import Stage
 
 LONGEST_NAME = 63
 NULL = re.compile(r'ALTER COLUMN (?P<column>"(?:[^"]|"")+") (?P<verb>SET|DROP) NOT NULL')
+DEFAULT = re.compile(r'ALTER COLUMN "(?:[^"]|"")+" (?P<verb>SET|DROP) DEFAULT(?!.*, ALTER COLUMN)')
 
 
 class Unknown(Exception):
@@ -29,6 +31,8 @@ class Safe(NamedTuple):
     stage: Stage
     made: tuple[str, str] | None = None
     """The kind and the name of the index or constraint that they make."""
+    as_is: bool = False
+    """Whether they are what Django writes."""
 
 
 def safe(
@@ -64,9 +68,10 @@ def safe(
     found = []
     for sql, params in statements:
         form = forms.get(getattr(sql, "template", None))
-        if form is None or params:
+        if form is None:
             raise Unknown
-        found.append(form(str(sql), {name: str(part) for name, part in sql.parts.items()}, names or {}))
+        text = str(sql) % tuple(Literal(value).as_string() for value in params) if params else str(sql)
+        found.append(form(text, {name: str(part) for name, part in sql.parts.items()}, names or {}))
     return found
 
 
@@ -137,10 +142,14 @@ def _no_constraint(text: str, parts: Parts, names: Names) -> Safe:
 
 
 def _null(text: str, parts: Parts, names: Names) -> Safe:
-    found = NULL.fullmatch(parts["changes"])
+    table = parts["table"]
+    changes = text.removeprefix(f"ALTER TABLE {table} ")
+    if default := DEFAULT.match(changes):
+        return Safe([text], Stage.PRE_DEPLOY if default["verb"] == "SET" else Stage.POST_DEPLOY, as_is=True)
+    found = NULL.fullmatch(changes)
     if found is None:
         raise Unknown
-    table, column = parts["table"], found["column"]
+    column = found["column"]
     if found["verb"] == "DROP":
         return Safe([text], Stage.PRE_DEPLOY)
     proof = plain_name(table, column, "zd")

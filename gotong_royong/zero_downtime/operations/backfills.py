@@ -108,7 +108,7 @@ class FillField(RunBackfill):
     def __init__(self, name: str, model: str, field: str, value: Any) -> None:
         super().__init__(name)
         self.filled = model, field, value
-        declare(name, model=model, where=Q(**{field: None}), update={field: value})
+        declare(name, model=model, where=Q(**{f"{field}__isnull": True}), update={field: value})
 
     def deconstruct(self) -> Any:
         return type(self).__qualname__, [self.name, *self.filled], {}

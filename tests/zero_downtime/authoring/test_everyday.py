@@ -23,6 +23,7 @@ class Book(models.Model):
     rank = models.IntegerField(default=1)
     token = models.UUIDField(default=uuid.uuid4)
     isbn = models.CharField(max_length=20, null=True, unique=True)
+    writer = models.ForeignKey(Author, models.CASCADE, null=True, related_name='wrote')
     stock = models.IntegerField(db_default=0)
 
     class Meta:
@@ -94,6 +95,18 @@ EDITS = {
         [POST],
     ),
     "NOT NULL with a default": (NEW, NEW.replace("null=True", "default='-'"), [PRE, POST]),
+    "NOT NULL with a default and an index": (
+        NEW,
+        NEW.replace("null=True", "default='-', db_index=True"),
+        [PRE, PRE, POST],
+    ),
+    "NOT NULL with db_default": (NEW, NEW.replace("null=True", "db_default='-'"), [PRE, PRE, POST]),
+    "a positive number": (
+        "price = models.IntegerField(default=1)",
+        "price = models.PositiveIntegerField(default=1)",
+        [POST],
+    ),
+    "an order": ("    class Meta:\n", "    class Meta:\n        order_with_respect_to = 'writer'\n", [PRE, POST]),
     "NULL": ("pages = models.IntegerField()", "pages = models.IntegerField(null=True)", [PRE]),
     "a new db_default": ("pages = models.IntegerField()", "pages = models.IntegerField(db_default=1)", [PRE]),
 }
@@ -250,3 +263,72 @@ def test_a_large_table_is_filled_in_the_background(library, scratch):
     library.succeed("backfill", "run", f"shop.{fill}")
     library.succeed("migrate")
     assert last in library.succeed("showmigrations", "shop")
+
+
+def rows_of(database, statement):
+    with database.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else None
+
+
+def test_null_of_json_is_a_value(library, scratch):
+    library.models(BASE.replace(*field("tags = models.JSONField(null=True)")))
+    library.succeed("makemigrations", "shop")
+    library.succeed("migrate")
+    rows_of(scratch, "UPDATE shop_book SET tags = 'null' WHERE id = 1")
+    library.models(BASE.replace(*field("tags = models.JSONField(default=dict)")))
+    library.succeed("makemigrations", "shop")
+    library.succeed("migrate")
+    counted = "SELECT count(*) FILTER (WHERE tags = 'null'), count(*) FILTER (WHERE tags = '{}') FROM shop_book"
+    assert rows_of(scratch, counted) == [(1, 299)]
+
+
+def test_a_unique_set_keeps_nothing_else_back(library):
+    after = BASE.replace("price = models.IntegerField(default=1)", "price = models.IntegerField(null=True)")
+    after = after.replace("    rank = models.IntegerField(default=1)\n", "")
+    library.models(
+        after.replace("    class Meta:\n", "    class Meta:\n        unique_together = [('title', 'pages')]\n")
+    )
+    library.succeed("makemigrations", "shop", "--no-input")
+    first, last = [path.read_text() for path in sorted(library.migrations.glob("2*.py"))][1:]
+    assert "DROP NOT NULL" in first
+    assert "db_default=1" in first
+    assert "UNIQUE USING INDEX" in last
+    assert "RemoveField" in last
+
+
+def test_a_table_in_another_schema(library, scratch):
+    rows_of(scratch, "CREATE SCHEMA app")
+    there = BASE.replace("    class Meta:\n", """    class Meta:\n        db_table = '"app"."book"'\n""")
+    files = set(library.migrations.glob("2*.py"))
+    for path in files:
+        path.unlink()
+    rows_of(scratch, "DROP TABLE shop_book, shop_author; DELETE FROM django_migrations WHERE app = 'shop'")
+    library.models(there)
+    library.succeed("makemigrations", "shop")
+    library.succeed("migrate", "--no-input")
+    more = "code = models.IntegerField(null=True, unique=True)\n    sold = models.PositiveIntegerField(default=3)"
+    library.models(there.replace(*field(more)))
+    library.succeed("makemigrations", "shop")
+    library.succeed("migrate")
+    names = "SELECT conname FROM pg_constraint WHERE conrelid = 'app.book'::regclass AND conname ~ 'code|sold.*ch'"
+    assert {*rows_of(scratch, names)} == {("book_code_key",), ("book_sold_check",)}
+
+
+def test_a_database_that_is_not_postgresql_has_the_table_too(library):
+    library.settings("DATABASES['other'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}\n")
+    library.models(BASE.replace(*field("town = models.IntegerField(null=True, db_index=True)")))
+    library.succeed("makemigrations", "shop")
+    assert "RunSQL" not in sorted(library.migrations.glob("2*.py"))[-1].read_text()
+
+
+def test_an_update_of_pieces_is_refused(library):
+    library.models(BASE.replace(*field("town = models.TextField(default='Solo')")))
+    library.succeed("makemigrations", "shop")
+    files = {path: path.read_text() for path in library.migrations.glob("2*.py")}
+    library.models(
+        BASE.replace(*field("town = models.TextField(default='Yogya')\n    a = models.TextField(default='a')"))
+    )
+    said = library.fail("makemigrations", "shop", "--update")
+    assert "is not atomic or comes after the deploy, so other changes have no place in it. Delete" in said
+    assert {path: path.read_text() for path in library.migrations.glob("2*.py")} == files

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from django.db import models
+from django.db.backends.postgresql.base import DatabaseWrapper
 
 from ...stages import Stage, said_stage
 from ..differences import unique_in
@@ -197,7 +198,10 @@ def unknown_constraint(trace: Trace) -> Iterator[Spot]:
             meta = trace.running[change.table]._meta
             has = {constraint.name for constraint in meta.constraints}
             keys = {column for column, field in known.items() if field.remote_field}
-            chosen = {column for column, field in known.items() if field.choices}
+            checked = DatabaseWrapper.data_type_check_constraints
+            chosen = {
+                column for column, field in known.items() if field.choices or field.get_internal_type() in checked
+            }
             keeps_to_it = {"f": keys, "c": chosen, "x": set()}[new.kind]
             if not set(new.columns) <= set(known) or new.name in has or set(new.columns) <= keeps_to_it:
                 continue

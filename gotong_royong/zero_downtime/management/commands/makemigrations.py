@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from django.core.management import CommandParser
+from django.core.management import CommandError, CommandParser
 from django.core.management.commands import makemigrations
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
@@ -43,6 +43,18 @@ class Command(chain.Chained, makemigrations.Command):
     def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
         """Print Django's warning in one line, such as that of a database whose history it cannot read."""
         self.stderr.write(f"Warning: {' '.join(str(message).split())}", self.style.WARNING)
+
+    def write_to_last_migration_files(self, changes: dict[str, Any]) -> None:
+        loader = MigrationLoader(None)
+        for app_label in changes:
+            for last in map(loader.graph.nodes.get, loader.graph.leaf_nodes(app_label)):
+                if last and (not last.atomic or getattr(last, "stage", None) == Stage.POST_DEPLOY):
+                    raise CommandError(
+                        f"{last} is not atomic or comes after the deploy, so other changes have no place in it. Delete "
+                        "the files of the last change, if they are applied nowhere, and run makemigrations without "
+                        "--update."
+                    )
+        super().write_to_last_migration_files(changes)
 
     def write_migration_files(
         self, changes: dict[str, Any], update_previous_migration_paths: dict[str, str] | None = None
