@@ -22,7 +22,7 @@ from django.utils import timezone
 from ..exceptions import NoWayForNewCode
 from ..operations import FillField, RequireBackfill
 from ..stages import Known, Stage
-from .statements import Safe, Unknown, checked, plain_name, safe, sql_of
+from .statements import Safe, Unknown, checked, collected, plain_name, safe, sql_of
 
 PRE, POST = Stage.PRE_DEPLOY, Stage.POST_DEPLOY
 
@@ -179,6 +179,7 @@ class Rewriter:
         step = self._by_statement(connection, altering, app, (states[1], states[2]), POST)
         if isinstance(step.operation, operations.RunSQL):
             step.operation.state_operations = [operation]
+            vars(step.operation)["describe"] = operation.describe
         return step
 
     def _add_field(
@@ -222,27 +223,16 @@ class Rewriter:
         check = field.db_parameters(connection)["check"]
         if not check:
             return Step(adding, PRE)
-        statements: list[str] = []
-        editor = connection.SchemaEditorClass(connection, collect_sql=True, atomic=False)
-        with editor:
-            adding.database_forwards(app, editor, before, after)
-        statements = [statement.rstrip(";") for statement in editor.collected_sql]
+        statements = collected(connection, lambda editor: adding.database_forwards(app, editor, before, after))
         inline = f" CHECK ({check})"
-        if len(statements) != 1 or statements[0].count(inline) != 1:
+        if len(statements) != 1 or statements[0][1].count(inline) != 1:
             return Step(adding, PRE)
         quote = connection.ops.quote_name
         table, column = quote(model._meta.db_table), quote(field.column)
         name = plain_name(model._meta.db_table, field.column, "check")
-        sql = statements[0].replace(inline, "").replace(" ADD COLUMN ", " ADD COLUMN IF NOT EXISTS ", 1)
-        return Step(
-            operations.RunSQL(
-                sql=[sql, *checked(table, name, f"CHECK ({check})")],
-                reverse_sql=[f"ALTER TABLE {table} DROP COLUMN IF EXISTS {column}"],
-                state_operations=[adding],
-            ),
-            PRE,
-            alone=True,
-        )
+        sql = statements[0][1].replace(inline, "").replace(" ADD COLUMN ", " ADD COLUMN IF NOT EXISTS ", 1)
+        forth = [sql, *checked(table, name, f"CHECK ({check})")]
+        return Step(_sql(forth, [f"ALTER TABLE {table} DROP COLUMN IF EXISTS {column}"], adding), PRE, alone=True)
 
     def _inline_unique(self, connection: Any, app: str, operation: Any, after: ProjectState) -> dict[str, str]:
         """Return the name that PostgreSQL gives to the UNIQUE of a new column, by the name that Django would give."""
@@ -267,21 +257,24 @@ class Rewriter:
 def _order(connection: Any, operation: Any, app: str, before: ProjectState) -> list[Step]:
     """Return the steps of a new order: its column keeps the default until the deploy is over."""
     table = connection.ops.quote_name(before.apps.get_model(app, operation.name)._meta.db_table)
-    add = operations.RunSQL(
-        f'ALTER TABLE {table} ADD COLUMN IF NOT EXISTS "_order" integer NOT NULL DEFAULT 0',
-        f'ALTER TABLE {table} DROP COLUMN IF EXISTS "_order"',
-        state_operations=[operation],
-    )
+    forth = f'ALTER TABLE {table} ADD COLUMN IF NOT EXISTS "_order" integer NOT NULL DEFAULT 0'
+    add = _sql([forth], [f'ALTER TABLE {table} DROP COLUMN IF EXISTS "_order"'], operation)
     default = f'ALTER TABLE {table} ALTER COLUMN "_order"'
     return [Step(add, PRE), Step(operations.RunSQL(f"{default} DROP DEFAULT", f"{default} SET DEFAULT 0"), POST)]
 
 
 def _step(up: list[Safe], down: list[Safe], operation: Operation) -> Step:
     stage = POST if any(form.stage == POST for form in up) else PRE
-    forth: list[Any] = sql_of(up)
-    back: list[Any] = sql_of(down)
+    forth, back = sql_of(up), sql_of(down)
     alone = max(len(forth), len(back)) > 1 or any("CONCURRENTLY" in one for one in [*forth, *back])
-    return Step(operations.RunSQL(sql=forth, reverse_sql=back, state_operations=[operation]), stage, alone)
+    return Step(_sql(forth, back, operation), stage, alone)
+
+
+def _sql(forth: list[Any], back: list[Any], operation: Operation) -> operations.RunSQL:
+    """Return the SQL in place of an operation, with that one's description, to be written a statement a line."""
+    made = operations.RunSQL(sql=forth, reverse_sql=back, state_operations=[operation])
+    vars(made).update(describe=operation.describe, serialization_expand_args=["sql", "reverse_sql", "state_operations"])
+    return made
 
 
 def _connection(app: str, model: str) -> BaseDatabaseWrapper | None:

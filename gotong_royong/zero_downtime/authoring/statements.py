@@ -41,38 +41,56 @@ def safe(
     names: dict[str, str] | None = None,
     there: Iterable[tuple[str, str]] | None = None,
 ) -> list[Safe]:
-    """Return the safe forms of what ``run`` does with a schema editor. Asks no database.
+    """Return the safe forms of what ``run`` does with a schema editor.
 
     Args:
         names: other names for constraints, by the names that Django gives them.
-        there: the kinds and names of what the columns have now, if that is known.
+        there: as for ``collected``.
 
     Raises:
-        Unknown: if one statement has none, or Django looks for a name and it is not known what is there.
+        Unknown: if one statement has none, or as ``collected`` does.
     """
     editor = schema_editor_class(connection.SchemaEditorClass)
     forms = {getattr(editor, f"sql_{name}", None): form for name, form in FORMS.items()}
-    statements: list[Any] = []
+    found = []
+    for sql, text in collected(connection, run, there):
+        form = forms.get(getattr(sql, "template", None))
+        if form is None:
+            raise Unknown
+        found.append(form(text, {name: str(part) for name, part in sql.parts.items()}, names or {}))
+    return found
+
+
+def collected(
+    connection: BaseDatabaseWrapper, run: Callable[[Any], object], there: Iterable[tuple[str, str]] | None = None
+) -> list[tuple[Any, str]]:
+    """Return the statements that ``run`` gives to a schema editor, and their texts. Asks no database.
+
+    Args:
+        there: the kinds and names of what the columns have now, if that is known.
+
+    Raises:
+        Unknown: if Django looks for a name and it is not known what is there.
+    """
+    statements: list[tuple[Any, str]] = []
 
     def execute(self: Any, sql: Any, params: Any = ()) -> None:
-        statements.append((sql, params))
+        text = str(sql) % tuple(Literal(value).as_string() for value in params) if params else str(sql)
+        statements.append((sql, text))
 
     def names_there(self: Any, *_: Any, **wanted: Any) -> list[str]:
         if there is None:
             raise Unknown
         return [name[1:-1].replace('""', '"') for kind, name in there if wanted.get(kind)]
 
-    collecting = {"execute": execute, "_constraint_names": names_there, "careful": False}
-    with type("Collecting", (editor,), collecting)(connection, collect_sql=True, atomic=False) as collector:
+    def quote_value(self: Any, value: Any) -> str:
+        return Literal(value).as_string().strip()
+
+    ours = {"execute": execute, "_constraint_names": names_there, "quote_value": quote_value, "careful": False}
+    editor = type("Collecting", (schema_editor_class(connection.SchemaEditorClass),), ours)
+    with editor(connection, collect_sql=True, atomic=False) as collector:
         run(collector)
-    found = []
-    for sql, params in statements:
-        form = forms.get(getattr(sql, "template", None))
-        if form is None:
-            raise Unknown
-        text = str(sql) % tuple(Literal(value).as_string() for value in params) if params else str(sql)
-        found.append(form(text, {name: str(part) for name, part in sql.parts.items()}, names or {}))
-    return found
+    return statements
 
 
 def sql_of(forms: Iterable[Safe]) -> list[str]:
