@@ -322,6 +322,28 @@ def test_a_database_that_is_not_postgresql_has_the_table_too(library):
     assert "RunSQL" not in sorted(library.migrations.glob("2*.py"))[-1].read_text()
 
 
+def test_what_would_wait_for_the_end_of_a_deploy_is_told(library):
+    library.models(BASE.replace(NEW, ""))
+    library.succeed("makemigrations", "shop")
+    last = max(path.stem for path in library.migrations.glob("2*.py"))
+    more = BASE.replace(NEW, "    town = models.TextField(null=True)\n")
+    library.models(more)
+    said = library.succeed("makemigrations", "shop")
+    assert f"It needs shop.{last}, which comes after the deploy and is not applied here." in said
+    library.succeed("migrate")
+    library.models(more.replace("town =", "village = models.TextField(null=True)\n    town ="))
+    assert "It needs" not in library.succeed("makemigrations", "shop")
+
+
+def test_all_files_are_written_or_none(library):
+    files = set(library.migrations.glob("*.py"))
+    new = "class Shop(models.Model):\n    pass\n\n\nclass Book("
+    library.models(BASE.replace(*field("town = models.TextField(default=lambda: 'Solo')")).replace("class Book(", new))
+    said = library.fail("makemigrations", "shop")
+    assert "cannot be written, so nothing was: Cannot serialize function: lambda" in said
+    assert set(library.migrations.glob("*.py")) == files
+
+
 def test_an_update_of_pieces_is_refused(library):
     library.models(BASE.replace(*field("town = models.TextField(default='Solo')")))
     library.succeed("makemigrations", "shop")

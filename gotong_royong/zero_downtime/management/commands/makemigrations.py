@@ -1,18 +1,18 @@
 """Django's ``makemigrations``, with names of a timestamp and a description, and safe pieces for each stage."""
 
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from django.core.management import CommandError, CommandParser
 from django.core.management.commands import makemigrations
-from django.db import connection
+from django.db import Error, connection
 from django.db.migrations.loader import MigrationLoader
 
 from ...authoring.autodetector import MigrationAutodetector, describe_merge, extending, rename, timestamps
 from ...authoring.writer import Writer
-from ...stages import Stage
+from ...stages import Key, Stage
 from .. import chain
 
 WHEN = {Stage.PRE_DEPLOY: "Before the deploy", Stage.POST_DEPLOY: "After the deploy"}
@@ -66,12 +66,29 @@ class Command(chain.Chained, makemigrations.Command):
             previous = [(app_label, Path(path).stem) for app_label, path in paths.items()]
             state = loader.project_state(previous, at_end=False)
             rename(changes, loader.graph, state, MigrationAutodetector.now(), self.migration_name)
+        for migration in (migrations := [one for some in changes.values() for one in some]):
+            try:
+                Writer(migration).as_string()
+            except ValueError as error:
+                raise CommandError(
+                    f"{migration} cannot be written, so nothing was: {' '.join(str(error).split())}"
+                ) from None
         with chain.in_place(makemigrations, MigrationWriter=Writer):
             super().write_migration_files(changes, *updated)
-        pieces = [migration for some in changes.values() for migration in some if hasattr(migration, "stage")]
-        if self.verbosity >= 1 and pieces and not updated:
-            for migration in pieces:
-                self.log(f"  {WHEN[migration.stage]}: {migration.app_label}.{migration.name}")
+        if self.verbosity >= 1 and not updated:
+            self.say_when([migration for migration in migrations if hasattr(migration, "stage")])
+
+    def say_when(self, pieces: list[Any]) -> None:
+        """Print whether each migration comes before or after the deploy, and what would hold it back."""
+        late = _late() if pieces else set()
+        for migration in pieces:
+            self.log(f"  {WHEN[migration.stage]}: {migration}")
+            if migration.stage == Stage.PRE_DEPLOY and (parents := late & {*migration.dependencies}):
+                needed = ", ".join(".".join(parent) for parent in sorted(parents))
+                self.log(
+                    f"    It needs {needed}, which comes after the deploy and is not applied here. Until it is, "
+                    f"migrate --pre-deploy leaves {migration} out."
+                )
 
     def handle_merge(self, loader: MigrationLoader, conflicts: dict[str, Any]) -> None:
         """Merge app by app: Django adds one to the highest ``parse_number`` of an app's leaves."""
@@ -82,3 +99,15 @@ class Command(chain.Chained, makemigrations.Command):
             self.autodetector = type("Numbered", (self.autodetector,), {"parse_number": parse_number})  # type: ignore[misc]
             self.migration_name = name or describe_merge(leaves)
             super().handle_merge(loader, {app_label: leaves})
+
+
+def _late() -> set[Key]:
+    """Return the migrations that come after the deploy and are not applied here; none if that is not known."""
+    with suppress(Error, CommandError):
+        loader = MigrationLoader(connection)
+        return {
+            key
+            for key, migration in loader.graph.nodes.items()
+            if getattr(migration, "stage", None) == Stage.POST_DEPLOY and key not in loader.applied_migrations
+        }
+    return set()
