@@ -84,6 +84,8 @@ class Rewriter:
         found: list[Step] = []
         for number, operation in enumerate(migration.operations):
             loses = self.known.loses(migration, number)
+            if isinstance(operation, (operations.AddField, *BY_STATEMENT)):
+                _ = self.state.apps  # rendered once: what is cloned from it renders only what changes
             before, self.state = self.state, self.state.clone()
             operation.state_forwards(migration.app_label, self.state)
             self.known.state = self.state
