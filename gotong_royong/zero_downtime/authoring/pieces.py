@@ -12,8 +12,8 @@ from .rewrites import Rewriter, Step
 def split(changes: dict[str, list[Migration]], state: ProjectState, order: Iterable[Migration]) -> None:
     """Replace each app's new migrations by their pieces.
 
-    What depends on a migration depends on its piece before the deploy, if there is one. Within an app, pieces after the
-    deploy come after all pieces before it.
+    A piece before the deploy depends on such pieces, if there are some; one after the deploy on the last pieces. Within
+    an app, pieces after the deploy come after all pieces before it.
 
     Args:
         changes: by app, the new migrations, connected to the graph.
@@ -25,20 +25,35 @@ def split(changes: dict[str, list[Migration]], state: ProjectState, order: Itera
     """
     rewriter = Rewriter(state.clone())
     steps = {key_of(migration): rewriter.steps(migration) for migration in order}
-    first: dict[Key, Key] = {}
+    pieces_of = {
+        (key_of(one), stage): _pieces(one, steps[key_of(one)], stage)
+        for migrations in changes.values()
+        for one in migrations
+        for stage in Stage
+    }
+    first, last = dict[Key, Migration](), dict[Key, Migration]()
+    for (key, _), pieces in pieces_of.items():  # those before the deploy come first
+        if pieces:
+            first.setdefault(key, pieces[-1])
+            last[key] = pieces[-1]
     for app, migrations in changes.items():
-        all_pieces = [(one, stage, _pieces(one, steps[key_of(one)], stage)) for stage in Stage for one in migrations]
-        for whole, stage, pieces in all_pieces:
-            if pieces and (stage == Stage.PRE_DEPLOY or key_of(whole) not in first):
-                first[key_of(whole)] = key_of(pieces[-1])
-        changes[app] = [piece for _, _, pieces in all_pieces for piece in pieces]
-    for app, pieces in changes.items():
+        changes[app] = [piece for stage in Stage for one in migrations for piece in pieces_of[key_of(one), stage]]
+    new = [piece for pieces in changes.values() for piece in pieces]
+    waits = any(
+        _is_early(piece) and not all(_is_early(first[parent]) for parent in piece.dependencies if parent in first)
+        for piece in new
+    )
+    for pieces in changes.values():
         for number, piece in enumerate(pieces):
-            others = [first.get(parent, parent) for parent in piece.dependencies]
-            others = [parent for parent in others if parent != key_of(piece)]
-            same_app = [key_of(pieces[number - 1])] if number else []
-            kept = [parent for parent in others if not (number and parent[0] == app)]
-            piece.dependencies = [*same_app, *dict.fromkeys(kept)]  # type: ignore[misc]
+            known = first if waits or _is_early(piece) else last
+            parents = [key_of(known[parent]) if parent in known else parent for parent in piece.dependencies]
+            before = [key_of(pieces[number - 1])] if number else []
+            others = [parent for parent in parents if not (number and parent[0] == piece.app_label)]
+            piece.dependencies = [*before, *dict.fromkeys(others)]  # type: ignore[misc]
+
+
+def _is_early(piece: Migration) -> bool:
+    return getattr(piece, "stage", None) == Stage.PRE_DEPLOY
 
 
 def _pieces(whole: Migration, steps: list[Step], stage: Stage) -> list[Migration]:
@@ -57,7 +72,7 @@ def _piece(whole: Migration, steps: list[Step], stage: Stage, number: int) -> Mi
         "operations": [step.operation for step in steps],
         "dependencies": list(whole.dependencies),
         "run_before": whole.run_before,
-        "initial": whole.initial if stage == Stage.PRE_DEPLOY else None,
+        "initial": whole.initial if stage == Stage.PRE_DEPLOY and not number else None,
         "atomic": whole.atomic and not any(step.alone or step.data for step in steps),
         "stage": stage,
     }

@@ -225,6 +225,22 @@ def test_a_migration_of_another_app_needs_what_comes_before_the_deploy(library):
     library.succeed("migrate")
 
 
+def test_what_goes_in_two_apps_goes_in_order(library):
+    shop, cup = "\nclass Shop(models.Model):\n    pass\n", "from django.db import models\n\nclass Cup(models.Model):\n"
+    key, size = "models.ForeignKey('shop.Shop', models.CASCADE, null=True)", "models.IntegerField(default=1)"
+    library.app("cafe", models=f"{cup}    shop = {key}\n    size = {size}\n")
+    library.models(BASE + shop)
+    library.succeed("makemigrations", "cafe", "shop")
+    library.succeed("migrate")
+    library.models(BASE)
+    (library.folder / "cafe" / "models.py").write_text(f"{cup}    pass\n")
+    said = library.succeed("makemigrations", "--no-input")
+    assert (said.count("Before the deploy: "), said.count("After the deploy: ")) == (1, 2)
+    library.succeed("migrate", "--pre-deploy")
+    library.succeed("migrate", "--no-input")
+    assert "No changes" in library.succeed("makemigrations", "--check")
+
+
 def test_no_database_is_needed(library):
     nowhere = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
     library.models(BASE.replace(*field("town = models.SlugField(default='Solo', unique=True, null=True)")))
