@@ -62,6 +62,7 @@ DECLARATIONS = {
 }
 
 
+@pytest.mark.timeout(400)  # two workers go more slowly the busier the machine is
 @pytest.mark.parametrize(
     ("table", "declaration", "order", "workers"),
     [
