@@ -363,8 +363,8 @@ class Observer:
         self._unsure, self._reported = True, False
         if self._blind:
             return execute()
-        words = list(set(re.findall(r"\w+", text)))
-        oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [words]).fetchall()}
+        words = {*re.findall(r"\w+", text.lower()), *re.findall(r"\w+", text), *re.findall(r'"([^"]+)"', text)}
+        oids = {row[0] for row in self._session().execute(TABLES_OF_WORDS, [list(words)]).fetchall()}
         old = {oid: self.catalog[oid] for oid in oids & self.of_before if oid in self.catalog}
         self._notices.clear()
         with probed(self.connection, [table.name for table in old.values()]) as seen:

@@ -351,6 +351,17 @@ def test_what_would_wait_for_the_end_of_a_deploy_is_told(library):
     assert "It needs" not in library.succeed("makemigrations", "shop")
 
 
+def test_a_table_with_a_space_in_its_name(library):
+    meta = "    class Meta:\n        db_table = 'Bo ok'\n"
+    there = f"class Shop(models.Model):\n    name = models.CharField(max_length=9{{}})\n{meta}"
+    library.models(BASE + there.format(""))
+    library.succeed("makemigrations", "shop")
+    library.succeed("migrate")
+    library.models(BASE + there.format(", db_index=True, unique=True"))
+    library.succeed("makemigrations", "shop")
+    assert "0 errors, 0 warnings" in library.succeed("lintmigrations", "shop")
+
+
 def test_all_files_are_written_or_none(library):
     files = set(library.migrations.glob("*.py"))
     new = "class Shop(models.Model):\n    pass\n\n\nclass Book("
