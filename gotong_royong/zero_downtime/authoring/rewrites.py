@@ -191,7 +191,7 @@ class Rewriter:
         if field.many_to_many or isinstance(field, OneToOneField) or getattr(field, "generated", False):
             yield Step(operation, stage)
             return
-        filled = not field.null and field.db_default is NOT_PROVIDED and _has_value(field)
+        filled = not field.null and field.db_default is NOT_PROVIDED and (_has_value(field) or _may_be_empty(field))
         if filled and (field.unique or isinstance(field, ForeignKey) or field.default is uuid4):
             yield Step(operation, stage)  # each row needs a value of its own
             return
@@ -248,7 +248,8 @@ class Rewriter:
         field: Any = before.models[app, operation.model_name_lower].fields[operation.name_lower]
         needs_value = not (field.null or field.many_to_many or field.primary_key or getattr(field, "generated", False))
         if needs_value and field.db_default is NOT_PROVIDED:
-            if not _has_value(field) or field.is_relation or (field.unique and field.default is not uuid4):
+            has_value = _has_value(field) or _may_be_empty(field)
+            if not has_value or field.is_relation or (field.unique and field.default is not uuid4):
                 raise NoWayForNewCode(f"{app}.{operation.model_name}.{operation.name}")
             kept = field.clone()
             kept.db_default = _value(field)
@@ -303,6 +304,11 @@ def _value(field: Any) -> Any:
 
 def _has_value(field: Any) -> bool:
     return field.has_default() or field.db_default is not NOT_PROVIDED or _is_timed(field)
+
+
+def _may_be_empty(field: Any) -> bool:
+    """Whether Django gives the empty text to rows without a value."""
+    return bool(field.blank and field.empty_strings_allowed)
 
 
 def _differ_only_in_null(field: Any, other: Any) -> bool:

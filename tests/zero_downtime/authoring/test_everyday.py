@@ -21,6 +21,7 @@ class Book(models.Model):
     note = models.TextField(null=True)
     pages = models.IntegerField()
     rank = models.IntegerField(default=1)
+    about = models.TextField(blank=True)
     token = models.UUIDField(default=uuid.uuid4)
     isbn = models.CharField(max_length=20, null=True, unique=True)
     writer = models.ForeignKey(Author, models.CASCADE, null=True, related_name='wrote')
@@ -32,8 +33,8 @@ class Book(models.Model):
 """
 ROWS = """
 INSERT INTO shop_author (name) SELECT 'author ' || i FROM generate_series(1, 20) i;
-INSERT INTO shop_book (title, price, pages, rank, token, isbn, note)
-SELECT 'book ' || i, i, i, i, gen_random_uuid(), 'isbn ' || i, 'note' FROM generate_series(1, 300) i
+INSERT INTO shop_book (title, price, pages, rank, about, token, isbn, note)
+SELECT 'book ' || i, i, i, i, '', gen_random_uuid(), 'isbn ' || i, 'note' FROM generate_series(1, 300) i
 """
 PRE, POST = "PRE_DEPLOY", "POST_DEPLOY"
 NEW = "    note = models.TextField(null=True)\n"
@@ -53,6 +54,7 @@ EDITS = {
     "a field with a default": (*field("town = models.CharField(max_length=9, default='Solo')"), [PRE, POST]),
     "a field with a list": (*field("tags = models.JSONField(default=list)"), [PRE, POST]),
     "a time that is set": (*field("at = models.DateTimeField(auto_now=True, null=True)"), [PRE]),
+    "a text that may be empty": (*field("town = models.CharField(max_length=9, blank=True)"), [PRE, POST]),
     "a time": (*field("at = models.DateTimeField(default=django.utils.timezone.now)"), [PRE, POST]),
     "a field with a check": (*field("sold = models.PositiveIntegerField(null=True)"), [PRE]),
     "a field with a check and a default": (*field("sold = models.PositiveIntegerField(default=0)"), [PRE, POST]),
@@ -76,6 +78,7 @@ EDITS = {
     "a check": (CHECK, f'{CHECK}, models.CheckConstraint(condition=models.Q(price__gt=0), name="costs")', [POST]),
     "no check": (f"constraints = [{CHECK}]", "constraints = []", [PRE]),
     "another check of the name": (CHECK, CHECK.replace("gt=0", "gte=1"), [PRE, POST]),
+    "remove a text that may be empty": ("    about = models.TextField(blank=True)\n", "", [PRE, POST]),
     "remove a key of its own": ("    token = models.UUIDField(default=uuid.uuid4)\n", "", [PRE, POST]),
     "a longer, indexed name": (
         *field("town = models.SlugField(db_column='Town (of the author) ' + 'x' * 30, unique=True, null=True)"),
