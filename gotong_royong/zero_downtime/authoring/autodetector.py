@@ -149,6 +149,8 @@ def _in_order(changes: dict[str, list[Migration]], graph: MigrationGraph) -> Ite
 def describe(migration: Migration, state: ProjectState) -> str:
     """Describe a migration, such as ``add_bio_and_location_to_users``; bring ``state`` forward."""
     said = list(_say(migration.operations, migration.app_label, state))
+    added = {(f"alter_{{}}_on_{table}", word) for table, sentence, word in said if sentence == f"add_{{}}_to_{table}"}
+    said = [one for one in said if one[1:] not in added]  # a new column gets its index, say
     whole = {table for table, sentence, _ in said if sentence in (CREATE, DELETE)}  # described without its parts
     words_by_sentence: dict[str, list[str]] = {}
     for table, sentence, word in said:

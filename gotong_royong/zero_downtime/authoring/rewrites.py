@@ -234,7 +234,11 @@ class Rewriter:
         name = plain_name(model._meta.db_table, field.column, "check")
         sql = statements[0][1].replace(inline, "").replace(" ADD COLUMN ", " ADD COLUMN IF NOT EXISTS ", 1)
         forth = [sql, *checked(table, name, f"CHECK ({check})")]
-        return Step(_sql(forth, [f"ALTER TABLE {table} DROP COLUMN IF EXISTS {column}"], adding), PRE, alone=True)
+        back = [
+            f"ALTER TABLE {table} DROP {what}"
+            for what in (f"CONSTRAINT IF EXISTS {name}", f"COLUMN IF EXISTS {column}")
+        ]
+        return Step(_sql(forth, back, adding), PRE, alone=True)
 
     def _inline_unique(self, connection: Any, app: str, operation: Any, after: ProjectState) -> dict[str, str]:
         """Return the name that PostgreSQL gives to the UNIQUE of a new column, by the name that Django would give."""

@@ -170,6 +170,7 @@ def test_one_command_and_no_finding(library, scratch, edit):
     found = library.run("lintmigrations", "shop")
     left = [LEFT[edit]] if edit in LEFT else []
     assert re.findall(r"\b[EW]\d{3}\b", found.out) == left, "".join([found.out, *(path.read_text() for path in files)])
+    assert not re.search(r"add_(\w+)_to_shop_book_and_alter_\1", said)
     library.succeed("migrate", "--pre-deploy")
     library.succeed("migrate")
     assert "No changes" in library.succeed("makemigrations", "--check")
